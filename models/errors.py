@@ -1,0 +1,55 @@
+"""Errors of ``models``.
+
+::
+
+    ModelsError
+    ├── InvalidDigest            a string that is not ``sha256:<64 hex>``
+    ├── InvalidManifest          a release manifest that breaks a rule of its schema
+    ├── DigestMismatch           bytes that are not what their digest says
+    ├── UnsafeFile               a model file refused before a native library sees it
+    ├── InvalidTemplate          a chat template that fails or breaks out of its sandbox
+    └── EngineError              an engine could not do what was asked
+        ├── ContextLengthExceeded    prompt and answer do not fit the context
+        ├── UnsupportedRequest       the engine cannot honour an option, and will not ignore it
+        └── UnknownAdapter           no adapter of that name is attached
+"""
+
+
+class ModelsError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InvalidDigest(ModelsError):
+    """A string is not a digest of the form ``sha256:<64 lower-case hex digits>``."""
+
+
+class InvalidManifest(ModelsError):
+    """A release manifest breaks a rule; the message names the field."""
+
+
+class DigestMismatch(ModelsError):
+    """Bytes differ from what their digest promises."""
+
+
+class UnsafeFile(ModelsError):
+    """A model file is malformed, hostile or of a refused kind; no native library has seen it."""
+
+
+class InvalidTemplate(ModelsError):
+    """A chat template cannot be compiled or rendered in the sandbox."""
+
+
+class EngineError(ModelsError):
+    """An engine could not do what was asked."""
+
+
+class ContextLengthExceeded(EngineError):
+    """Prompt plus answer need more positions than the context has."""
+
+
+class UnsupportedRequest(EngineError):
+    """An option that this engine cannot honour. It is refused, never ignored."""
+
+
+class UnknownAdapter(EngineError):
+    """No adapter of that name is attached to the base model."""

@@ -1,0 +1,55 @@
+"""Errors of ``sync``.
+
+::
+
+    SyncError
+    ├── InvalidMessage           bytes from a peer that are not a message of its channel
+    ├── InvalidTopic             a topic outside the table of channels
+    ├── VerificationFailed       a claim that cryptography does not support
+    │   ├── BadSignature
+    │   ├── UntrustedRelease     the image side (TUF) does not vouch for it
+    │   ├── StaleDesired         a desired state older than one already accepted
+    │   └── AuditBroken          a trail that does not verify; names the record
+    ├── LinkDown                 the peer cannot be reached now; try again later
+    └── StoreFull                no room for what must be durable
+"""
+
+
+class SyncError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InvalidMessage(SyncError):
+    """Bytes from a peer are not a message of their channel."""
+
+
+class InvalidTopic(SyncError):
+    """A topic is not in the table of channels."""
+
+
+class VerificationFailed(SyncError):
+    """Cryptography does not support a claim. Never retried with the same bytes."""
+
+
+class BadSignature(VerificationFailed):
+    """A signature does not verify under the expected key."""
+
+
+class UntrustedRelease(VerificationFailed):
+    """The signed repository metadata does not vouch for a release."""
+
+
+class StaleDesired(VerificationFailed):
+    """A desired state is older than one that was already accepted."""
+
+
+class AuditBroken(VerificationFailed):
+    """An audit trail does not verify; the message names the record."""
+
+
+class LinkDown(SyncError):
+    """The peer cannot be reached now."""
+
+
+class StoreFull(SyncError):
+    """There is no room for what must be durable."""
