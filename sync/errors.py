@@ -11,7 +11,8 @@
     │   ├── StaleDesired         a desired state older than one already accepted
     │   └── AuditBroken          a trail that does not verify; names the record
     ├── LinkDown                 the peer cannot be reached now; try again later
-    └── StoreFull                no room for what must be durable
+    ├── StoreFull                no room for what must be durable
+    └── StoreUnusable            the store is closed, corrupt, foreign or of a newer version
 """
 
 
@@ -53,3 +54,7 @@ class LinkDown(SyncError):
 
 class StoreFull(SyncError):
     """There is no room for what must be durable."""
+
+
+class StoreUnusable(SyncError):
+    """The store is closed, corrupt, not ours or written by a newer version; the message says which."""
