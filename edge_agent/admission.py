@@ -1,0 +1,66 @@
+"""How many requests may run and wait on this device, and when the next one should come back.
+
+A small state machine without a clock: whoever carries out the work says how long it took. Refuses:
+queueing itself (the engine batches and queues), I/O.
+"""
+
+import math
+from dataclasses import dataclass
+
+from edge_agent.errors import Overloaded
+
+_SMOOTHING = 0.2
+"""Weight of the newest duration in the moving average (exponential smoothing)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one device takes on. ``running`` is the engine's batch, ``waiting`` the queue behind it."""
+
+    running: int = 8
+    waiting: int = 64
+    max_body_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        if self.running < 1 or self.waiting < 0 or self.max_body_bytes < 1:
+            raise ValueError("limits: running and max_body_bytes are at least 1, waiting at least 0")
+
+    @property
+    def capacity(self) -> int:
+        """Requests that may be inside at once."""
+        return self.running + self.waiting
+
+
+class Admission:
+    """Counts the requests inside. Law: ``0 <= inside <= limits.capacity``."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._inside = 0
+        self._mean_seconds = 1.0
+
+    @property
+    def inside(self) -> int:
+        """Requests that run or wait now."""
+        return self._inside
+
+    @property
+    def remaining(self) -> int:
+        """How many more would be admitted now."""
+        return self._limits.capacity - self._inside
+
+    def enter(self) -> None:
+        """Take a place, to be given back by ``leave``. Raises ``Overloaded`` when there is none."""
+        if self.remaining <= 0:
+            raise Overloaded(self.retry_after())
+        self._inside += 1
+
+    def leave(self, seconds: float) -> None:
+        """Give a place back after ``seconds`` of work."""
+        self._inside -= 1
+        self._mean_seconds += _SMOOTHING * (max(seconds, 0.0) - self._mean_seconds)
+
+    def retry_after(self) -> int:
+        """Whole seconds, 1 to 60, until about a batch of the queue will have been worked off."""
+        batches = max(1.0, self._inside / self._limits.running)
+        return min(60, max(1, math.ceil(self._mean_seconds * batches / 2)))

@@ -1,0 +1,137 @@
+"""Which models answer on this device, under which names, and how their answers turned out.
+
+Publishing is a pointer change: a request that holds a lease finishes on what it started with, the
+next one gets the new release. One event loop owns a catalog; nothing here is thread-safe. Refuses:
+loading, staging or judging anything (``edge_agent.activation``).
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edge_agent.errors import UnknownModel
+from models.digest import Digest
+from models.engines.base import Event, GenerateRequest
+
+
+class TextEngine(Protocol):
+    """What answers a prompt: an engine process, or anything that behaves like one."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """Events of one request in order, the last one ``done``. Closing the iterator cancels.
+
+        Raises ``EngineError`` subclasses, before or between events.
+        """
+
+
+class Template(Protocol):
+    """Turns chat messages into the one prompt text that a model was trained on."""
+
+    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt. Raises ``InvalidTemplate``."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """One model or model with adapter, ready to answer. Identity is the object itself.
+
+    ``model_id`` is ``base`` or ``base:adapter``; ``adapter_key`` is the engine's name for the adapter.
+    ``release`` and ``adapter_release`` are digests of manifests, None for a bare file. ``template`` is
+    None for a model that can only complete text. ``system_prompt`` opens a chat that has none.
+    ``prompt_version`` names template and system prompt on receipts.
+    """
+
+    model_id: str
+    engine: TextEngine
+    adapter_key: str | None
+    template: Template | None
+    context_tokens: int
+    release: Digest | None = None
+    adapter_release: Digest | None = None
+    output_schema: dict[str, Any] | None = None
+    system_prompt: str | None = None
+    prompt_version: str | None = None
+    created: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one local answer turned out. ``ok`` is False when the model, not the caller, is to blame.
+
+    ``violated_schema``: a complete answer that does not meet ``served.output_schema``.
+    """
+
+    served: Served
+    ok: bool
+    seconds: float
+    completion_tokens: int
+    violated_schema: bool = False
+
+
+Observer = Callable[[Outcome], None]
+
+
+class Catalog:
+    """The published models by name."""
+
+    def __init__(self) -> None:
+        self._published: dict[str, Served] = {}
+        self._in_flight: Counter[Served] = Counter()
+        self._idle: dict[Served, asyncio.Event] = {}
+        self._observers: list[Observer] = []
+
+    def publish(self, served: Served) -> Served | None:
+        """Answer ``served.model_id`` with ``served`` from now on; returns what it replaces."""
+        previous = self._published.get(served.model_id)
+        self._published[served.model_id] = served
+        return previous
+
+    def withdraw(self, model_id: str) -> Served | None:
+        """Stop answering to a name; returns what answered. Requests in flight finish."""
+        return self._published.pop(model_id, None)
+
+    def resolve(self, model_id: str) -> Served:
+        """What answers to a name now. Raises ``UnknownModel``."""
+        try:
+            return self._published[model_id]
+        except KeyError:
+            raise UnknownModel(f"no model {model_id!r:.200} is published on this device") from None
+
+    def list(self) -> tuple[Served, ...]:
+        """Everything published, in the order of names."""
+        return tuple(self._published[name] for name in sorted(self._published))
+
+    @contextmanager
+    def lease(self, model_id: str) -> Iterator[Served]:
+        """What answers to a name, kept from being drained until the block is left."""
+        served = self.resolve(model_id)
+        self._in_flight[served] += 1
+        try:
+            yield served
+        finally:
+            self._in_flight[served] -= 1
+            if not self._in_flight[served]:
+                del self._in_flight[served]
+                if idle := self._idle.pop(served, None):
+                    idle.set()
+
+    def in_flight(self, served: Served) -> int:
+        """Requests that run on ``served`` now."""
+        return self._in_flight[served]
+
+    async def drained(self, served: Served) -> None:
+        """Wait until no request runs on ``served``; withdraw or replace it first."""
+        while self._in_flight[served]:
+            await self._idle.setdefault(served, asyncio.Event()).wait()
+
+    def observe(self, observer: Observer) -> None:
+        """Call ``observer`` with the ``Outcome`` of every local answer from now on."""
+        self._observers.append(observer)
+
+    def record(self, outcome: Outcome) -> None:
+        """Tell the observers how an answer turned out."""
+        for observer in self._observers:
+            observer(outcome)

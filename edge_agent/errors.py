@@ -1,0 +1,54 @@
+"""Errors of ``edge_agent``.
+
+::
+
+    EdgeError
+    ├── UnknownModel             no model of that name is published on this device
+    ├── Overloaded               more requests than the device will queue; carries when to come back
+    ├── PolicyViolation          content was about to leave under a decision that does not cover it
+    └── HubError                 a request that was to run at the hub did not
+        ├── HubUnreachable           nothing was answered; the device may answer in its stead
+        ├── HubRefused               the hub answered with an error of its own
+        └── HubBroke                 the answer stopped half-way, or was no answer
+"""
+
+
+class EdgeError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UnknownModel(EdgeError):
+    """No model of that name is published on this device."""
+
+
+class Overloaded(EdgeError):
+    """More requests are waiting than the device will queue. ``retry_after`` is in whole seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the device is busy; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class PolicyViolation(EdgeError):
+    """Content was about to leave the device under a decision that does not cover it."""
+
+
+class HubError(EdgeError):
+    """A request that was to run at the hub did not."""
+
+
+class HubUnreachable(HubError):
+    """The hub cannot be reached now; nothing of an answer has arrived."""
+
+
+class HubRefused(HubError):
+    """The hub answered with an error. ``status`` is HTTP's, ``error`` OpenAI's error object."""
+
+    def __init__(self, status: int, error: dict[str, object]) -> None:
+        super().__init__(str(error.get("message", f"the hub answered {status}")))
+        self.status = status
+        self.error = error
+
+
+class HubBroke(HubError):
+    """The hub's answer stopped half-way, or was not what it should be."""
