@@ -10,6 +10,7 @@
     │   ├── UntrustedRelease     the image side (TUF) does not vouch for it
     │   ├── StaleDesired         a desired state older than one already accepted
     │   └── AuditBroken          a trail that does not verify; names the record
+    ├── BlobMissing              the peer does not have a blob that was asked for
     ├── LinkDown                 the peer cannot be reached now; try again later
     ├── StoreFull                no room for what must be durable
     └── StoreUnusable            the store is closed, corrupt, foreign or of a newer version
@@ -46,6 +47,10 @@ class StaleDesired(VerificationFailed):
 
 class AuditBroken(VerificationFailed):
     """An audit trail does not verify; the message names the record."""
+
+
+class BlobMissing(SyncError):
+    """The peer does not have the blob, or not that part of it."""
 
 
 class LinkDown(SyncError):

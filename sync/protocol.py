@@ -22,6 +22,9 @@ ROOT = "outpost/v1"
 MAX_PAYLOAD = 256 * 1024
 """Bytes; the largest MQTT payload that either side sends or accepts."""
 
+HUB = "hub"
+"""The hub's name where a device has its id (client id, certificate). No device may bear it."""
+
 BLOB_PIECE = 128 * 1024
 """Bytes of a blob carried by one MQTT message."""
 
@@ -29,6 +32,8 @@ BLOB_PIECE = 128 * 1024
 def _device_id(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
         raise ValueError("a device id is 1 to 63 of a-z 0-9 - and starts with a letter or digit")
+    if value == HUB:
+        raise ValueError(f"{HUB!r} is the hub's own name, not a device id")
     return value
 
 
