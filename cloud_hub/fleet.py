@@ -1,0 +1,96 @@
+"""What the hub can honestly say of a device: online, stale or offline, and what went wrong on it.
+
+Pure: stored messages and the time come in, a verdict with its reason goes out.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sync.protocol import ReleaseReport, Reported, State, Status
+
+
+class Presence(StrEnum):
+    """Whether a device can be reached, as far as the hub knows."""
+
+    ONLINE = "online"
+    STALE = "stale"
+    OFFLINE = "offline"
+    UNSEEN = "unseen"
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A presence, and the evidence for it in a few words."""
+
+    presence: Presence
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """A release that a device refused or took back, and its reason."""
+
+    release: ReleaseReport
+
+    @property
+    def title(self) -> str:
+        """The release in words."""
+        return f"{self.release.kind} {self.release.name} {self.release.version}"
+
+    @property
+    def reason(self) -> str:
+        """Why, in the device's words."""
+        return self.release.reason or "no reason given"
+
+
+def presence(
+    status: Status | None,
+    reported: Reported | None,
+    heard_at: float | None,
+    now: float,
+    stale_after: float,
+    revoked: bool = False,
+) -> Verdict:
+    """The verdict on one device. Times are seconds; ``heard_at`` and ``now`` are the hub's clock.
+
+    A birth or will counts only while its session is the one that reported last: a will of an older
+    session says nothing of the present one, and a birth alone does not prove a working device.
+    """
+    if revoked:
+        return Verdict(Presence.REVOKED, "its certificate was revoked")
+    if heard_at is None or (status is None and reported is None):
+        return Verdict(Presence.UNSEEN, "enrolled, not heard of yet")
+    same_session = status is not None and reported is not None and status.session == reported.session
+    if status is not None and not status.online and (same_session or reported is None):
+        return Verdict(Presence.OFFLINE, "its connection ended")
+    if now - heard_at > stale_after:
+        return Verdict(Presence.STALE, f"nothing heard for more than {stale_after:.0f} s")
+    if reported is None:
+        return Verdict(Presence.STALE, "connected, no report yet")
+    if not same_session:
+        return Verdict(Presence.STALE, "its status belongs to another session than its last report")
+    return Verdict(Presence.ONLINE, "connected and reporting")
+
+
+def rollbacks(reported: Reported | None) -> tuple[Rollback, ...]:
+    """The releases that a device refused or took back, in its own order."""
+    if reported is None:
+        return ()
+    return tuple(Rollback(each) for each in reported.releases if each.state is State.ROLLED_BACK)
+
+
+def running(reported: Reported | None) -> tuple[ReleaseReport, ...]:
+    """The releases that answer requests on a device now, models first."""
+    if reported is None:
+        return ()
+    serving = (each for each in reported.releases if each.state in (State.ACTIVE, State.COMMITTED))
+    return tuple(sorted(serving, key=lambda each: (each.kind != "model", each.kind, each.name)))
+
+
+def moving(reported: Reported | None) -> tuple[ReleaseReport, ...]:
+    """The releases on their way to becoming active."""
+    if reported is None:
+        return ()
+    still = (State.ACTIVE, State.COMMITTED, State.ROLLED_BACK, State.SUPERSEDED)
+    return tuple(each for each in reported.releases if each.state not in still)
