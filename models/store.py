@@ -1,0 +1,197 @@
+"""Files on disk: durable writes, content-addressed blobs, release folders.
+
+Owns the order in which bytes become durable (temporary file, fsync, rename, fsync of the folder), so that a
+power cut leaves the old file or the new one. Refuses bytes that are not what their digest says, links and
+paths that leave a release. Knows nothing of where bytes come from.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from models.digest import CHUNK_SIZE, Digest
+from models.errors import DigestMismatch, InvalidManifest
+from models.manifest import MANIFEST_FILE, File, Manifest
+
+MAX_MANIFEST = 16 << 20
+"""Bytes; the chunk digests of a 200 GiB model fit."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and its missing parents, durably."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync_folder(path.parent)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``data`` so that a crash leaves the old bytes or the new ones."""
+    make_folder(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def chunks_of(path: Path) -> Iterator[bytes]:
+    """The bytes of a file in chunks of ``CHUNK_SIZE``; the last may be shorter."""
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_SIZE):
+            yield chunk
+
+
+def describe_file(path: Path, relative: str) -> File:
+    """What a manifest says of the file at ``path`` when it is listed as ``relative``."""
+    whole, size, chunks = hashlib.sha256(), 0, []
+    for chunk in chunks_of(path):
+        whole.update(chunk)
+        size += len(chunk)
+        chunks.append(Digest.of(chunk))
+    return File(path=relative, sha256=Digest.from_hex(whole.hexdigest()), size=size, chunks=tuple(chunks))
+
+
+class BlobStore:
+    """Content-addressed files under ``root``: whole blobs, and partial ones that are still arriving.
+
+    A file under ``blobs/`` is complete, verified and never changes. Its name is its digest.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def path(self, digest: Digest) -> Path:
+        """Where the blob is, or would be."""
+        return self._root / "blobs" / digest.hex[:2] / digest.hex
+
+    def partial(self, digest: Digest) -> Path:
+        """Where bytes of a blob gather until it is whole. Nothing in this file is trusted."""
+        return self._root / "partial" / f"{digest.hex}.part"
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the whole blob is here."""
+        return self.path(digest).is_file()
+
+    def ingest(self, source: Path, expected: Digest | None = None) -> Digest:
+        """Copy a file in; returns its digest. Raises ``DigestMismatch`` when it is not ``expected``."""
+        folder = self._root / "partial"
+        make_folder(folder)
+        handle, name = tempfile.mkstemp(dir=folder, prefix="ingest-")
+        temporary, whole = Path(name), hashlib.sha256()
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                for chunk in chunks_of(source):
+                    whole.update(chunk)
+                    stream.write(chunk)
+            digest = Digest.from_hex(whole.hexdigest())
+            if expected not in (None, digest):
+                raise DigestMismatch(f"{source.name} is {digest}, not {expected}")
+            self._place(temporary, digest)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest
+
+    def adopt(self, digest: Digest) -> Path:
+        """Turn the partial file of ``digest`` into the blob.
+
+        The whole file is hashed first. Raises ``DigestMismatch``, and drops the partial file, when the
+        bytes are others.
+        """
+        partial = self.partial(digest)
+        whole = hashlib.sha256()
+        for chunk in chunks_of(partial):
+            whole.update(chunk)
+        found = Digest.from_hex(whole.hexdigest())
+        if found != digest:
+            partial.unlink()
+            raise DigestMismatch(f"the bytes received for {digest} are {found}")
+        return self._place(partial, digest)
+
+    def _place(self, complete: Path, digest: Digest) -> Path:
+        target = self.path(digest)
+        make_folder(target.parent)
+        with complete.open("rb") as stream:
+            os.fsync(stream.fileno())
+        complete.chmod(0o444)
+        complete.replace(target)
+        sync_folder(target.parent)
+        return target
+
+
+def write_release(folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> Digest:
+    """Write a release folder: every file of the manifest, taken from ``files``, then the manifest last.
+
+    ``files`` maps the manifest's relative paths to where the bytes are; a file that lies in place already is
+    only checked. A folder that has ``release.json`` is therefore whole. Returns the identity of the release.
+    Raises ``InvalidManifest`` when ``files`` misses a path, ``DigestMismatch`` when bytes differ.
+    """
+    make_folder(folder)
+    for file in manifest.files:
+        source = files.get(file.path)
+        if source is None:
+            raise InvalidManifest(f"no bytes were given for {file.path}")
+        target = folder / file.path
+        if source.resolve() != target.resolve():
+            make_folder(target.parent)
+            shutil.copyfile(source, target)
+        _check(file, target)
+        with target.open("rb") as stream:
+            os.fsync(stream.fileno())
+        sync_folder(target.parent)
+    data = manifest.to_bytes()
+    write_durably(folder / MANIFEST_FILE, data)
+    return Digest.of(data)
+
+
+def read_release(folder: Path) -> tuple[Manifest, bytes]:
+    """The manifest of a release folder and its exact bytes, whose digest is the release's identity.
+
+    Raises ``InvalidManifest`` when there is none.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_MANIFEST + 1)
+    except OSError as error:
+        raise InvalidManifest(f"{path}: not a release folder ({error.strerror})") from error
+    if len(data) > MAX_MANIFEST:
+        raise InvalidManifest(f"{path}: more than {MAX_MANIFEST} bytes")
+    return Manifest.parse(data), data
+
+
+def verify_release(folder: Path) -> Manifest:
+    """Hash every file of a release folder. Raises ``DigestMismatch`` or ``InvalidManifest``."""
+    manifest, _ = read_release(folder)
+    for file in manifest.files:
+        _check(file, folder / file.path)
+    return manifest
+
+
+def _check(file: File, path: Path) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise InvalidManifest(f"{file.path}: not a regular file of the release")
+    if path.stat().st_size != file.size:
+        raise DigestMismatch(f"{file.path}: {path.stat().st_size} bytes, not {file.size}")
+    if describe_file(path, file.path) != file:
+        raise DigestMismatch(f"{file.path}: the bytes are not those of the manifest")
