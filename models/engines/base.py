@@ -21,10 +21,32 @@ class Finish(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to choose tokens. Temperature 0 is greedy. ``grammar`` is GBNF with root rule ``root``."""
+class ModelFacts:
+    """What a loaded model is. ``bos`` and ``eos`` are the texts of those tokens, empty when it has none.
 
-    max_tokens: int
+    ``context_length`` is what the model was made for; ``context_tokens`` what one sequence gets here.
+    """
+
+    architecture: str
+    name: str
+    parameters: int
+    context_length: int
+    context_tokens: int
+    vocabulary: int
+    bos: str
+    eos: str
+    chat_template: str | None
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens. Temperature 0 is greedy. ``grammar`` is GBNF with root rule ``root``.
+
+    ``max_tokens`` ``None``: as many as the context has room for.
+    """
+
+    max_tokens: int | None
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
