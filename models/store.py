@@ -7,7 +7,6 @@ paths that leave a release. Knows nothing of where bytes come from.
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,6 +54,28 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def copy_durably(source: Path, target: Path, digest: Digest) -> None:
+    """Copy a file; ``target`` appears whole or not at all. Raises ``DigestMismatch`` for other bytes."""
+    make_folder(target.parent)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".copy-")
+    temporary, whole = Path(name), hashlib.sha256()
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            os.fchmod(stream.fileno(), 0o644)
+            for chunk in chunks_of(source):
+                whole.update(chunk)
+                stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())
+        found = Digest.from_hex(whole.hexdigest())
+        if found != digest:
+            raise DigestMismatch(f"{source.name} is {found}, not {digest}")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(target.parent)
+
+
 def chunks_of(path: Path) -> Iterator[bytes]:
     """The bytes of a file in chunks of ``CHUNK_SIZE``; the last may be shorter."""
     with path.open("rb") as stream:
@@ -93,24 +114,11 @@ class BlobStore:
         """Whether the whole blob is here."""
         return self.path(digest).is_file()
 
-    def ingest(self, source: Path, expected: Digest | None = None) -> Digest:
-        """Copy a file in; returns its digest. Raises ``DigestMismatch`` when it is not ``expected``."""
-        folder = self._root / "partial"
-        make_folder(folder)
-        handle, name = tempfile.mkstemp(dir=folder, prefix="ingest-")
-        temporary, whole = Path(name), hashlib.sha256()
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                for chunk in chunks_of(source):
-                    whole.update(chunk)
-                    stream.write(chunk)
-            digest = Digest.from_hex(whole.hexdigest())
-            if expected not in (None, digest):
-                raise DigestMismatch(f"{source.name} is {digest}, not {expected}")
-            self._place(temporary, digest)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return digest
+    def ingest(self, source: Path, digest: Digest) -> Path:
+        """Copy a file in. Raises ``DigestMismatch`` when it is not what ``digest`` says."""
+        if not self.has(digest):
+            copy_durably(source, self.path(digest), digest)
+        return self.path(digest)
 
     def adopt(self, digest: Digest) -> Path:
         """Turn the partial file of ``digest`` into the blob.
@@ -126,15 +134,11 @@ class BlobStore:
         if found != digest:
             partial.unlink()
             raise DigestMismatch(f"the bytes received for {digest} are {found}")
-        return self._place(partial, digest)
-
-    def _place(self, complete: Path, digest: Digest) -> Path:
         target = self.path(digest)
         make_folder(target.parent)
-        with complete.open("rb") as stream:
+        with partial.open("rb") as stream:
             os.fsync(stream.fileno())
-        complete.chmod(0o444)
-        complete.replace(target)
+        partial.replace(target)
         sync_folder(target.parent)
         return target
 
@@ -153,12 +157,8 @@ def write_release(folder: Path, manifest: Manifest, files: Mapping[str, Path]) -
             raise InvalidManifest(f"no bytes were given for {file.path}")
         target = folder / file.path
         if source.resolve() != target.resolve():
-            make_folder(target.parent)
-            shutil.copyfile(source, target)
+            copy_durably(source, target, file.sha256)
         _check(file, target)
-        with target.open("rb") as stream:
-            os.fsync(stream.fileno())
-        sync_folder(target.parent)
     data = manifest.to_bytes()
     write_durably(folder / MANIFEST_FILE, data)
     return Digest.of(data)
