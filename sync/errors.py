@@ -16,6 +16,7 @@
     │   ├── StaleDesired         a desired state older than one already accepted
     │   └── AuditBroken          a trail that does not verify; names the record
     ├── BlobMissing              the peer does not have a blob that was asked for
+    ├── IllegalTransition        a release cannot go from its state to the one asked for
     ├── EnrolmentRefused         the hub does not take this device: a spent or unknown secret
     ├── LinkDown                 the peer cannot be reached now; try again later
     ├── StoreFull                no room for what must be durable
@@ -77,6 +78,10 @@ class AuditBroken(VerificationFailed):
 
 class BlobMissing(SyncError):
     """The peer does not have the blob, or not that part of it."""
+
+
+class IllegalTransition(SyncError):
+    """A release cannot go from its state to the one that was asked for."""
 
 
 class EnrolmentRefused(SyncError):

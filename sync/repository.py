@@ -69,7 +69,7 @@ def keys_init(offline: Path, threshold: int, now: datetime, lives: Lives = Lives
 
     Writes ``root-N.pem`` and ``targets-N.pem`` (``threshold`` + 1 of each, so that one may be lost),
     ``auditor.pem`` (X25519), ``root.json``, ``targets.json`` (empty, signed) and ``hub/``: the folder to
-    carry to the hub, with both files and the online keys. Raises ``UntrustedRelease`` when keys are there already.
+    carry to the hub, with both files and the online keys. Raises ``UntrustedRelease`` over existing keys.
     """
     if (offline / "root.json").exists():
         raise UntrustedRelease(f"{offline} holds keys already; they are never overwritten")
