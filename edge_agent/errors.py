@@ -10,7 +10,12 @@
         ├── HubUnreachable           nothing was answered; the device may answer in its stead
         ├── HubRefused               the hub answered with an error of its own
         └── HubBroke                 the answer stopped half-way, or was no answer
+
+    models.errors.EngineError
+    └── EngineCrashed            the engine's process ended under its requests; it is being restarted
 """
+
+from models.errors import EngineError
 
 
 class EdgeError(Exception):
@@ -52,3 +57,7 @@ class HubRefused(HubError):
 
 class HubBroke(HubError):
     """The hub's answer stopped half-way, or was not what it should be."""
+
+
+class EngineCrashed(EngineError):
+    """The engine's process ended while it owed an answer. It is restarted; asking again may succeed."""

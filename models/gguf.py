@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 from math import prod
 from types import MappingProxyType
 
@@ -214,7 +215,7 @@ def _place(declared: list[Tensor], start: int, alignment: int, length: int) -> t
             raise UnsafeFile(f"tensor {tensor.name!r} ends past the end of the file")
         placed.append(Tensor(tensor.name, tensor.shape, tensor.type, start + tensor.offset, tensor.size))
     ordered = sorted(placed, key=lambda tensor: tensor.offset)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in pairwise(ordered):
         if before.offset + before.size > after.offset:
             raise UnsafeFile(f"tensors {before.name!r} and {after.name!r} overlap")
     return tuple(placed)

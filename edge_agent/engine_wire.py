@@ -1,0 +1,102 @@
+"""What passes between an agent and its engine's process: frames of JSON over a socket pair.
+
+Pure: values to bytes and back. Both ends are the same release, so an unknown message is a defect and
+raises ``KeyError`` or ``ValueError``; nothing here is negotiated.
+
+Down, after ``{"load": ...}``: ``{"do": [[verb, ...], ...]}`` with the verbs ``submit REQUEST``,
+``cancel ID``, ``attach CALL NAME PATH`` and ``detach CALL NAME``. Up, after ``{"loaded": FACTS}`` or
+``{"failed": ERROR}``: ``{"events": [...], "replies": [[CALL, ERROR or null], ...]}``. One frame per step
+and direction.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from models.engines.base import Event, Finish, GenerateRequest, ModelFacts, Sampling, Usage
+from models.errors import (
+    ContextLengthExceeded,
+    EngineError,
+    ModelsError,
+    UnknownAdapter,
+    UnsafeFile,
+    UnsupportedRequest,
+)
+
+HEAD = struct.Struct(">I")
+"""Before each frame: the number of its bytes."""
+
+_ERRORS: Mapping[str, type[ModelsError]] = {
+    kind.__name__: kind
+    for kind in (EngineError, ContextLengthExceeded, UnsupportedRequest, UnknownAdapter, UnsafeFile)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Sizes of an engine's process. ``threads`` 0: all cores but one, so that the agent can breathe."""
+
+    threads: int = 0
+    context_tokens: int = 2048  # positions of one sequence, prompt and answer together
+    max_sequences: int = 8  # answered at once, for the base and for each adapter
+    batch_tokens: int = 256  # computed in one step
+
+
+def frame(message: Mapping[str, Any]) -> bytes:
+    """The bytes of one message, its length before it."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return HEAD.pack(len(body)) + body
+
+
+def request_to_wire(request: GenerateRequest, wire_id: str) -> dict[str, Any]:
+    """A request under the number that the two processes know it by."""
+    return {**asdict(request), "id": wire_id}
+
+
+def request_from_wire(value: Mapping[str, Any]) -> GenerateRequest:
+    """The inverse of ``request_to_wire``."""
+    sampling = dict(value["sampling"])
+    sampling["stop"] = tuple(sampling["stop"])
+    return GenerateRequest(value["id"], value["prompt"], Sampling(**sampling), value["adapter"])
+
+
+def event_to_wire(event: Event) -> dict[str, Any]:
+    """An event; its error by name."""
+    return {
+        "id": event.id,
+        "text": event.text,
+        "finish": event.finish,
+        "error": error_to_wire(event.error) if event.error else None,
+        "usage": asdict(event.usage),
+    }
+
+
+def event_from_wire(value: Mapping[str, Any], request_id: str) -> Event:
+    """The inverse of ``event_to_wire``, under the caller's id."""
+    error = error_from_wire(value["error"]) if value["error"] else None
+    if error is not None and not isinstance(error, EngineError):
+        error = EngineError(str(error))
+    return Event(
+        id=request_id,
+        text=value["text"],
+        finish=Finish(value["finish"]) if value["finish"] else None,
+        error=error,
+        usage=Usage(**value["usage"]),
+    )
+
+
+def error_to_wire(error: ModelsError) -> dict[str, str]:
+    """An error by the name of its class."""
+    return {"kind": type(error).__name__, "message": str(error)}
+
+
+def error_from_wire(value: Mapping[str, str]) -> ModelsError:
+    """The inverse of ``error_to_wire``; a kind without a name here is an ``EngineError``."""
+    return _ERRORS.get(value["kind"], EngineError)(value["message"])
+
+
+def facts_from_wire(value: Mapping[str, Any]) -> ModelFacts:
+    """The inverse of ``dataclasses.asdict``."""
+    return ModelFacts(**value)
