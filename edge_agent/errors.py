@@ -6,6 +6,8 @@
     ├── UnknownModel             no model of that name is published on this device
     ├── Overloaded               more requests than the device will queue; carries when to come back
     ├── PolicyViolation          content was about to leave under a decision that does not cover it
+    ├── NotEnrolled              a home that belongs to no device yet
+    ├── AlreadyEnrolled          a home that belongs to a device already
     └── HubError                 a request that was to run at the hub did not
         ├── HubUnreachable           nothing was answered; the device may answer in its stead
         ├── HubRefused               the hub answered with an error of its own
@@ -36,6 +38,14 @@ class Overloaded(EdgeError):
 
 class PolicyViolation(EdgeError):
     """Content was about to leave the device under a decision that does not cover it."""
+
+
+class NotEnrolled(EdgeError):
+    """A home holds no device identity yet; the message says how to get one."""
+
+
+class AlreadyEnrolled(EdgeError):
+    """A home belongs to a device already."""
 
 
 class HubError(EdgeError):
