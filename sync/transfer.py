@@ -2,7 +2,8 @@
 
 Whatever carries the bytes (HTTPS ranges here, MQTT in ``sync.link``) is a ``BlobSource`` and is not trusted:
 a chunk is kept only when its digest is the manifest's. What was kept survives a cut link and a killed
-process; when the transfer goes on, it is hashed again before it counts. Choosing the source belongs to the caller.
+process; when the transfer goes on, it is hashed again before it counts. Choosing the source belongs to the
+caller.
 """
 
 import asyncio
@@ -18,14 +19,14 @@ from models.digest import CHUNK_SIZE, Digest
 from models.errors import DigestMismatch
 from models.manifest import File
 from models.store import BlobStore, chunks_of, make_folder
-from sync.errors import EndlessData, LinkDown, StoreFull
+from sync.errors import BlobMissing, EndlessData, LinkDown, StoreFull
 
 
 class BlobSource(Protocol):
     """Where bytes of blobs come from."""
 
     async def read(self, digest: Digest, offset: int, length: int) -> bytes:
-        """1 to ``length`` bytes of a blob from ``offset``. Raises ``LinkDown``."""
+        """1 to ``length`` bytes of a blob from ``offset``. Raises ``LinkDown``, ``BlobMissing``."""
 
 
 async def fetch_blob(file: File, store: BlobStore, source: BlobSource) -> Path:
@@ -61,6 +62,8 @@ class HttpBlobSource:
         received = bytearray()
         try:
             async with self._client.stream("GET", url, headers=headers) as response:
+                if response.status_code == httpx.codes.NOT_FOUND:
+                    raise BlobMissing(f"{url}: not there")
                 if response.status_code != httpx.codes.PARTIAL_CONTENT:
                     raise LinkDown(f"{url}: {response.status_code} where a range was asked for")
                 async for block in response.aiter_bytes():
