@@ -80,7 +80,7 @@ class Home:
         return self._membership_file.exists()
 
     def create_key(self) -> Ed25519PrivateKey:
-        """The device's key: made at the first call, the same one afterwards, so that joining can be retried."""
+        """The device's key: made at the first call, the same one after it: joining can be tried again."""
         make_folder(self.root)
         if not self.key_file.exists():
             write_durably(self.key_file, private_pem(Ed25519PrivateKey.generate()), mode=0o600)
