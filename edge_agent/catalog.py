@@ -7,7 +7,7 @@ loading, staging or judging anything (``edge_agent.activation``).
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from edge_agent.errors import UnknownModel
 from models.digest import Digest
 from models.engines.base import Event, GenerateRequest
+from models.prompts import ChatTemplate
 
 
 class TextEngine(Protocol):
@@ -27,14 +28,21 @@ class TextEngine(Protocol):
         """
 
 
-class Template(Protocol):
-    """Turns chat messages into the one prompt text that a model was trained on."""
+async def run(engine: TextEngine, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    """The events of one request, with an error event raised; closing this generator cancels the request."""
+    events = engine.generate(request)
+    try:
+        async for event in events:
+            if event.error is not None:
+                raise event.error
+            yield event
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
 
-    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt. Raises ``InvalidTemplate``."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Served:
     """One model or model with adapter, ready to answer. Identity is the object itself.
 
@@ -47,7 +55,7 @@ class Served:
     model_id: str
     engine: TextEngine
     adapter_key: str | None
-    template: Template | None
+    template: ChatTemplate | None
     context_tokens: int
     release: Digest | None = None
     adapter_release: Digest | None = None

@@ -3,11 +3,17 @@
 ::
 
     EdgeError
+    ├── WrongUse                 a command line that cannot be carried out; names the flag
+    │   └── NotLoopback              an address that other machines could reach
+    ├── CannotListen             the port cannot be had
     ├── UnknownModel             no model of that name is published on this device
     ├── Overloaded               more requests than the device will queue; carries when to come back
     ├── PolicyViolation          content was about to leave under a decision that does not cover it
     ├── NotEnrolled              a home that belongs to no device yet
     ├── AlreadyEnrolled          a home that belongs to a device already
+    ├── ReleaseRefused           a verdict on a release: it is not tried again by itself
+    │   ├── UnfitRelease             it does not fit this device, or its base
+    │   └── ProbeFailed              it does not answer as its maker saw it answer
     └── HubError                 a request that was to run at the hub did not
         ├── HubUnreachable           nothing was answered; the device may answer in its stead
         ├── HubRefused               the hub answered with an error of its own
@@ -22,6 +28,18 @@ from models.errors import EngineError
 
 class EdgeError(Exception):
     """Base of every error that this package raises on purpose."""
+
+
+class WrongUse(EdgeError):
+    """A command line cannot be carried out; the message names the flag."""
+
+
+class NotLoopback(WrongUse):
+    """An address that other machines could reach, or that is none."""
+
+
+class CannotListen(EdgeError):
+    """The port cannot be had."""
 
 
 class UnknownModel(EdgeError):
@@ -46,6 +64,18 @@ class NotEnrolled(EdgeError):
 
 class AlreadyEnrolled(EdgeError):
     """A home belongs to a device already."""
+
+
+class ReleaseRefused(EdgeError):
+    """A verdict on a release: it is not tried again by itself."""
+
+
+class UnfitRelease(ReleaseRefused):
+    """A release does not fit this device, or the base that it would ride on."""
+
+
+class ProbeFailed(ReleaseRefused):
+    """A release does not answer a probe as its maker saw it answer."""
 
 
 class HubError(EdgeError):

@@ -66,8 +66,10 @@ _PROOF = object()
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Made by ``decide`` alone; altered copies and look-alikes raise. ``local_fallback``: this device may answer
-    instead when the hub cannot."""
+    """Made by ``decide`` alone; altered copies and look-alikes raise.
+
+    ``local_fallback``: this device may answer instead when the hub cannot.
+    """
 
     data_class: DataClass
     run_at: RunAt

@@ -1,0 +1,137 @@
+"""A call's answer as HTTP: whole or as server-sent events, cancelled when nobody listens any more.
+
+An error before the first byte is a status and a JSON body; after it, an error event that ends the
+stream without ``[DONE]``.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from edge_agent.api_errors import Known, to_api_error
+from edge_agent.serving import Finished, Part, Started
+from models.openai import sse
+from models.openai.errors import ApiError
+from models.openai.responses import Writer
+
+_DEFECT = ApiError(500, "This device failed in a way that it did not expect.", code="internal_error")
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """An error that is the whole answer."""
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    return JSONResponse(error.body(), error.status, headers)
+
+
+class Answer(Response):
+    """Runs a call while it is being answered. ``prompt_param`` is the endpoint's word for its prompt."""
+
+    def __init__(
+        self,
+        parts: AsyncGenerator[Part, None],
+        writer: Writer,
+        *,
+        stream: bool,
+        prompt_param: str,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__()
+        self._parts = parts
+        self._writer = writer
+        self._stream = stream
+        self._prompt_param = prompt_param
+        self._extra = dict(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, unless the client leaves first."""
+        work = self._streamed(send) if self._stream else self._whole(scope, receive, send)
+        await _while_connected(work, receive)
+
+    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        texts: list[str] = []
+        response: Response = error_response(_DEFECT)
+        try:
+            async with aclosing(self._parts) as parts:
+                async for part in parts:
+                    if isinstance(part, str):
+                        texts.append(part)
+                    elif isinstance(part, Finished):
+                        body = self._writer.whole(
+                            "".join(texts), part.finish, part.usage, part.receipt.to_json()
+                        )
+                        response = JSONResponse(body, headers=self._extra | part.receipt.headers())
+        except Known as error:
+            response = error_response(to_api_error(error, self._prompt_param))
+        await response(scope, receive, send)
+
+    async def _streamed(self, send: Send) -> None:
+        begun = False
+        try:
+            async with aclosing(self._parts) as parts:
+                async for part in parts:
+                    if isinstance(part, Started):
+                        await self._begin(send, part)
+                        begun = True
+                    elif isinstance(part, str):
+                        await _send(send, sse.event(self._writer.delta(part)))
+                    else:
+                        chunks = self._writer.closing(part.finish, part.usage, part.receipt.to_json())
+                        await _send(send, b"".join(map(sse.event, chunks)) + sse.DONE)
+        except Known as error:
+            await self._fail(send, to_api_error(error, self._prompt_param), begun)
+        except Exception:
+            if begun:  # before, whoever catches this can still answer with a status
+                await self._fail(send, _DEFECT, begun)
+            raise
+        else:
+            await _send(send, b"", more=False)
+
+    async def _begin(self, send: Send, part: Started) -> None:
+        headers = {
+            "content-type": sse.MEDIA_TYPE,
+            "cache-control": "no-cache",
+            **self._extra,
+            **part.receipt.headers(),
+        }
+        await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
+        await _send(send, b"".join(map(sse.event, self._writer.opening())))
+
+    async def _fail(self, send: Send, error: ApiError, begun: bool) -> None:
+        if begun:
+            await _send(send, sse.event(error.body()), more=False)
+            return
+        response = error_response(error)
+        await send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
+        await _send(send, bytes(response.body), more=False)
+
+
+async def _send(send: Send, body: bytes, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
+async def _while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Run ``work``; cancel it, once, when the client disconnects or this task is cancelled."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+    if not task.cancelled():
+        task.result()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,223 @@
+"""The local REST API: OpenAI's routes over a catalog, health, readiness, metrics.
+
+Owns routes and how a request's body becomes a call. Everything that can go wrong is answered in
+OpenAI's shape. Refuses: policy, journal and engines, which come in from outside.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edge_agent.admission import Admission, Limits
+from edge_agent.answers import Answer, error_response
+from edge_agent.api_errors import to_api_error
+from edge_agent.catalog import Catalog, Served
+from edge_agent.egress import Egress
+from edge_agent.errors import EdgeError
+from edge_agent.guard import LOOPBACK_HOSTS, Guard
+from edge_agent.journal import Journal
+from edge_agent.metrics import MEDIA_TYPE, Metrics
+from edge_agent.readiness import Readiness
+from edge_agent.serving import Ask, Rules, Service
+from models.engines.base import Sampling
+from models.openai.errors import ApiError
+from models.openai.requests import ChatRequest, CompletionRequest
+from models.openai.responses import ChatWriter, CompletionWriter, model_json, models_json
+
+DATA_CLASS_HEADER = "x-outpost-data-class"
+
+
+def create_app(
+    catalog: Catalog,
+    *,
+    journal: Journal | None,
+    egress: Egress | None,
+    schema_to_grammar: Callable[[dict[str, Any]], str],
+    now: Callable[[], float],
+    monotonic: Callable[[], float],
+    new_id: Callable[[], str],
+    limits: Limits = Limits(),
+    rules: Rules = Rules(),
+    hosts: frozenset[str] = LOOPBACK_HOSTS,
+) -> FastAPI:
+    """The API. ``now``: seconds since the epoch; ``monotonic``: seconds for durations; ``new_id``: an
+    unguessable string for each request; ``hosts``: the names that this server may be called by.
+    """
+    app = FastAPI(title="Outpost edge", docs_url=None, redoc_url=None, openapi_url=None)
+    metrics = Metrics()
+    admission = Admission(limits)
+    readiness = Readiness(catalog)
+    service = Service(
+        catalog,
+        journal=journal,
+        egress=egress,
+        admission=admission,
+        rules=rules,
+        metrics=metrics,
+        schema_to_grammar=schema_to_grammar,
+        monotonic=monotonic,
+    )
+
+    def places() -> dict[str, str]:
+        return {
+            "x-ratelimit-limit-requests": str(limits.capacity),
+            "x-ratelimit-remaining-requests": str(admission.remaining),
+        }
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = await _read_body(request, limits.max_body_bytes)
+        asked = ChatRequest.parse(body)
+        request_id: str = request.state.request_id
+        ask = Ask(
+            id=request_id,
+            endpoint="chat",
+            model=asked.model,
+            prompt_for=lambda served: _chat_prompt(asked, served),
+            sampling=_sampling(asked, asked.token_limit),
+            body=body,
+            declared_class=request.headers.get(DATA_CLASS_HEADER),
+            outgoing=asked.upstream() if egress is not None else None,
+            json_schema=asked.json_schema,
+            subject=asked.subject,
+        )
+        writer = ChatWriter(f"chatcmpl-{request_id}", int(now()), asked.model, asked.include_usage)
+        return Answer(
+            service.answer(ask), writer, stream=asked.stream, prompt_param="messages", headers=places()
+        )
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        body = await _read_body(request, limits.max_body_bytes)
+        asked = CompletionRequest.parse(body)
+        request_id: str = request.state.request_id
+        ask = Ask(
+            id=request_id,
+            endpoint="completions",
+            model=asked.model,
+            prompt_for=lambda served: asked.prompt,
+            sampling=_sampling(asked, asked.token_limit),
+            body=body,
+            declared_class=request.headers.get(DATA_CLASS_HEADER),
+            subject=asked.subject,
+        )
+        writer = CompletionWriter(f"cmpl-{request_id}", int(now()), asked.model, asked.include_usage)
+        return Answer(
+            service.answer(ask), writer, stream=asked.stream, prompt_param="prompt", headers=places()
+        )
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        rows = [model_json(served.model_id, served.created) for served in catalog.list()]
+        return JSONResponse(models_json(rows))
+
+    @app.get("/v1/models/{model_id}")
+    async def model(model_id: str) -> Response:
+        served = catalog.resolve(model_id)
+        return JSONResponse(model_json(served.model_id, served.created))
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz")
+    async def ready() -> Response:
+        answers = await readiness.check()
+        is_ready = any(answers.values())
+        body = {"status": "ready" if is_ready else "not ready", "models": answers}
+        return JSONResponse(body, 200 if is_ready else 503)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        text = metrics.text(in_flight=admission.inside, models=len(catalog.list()))
+        return PlainTextResponse(text, media_type=MEDIA_TYPE)
+
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(EdgeError, _edge_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    # The last added is the outermost: what the guard refuses is counted too.
+    app.add_middleware(Guard, hosts=hosts, new_id=new_id)
+    app.add_middleware(_Counted, metrics=metrics)
+    return app
+
+
+class _Counted:
+    """ASGI middleware that counts answers by route and status."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                self._metrics.http(route, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, counted if scope["type"] == "http" else send)
+
+
+def _chat_prompt(asked: ChatRequest, served: Served) -> str:
+    if served.template is None:
+        raise ApiError(
+            400,
+            f"{served.model_id!r} has no chat template; use /v1/completions.",
+            code="unsupported_model",
+            param="model",
+        )
+    messages = [message.model_dump() for message in asked.messages]
+    if served.system_prompt is not None and all(message["role"] != "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": served.system_prompt})
+    return served.template.render(messages)
+
+
+def _sampling(asked: ChatRequest | CompletionRequest, max_tokens: int | None) -> Sampling:
+    # top_p 0 keeps the likeliest token alone, which is what temperature 0 means.
+    greedy = asked.top_p == 0
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=0.0 if greedy else asked.temperature,
+        top_p=1.0 if greedy else asked.top_p,
+        seed=asked.seed,
+        stop=asked.stop,
+    )
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for block in request.stream():
+        body += block
+        if len(body) > limit:
+            raise ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
+    return bytes(body)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return error_response(error)
+
+
+async def _edge_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, EdgeError):
+        raise error
+    return error_response(to_api_error(error, "messages"))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return error_response(ApiError(404, f"There is no {where} here.", code="unknown_url"))
+    if error.status_code == 405:
+        refused = ApiError(405, f"{where} is not allowed here.", code="method_not_allowed")
+        response = error_response(refused)
+        response.headers.update(error.headers or {})
+        return response
+    return error_response(ApiError(error.status_code, str(error.detail), code="http_error"))

@@ -1,0 +1,78 @@
+"""From this product's errors to OpenAI's, in one place: status, code, and the parameter to mend."""
+
+from edge_agent.errors import (
+    EdgeError,
+    HubBroke,
+    HubRefused,
+    HubUnreachable,
+    Overloaded,
+    PolicyViolation,
+    UnknownModel,
+)
+from models.errors import (
+    ContextLengthExceeded,
+    EngineError,
+    InvalidTemplate,
+    ModelsError,
+    UnsupportedRequest,
+)
+from models.openai.errors import ApiError
+from sync.errors import SyncError
+
+Known = (EdgeError, ModelsError, SyncError)
+"""What ``to_api_error`` takes; anything else is a defect of ours and answered with 500."""
+
+_RETRY_SECONDS = 2
+"""Within this a crashed engine is usually back."""
+
+
+def to_api_error(error: EdgeError | ModelsError | SyncError, prompt_param: str) -> ApiError:
+    """The answer for ``error``; ``prompt_param`` is what the endpoint calls its prompt."""
+    message = str(error)
+    match error:
+        case ApiError():
+            return error
+        case UnknownModel():
+            return ApiError(404, f"{_sentence(message)}", code="model_not_found", param="model")
+        case Overloaded():
+            return ApiError(
+                429, _sentence(message), code="rate_limit_exceeded", retry_after=error.retry_after
+            )
+        case PolicyViolation():
+            return ApiError(403, _sentence(message), code="restricted")
+        case HubRefused():
+            return _from_hub(error)
+        case HubUnreachable():
+            return ApiError(503, _sentence(message), code="hub_unreachable", retry_after=_RETRY_SECONDS)
+        case HubBroke():
+            return ApiError(502, _sentence(message), code="hub_broke")
+        case ContextLengthExceeded():
+            return ApiError(400, _sentence(message), code="context_length_exceeded", param=prompt_param)
+        case UnsupportedRequest():
+            return ApiError(400, _sentence(message), code="unsupported_parameter")
+        case InvalidTemplate():
+            return ApiError(400, _sentence(message), code="invalid_value", param=prompt_param)
+        case EngineError():
+            return ApiError(503, _sentence(message), code="engine_failed", retry_after=_RETRY_SECONDS)
+        case SyncError():
+            reason = f"The call cannot be recorded, so it is not answered: {message}"
+            return ApiError(503, reason, code="audit_unavailable", retry_after=_RETRY_SECONDS)
+        case _:
+            return ApiError(500, _sentence(message), code="internal_error")
+
+
+def _from_hub(error: HubRefused) -> ApiError:
+    """What the hub says to the caller's request is the caller's to read; what it says to us is not."""
+    if error.status in (401, 403):
+        return ApiError(502, f"The hub refuses this device: {error}", code="hub_refused")
+    code, param = error.error.get("code"), error.error.get("param")
+    return ApiError(
+        error.status,
+        str(error),
+        code=code if isinstance(code, str) else None,
+        param=param if isinstance(param, str) else None,
+    )
+
+
+def _sentence(message: str) -> str:
+    return message[:1].upper() + message[1:] + ("" if message.endswith((".", "!", "?")) else ".")

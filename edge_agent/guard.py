@@ -1,0 +1,87 @@
+"""What every HTTP request passes first: a request id, Host and Origin checks, and a last catch.
+
+A page in a browser can reach a server on loopback; the Host check defeats DNS rebinding, the Origin
+check requests from other sites (WHATWG Fetch, "Origin header"). Refuses knowing any route.
+"""
+
+import logging
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edge_agent.answers import error_response
+from models.openai.errors import ApiError
+
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+REQUEST_ID = "x-request-id"
+
+log = logging.getLogger(__name__)
+
+
+class Guard:
+    """ASGI middleware. ``hosts`` are the names that a client may call this server by."""
+
+    def __init__(self, app: ASGIApp, *, hosts: frozenset[str], new_id: Callable[[], str]) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._new_id = new_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what must not pass; name and pass on the rest."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = self._new_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        begun = False
+
+        async def named(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        refusal = self._refusal(Headers(scope=scope))
+        if refusal is not None:
+            await error_response(refusal)(scope, receive, named)
+            return
+        try:
+            await self._app(scope, receive, named)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if begun:
+                return
+            defect = ApiError(
+                500, f"This device failed; see its log for {request_id}.", code="internal_error"
+            )
+            await error_response(defect)(scope, receive, named)
+
+    def _refusal(self, headers: Headers) -> ApiError | None:
+        host = headers.get("host", "")
+        if _hostname(f"//{host}") not in self._hosts:
+            return ApiError(403, f"This server is not called {host!r:.100}.", code="host_not_allowed")
+        origin = headers.get("origin")
+        if origin is not None and _netloc(origin) != host.lower():
+            return ApiError(
+                403, f"Pages from {origin!r:.100} may not use this server.", code="origin_not_allowed"
+            )
+        return None
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an origin, None for ``null`` and for what is no http origin."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return None
+    return parts.netloc.lower() if parts.scheme in ("http", "https") else None

@@ -1,0 +1,117 @@
+"""Counters of this device in Prometheus' text form (exposition format 0.0.4).
+
+Labels are names of models, endpoints and statuses, never content. ``FAMILIES`` is the whole list.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+from edge_agent.catalog import Outcome
+from models.engines.base import Usage
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds in seconds."""
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: what it counts, for people."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+
+
+REQUESTS = Family("outpost_http_requests_total", "counter", "HTTP requests by route and status.")
+ANSWERS = Family("outpost_answers_total", "counter", "Complete answers by model and by who served them.")
+TOKENS = Family("outpost_tokens_total", "counter", "Tokens of complete answers by model and kind.")
+FIRST_TEXT = Family("outpost_first_text_seconds", "histogram", "Seconds from admission to the first text.")
+LOCAL = Family("outpost_local_seconds", "histogram", "Seconds of a local answer from prompt to end.")
+FAILURES = Family("outpost_engine_failures_total", "counter", "Local answers that failed in the engine.")
+VIOLATIONS = Family("outpost_schema_violations_total", "counter", "Complete answers off their schema.")
+IN_FLIGHT = Family("outpost_requests_in_flight", "gauge", "Calls admitted and not yet answered.")
+MODELS = Family("outpost_models", "gauge", "Models published on this device.")
+
+FAMILIES = (REQUESTS, ANSWERS, TOKENS, FIRST_TEXT, LOCAL, FAILURES, VIOLATIONS, IN_FLIGHT, MODELS)
+
+
+class Metrics:
+    """Counts in memory; they start at nothing with the process, as Prometheus expects."""
+
+    def __init__(self) -> None:
+        self._values: dict[Family, dict[Labels, float]] = defaultdict(lambda: defaultdict(float))
+        self._seconds: dict[Family, dict[Labels, list[float]]] = defaultdict(dict)
+
+    def http(self, route: str, status: int) -> None:
+        """One HTTP request was answered; ``route`` is its pattern, not its path."""
+        self._add(REQUESTS, 1, route=route, status=str(status))
+
+    def answered(self, model: str, served_by: str, usage: Usage, first_text: float | None) -> None:
+        """One call was answered completely."""
+        self._add(ANSWERS, 1, model=model, served_by=served_by)
+        self._add(TOKENS, usage.prompt_tokens, model=model, kind="prompt")
+        self._add(TOKENS, usage.cached_tokens, model=model, kind="cached")
+        self._add(TOKENS, usage.completion_tokens, model=model, kind="completion")
+        if first_text is not None:
+            self._time(FIRST_TEXT, first_text, model=model)
+
+    def outcome(self, outcome: Outcome) -> None:
+        """One local answer turned out well or badly."""
+        model = outcome.served.model_id
+        self._time(LOCAL, outcome.seconds, model=model)
+        if not outcome.ok:
+            self._add(FAILURES, 1, model=model)
+        if outcome.violated_schema:
+            self._add(VIOLATIONS, 1, model=model)
+
+    def text(self, in_flight: int, models: int) -> str:
+        """Everything, in the text form."""
+        now: dict[Family, dict[Labels, float]] = {
+            IN_FLIGHT: {(): float(in_flight)},
+            MODELS: {(): float(models)},
+        }
+        lines = []
+        for family in FAMILIES:
+            lines += [f"# HELP {family.name} {family.help}", f"# TYPE {family.name} {family.kind}"]
+            for labels, value in sorted({**self._values.get(family, {}), **now.get(family, {})}.items()):
+                lines.append(_sample(family.name, labels, value))
+            for labels, counts in sorted(self._seconds.get(family, {}).items()):
+                lines += _histogram(family.name, labels, counts)
+        return "\n".join(lines) + "\n"
+
+    def _add(self, family: Family, amount: float, **labels: str) -> None:
+        self._values[family][tuple(labels.items())] += amount
+
+    def _time(self, family: Family, seconds: float, **labels: str) -> None:
+        counts = self._seconds[family].setdefault(tuple(labels.items()), [0.0] * (len(_BUCKETS) + 2))
+        for index, bound in enumerate(_BUCKETS):
+            counts[index] += seconds <= bound
+        counts[-2] += 1
+        counts[-1] += seconds
+
+
+def _histogram(name: str, labels: Labels, counts: list[float]) -> list[str]:
+    bounds = [*map(str, _BUCKETS), "+Inf"]
+    buckets = [
+        _sample(f"{name}_bucket", (*labels, ("le", bound)), count)
+        for bound, count in zip(bounds, counts[:-1], strict=True)
+    ]
+    return [
+        *buckets,
+        _sample(f"{name}_sum", labels, counts[-1]),
+        _sample(f"{name}_count", labels, counts[-2]),
+    ]
+
+
+def _sample(name: str, labels: Labels, value: float) -> str:
+    inside = ",".join(f'{key}="{_escape(item)}"' for key, item in labels)
+    return f"{name}{{{inside}}} {value:.10g}" if inside else f"{name} {value:.10g}"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

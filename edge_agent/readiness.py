@@ -1,0 +1,45 @@
+"""Whether the published models really answer, found out by asking each for one token."""
+
+import asyncio
+from contextlib import aclosing
+from weakref import WeakSet
+
+from edge_agent.catalog import Catalog, Outcome, Served, run
+from models.engines.base import GenerateRequest, Sampling
+from models.errors import EngineError
+
+_PATIENCE = 10.0
+"""Seconds for one token; a model that takes longer is not ready."""
+
+
+class Readiness:
+    """Remembers who has answered; after a failure a model is asked again."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._answered: WeakSet[Served] = WeakSet()
+        self._asking = asyncio.Lock()
+        self._asked = 0
+        catalog.observe(self._learn)
+
+    async def check(self) -> dict[str, bool]:
+        """By name, whether each published model answers."""
+        async with self._asking:
+            return {served.model_id: await self._answers(served) for served in self._catalog.list()}
+
+    def _learn(self, outcome: Outcome) -> None:
+        (self._answered.add if outcome.ok else self._answered.discard)(outcome.served)
+
+    async def _answers(self, served: Served) -> bool:
+        if served in self._answered:
+            return True
+        self._asked += 1
+        request = GenerateRequest(f"ready-{self._asked}", "Hello", Sampling(max_tokens=1), served.adapter_key)
+        try:
+            async with asyncio.timeout(_PATIENCE), aclosing(run(served.engine, request)) as events:
+                async for event in events:
+                    if event.finish is not None:
+                        self._answered.add(served)
+        except (EngineError, TimeoutError):
+            return False
+        return served in self._answered

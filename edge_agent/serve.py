@@ -1,0 +1,163 @@
+"""``outpost-edge serve --model``: any GGUF or release folder, at once, without a hub and without a home."""
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.admission import Limits
+from edge_agent.api import create_app
+from edge_agent.catalog import Catalog, Served
+from edge_agent.engine_process import EngineProcess, EngineSettings
+from edge_agent.errors import UnfitRelease, WrongUse
+from edge_agent.server import listen, serve_until_signal, url_of
+from edge_agent.staging import weights_of
+from models import canonical
+from models.digest import Digest
+from models.grammar import json_schema_to_grammar
+from models.manifest import MANIFEST_FILE, Kind, Manifest
+from models.prompts import ChatTemplate
+from models.store import verify_release
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A name, and the weights to serve under it; ``manifest`` when they came as a release folder."""
+
+    name: str
+    weights: Path
+    manifest: Manifest | None
+
+    @property
+    def release(self) -> Digest | None:
+        """The identity of the release, None for a bare file."""
+        return None if self.manifest is None else self.manifest.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What ``serve`` was asked for: models, and adapters by the name of their base."""
+
+    models: tuple[Source, ...]
+    adapters: tuple[tuple[str, Source], ...]
+
+
+def read_plan(models: Sequence[str], adapters: Sequence[str]) -> Plan:
+    """The plan of ``NAME=PATH`` arguments; release folders are verified file by file.
+
+    An adapter is ``NAME=PATH`` beside one model, else ``BASE:NAME=PATH``. Raises ``WrongUse`` that names
+    the flag, ``InvalidManifest``, ``DigestMismatch``, and ``UnfitRelease`` for a release that is no such
+    thing or that was never checked against its base.
+    """
+    bases = [_source("--model", text, Kind.MODEL) for text in models]
+    names = {source.name: source for source in bases}
+    if not bases:
+        raise WrongUse("--model NAME=PATH is needed at least once")
+    if len(names) != len(bases):
+        raise WrongUse("--model: a name is given twice")
+    ridden: list[tuple[str, Source]] = []
+    for text in adapters:
+        base, colon, rest = text.partition("=")[0].rpartition(":")
+        if not colon and len(bases) > 1:
+            raise WrongUse(f"--adapter {text}: several models are served; write BASE:{rest}=PATH")
+        base = base if colon else bases[0].name
+        if base not in names:
+            raise WrongUse(f"--adapter {text}: no --model is called {base!r}")
+        source = _source("--adapter", text.removeprefix(f"{base}:"), Kind.ADAPTER)
+        _check_pair(names[base], source)
+        ridden.append((base, source))
+    if len({(base, source.name) for base, source in ridden}) != len(ridden):
+        raise WrongUse("--adapter: a name is given twice")
+    return Plan(tuple(bases), tuple(ridden))
+
+
+def _source(flag: str, text: str, kind: Kind) -> Source:
+    name, equals, place = text.partition("=")
+    if not equals or not place:
+        raise WrongUse(f"{flag} {text!r}: expected NAME=PATH")
+    if not _NAME.fullmatch(name):
+        raise WrongUse(f"{flag} {text!r}: a name is letters, digits, dots, dashes and underscores")
+    path = Path(place)
+    if path.is_file():
+        if path.suffix.lower() == ".onnx":
+            raise WrongUse(f"{flag} {text!r}: ONNX is not served by this version; a GGUF file is")
+        return Source(name, path, None)
+    if not path.exists():
+        raise WrongUse(f"{flag} {text!r}: there is no {path}")
+    if not (path / MANIFEST_FILE).is_file():
+        raise WrongUse(f"{flag} {text!r}: neither a GGUF file nor a folder with {MANIFEST_FILE}")
+    manifest = verify_release(path)
+    if manifest.kind is not kind:
+        raise UnfitRelease(f"{flag} {text!r}: the release is of kind {manifest.kind}, not {kind}")
+    return Source(name, path / weights_of(manifest).path, manifest)
+
+
+def _check_pair(base: Source, adapter: Source) -> None:
+    if base.release is None or adapter.manifest is None or adapter.manifest.adapter is None:
+        return  # a bare file makes no promise that could be checked; its shapes are, by the engine
+    if base.release not in adapter.manifest.adapter.checked_against:
+        raise UnfitRelease(
+            f"adapter {adapter.name!r} was never checked against this release of {base.name!r}"
+        )
+
+
+async def serve(
+    plan: Plan, host: str, port: int, settings: EngineSettings, say: Callable[[str], None]
+) -> None:
+    """Load everything, serve until a signal. ``say`` is told what a person should know.
+
+    Raises what ``listen`` and ``EngineProcess.start`` raise.
+    """
+    catalog = Catalog()
+    async with AsyncExitStack() as stack:
+        server = listen(host, port)
+        stack.callback(server.close)
+        for source in plan.models:
+            say(f"loading {source.name} from {source.weights}")
+            riders = {a.name: a for base, a in plan.adapters if base == source.name}
+            engine = await EngineProcess.start(
+                source.weights, settings, {name: adapter.weights for name, adapter in riders.items()}
+            )
+            stack.push_async_callback(engine.close)
+            for adapter in (None, *riders.values()):
+                catalog.publish(_served(source, adapter, engine, int(time.time())))
+        app = create_app(
+            catalog,
+            journal=None,
+            egress=None,
+            schema_to_grammar=json_schema_to_grammar,
+            now=time.time,
+            monotonic=time.monotonic,
+            new_id=lambda: secrets.token_hex(12),
+            limits=Limits(running=settings.max_sequences),
+        )
+        names = ", ".join(served.model_id for served in catalog.list())
+        say(f"serving {names} at {url_of(server)}/v1 (no hub, no audit; Ctrl-C ends)")
+        await serve_until_signal(app, server)
+
+
+def _served(source: Source, adapter: Source | None, engine: EngineProcess, created: int) -> Served:
+    facts = engine.facts
+    # What an adapter was trained to answer to, and to answer, is in the adapter's release.
+    speaker = (adapter or source).manifest
+    system_prompt = speaker.engine.system_prompt if speaker else None
+    return Served(
+        model_id=source.name if adapter is None else f"{source.name}:{adapter.name}",
+        engine=engine,
+        adapter_key=None if adapter is None else adapter.name,
+        template=ChatTemplate(facts.chat_template, facts.bos, facts.eos) if facts.chat_template else None,
+        context_tokens=facts.context_tokens,
+        release=source.release,
+        adapter_release=None if adapter is None else adapter.release,
+        output_schema=speaker.engine.output_schema if speaker else None,
+        system_prompt=system_prompt,
+        prompt_version=Digest.of(
+            canonical.encode({"template": facts.chat_template, "system_prompt": system_prompt})
+        ),
+        created=created,
+    )

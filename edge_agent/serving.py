@@ -1,0 +1,306 @@
+"""One call from question to answer: policy, admission, journal, engine or hub, receipt.
+
+Owns the order in which these happen and what is recorded when any of them fails. Refuses: HTTP (see
+``edge_agent.api``), choosing where a request may run (``edge_agent.policy``).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from jsonschema import Draft202012Validator
+
+from edge_agent import policy
+from edge_agent.admission import Admission
+from edge_agent.catalog import Catalog, Outcome, Served, run
+from edge_agent.egress import Egress
+from edge_agent.errors import HubUnreachable, PolicyViolation, UnknownModel
+from edge_agent.journal import Entry, Journal
+from edge_agent.metrics import Metrics
+from edge_agent.policy import DataClass, Decision, PolicyInput, RunAt
+from edge_agent.receipt import Receipt
+from models import canonical
+from models.digest import Digest
+from models.engines.base import Finish, GenerateRequest, Sampling, Usage
+from models.errors import ContextLengthExceeded, EngineError, ModelsError, UnsupportedRequest
+from sync.errors import SyncError
+
+_BYTES_PER_TOKEN = 3
+"""A cautious guess over languages; only the policy's estimate rests on it."""
+
+ANONYMOUS = "anonymous"
+"""Subject of a call whose caller names nobody."""
+
+Endpoint = Literal["chat", "completions"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A call, whatever endpoint it came by. ``prompt_for`` writes the prompt for a model.
+
+    ``body`` is what the journal keeps; ``outgoing`` is what the hub would get, None when it may not be
+    asked. ``json_schema``: what the answer must meet; its grammar is added to ``sampling``.
+    """
+
+    id: str
+    endpoint: Endpoint
+    model: str
+    prompt_for: Callable[[Served], str]
+    sampling: Sampling
+    body: bytes
+    declared_class: str | None = None
+    outgoing: bytes | None = None
+    json_schema: dict[str, Any] | None = None
+    subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The intent is committed and an answer has begun."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete and its result committed."""
+
+    finish: Finish
+    usage: Usage
+    receipt: Receipt
+
+
+Part = Started | str | Finished
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What is known of an answer so far; the journal's result is written from it."""
+
+    receipt: Receipt | None = None
+    texts: list[str] = field(default_factory=list)
+    finish: Finish | None = None
+    usage: Usage = field(default=Usage())
+    upstream: dict[str, Any] | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def facts(self, error: BaseException | None = None) -> dict[str, Any]:
+        return {
+            "finish": None if self.finish is None else str(self.finish),
+            "served_by": None if self.receipt is None else self.receipt.served_by,
+            "provisional": self.receipt is not None and self.receipt.provisional,
+            "prompt_tokens": self.usage.prompt_tokens,
+            "completion_tokens": self.usage.completion_tokens,
+            "error": None if error is None else type(error).__name__,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the owner of the device configured. ``heavy_tokens``: from there on the hub is asked."""
+
+    default_class: DataClass = DataClass.INTERNAL
+    heavy_tokens: int | None = None
+
+
+class Service:
+    """Answers calls from the models of a catalog, or from the hub where the policy says so.
+
+    ``schema_to_grammar`` turns a JSON Schema into GBNF or raises ``UnsupportedRequest``; ``monotonic``
+    is a clock in seconds for durations.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        journal: Journal | None,
+        egress: Egress | None,
+        admission: Admission,
+        rules: Rules,
+        metrics: Metrics,
+        schema_to_grammar: Callable[[dict[str, Any]], str],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._catalog = catalog
+        self._journal = journal
+        self._egress = egress
+        self._admission = admission
+        self._rules = rules
+        self._metrics = metrics
+        self._schema_to_grammar = schema_to_grammar
+        self._monotonic = monotonic
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[Part, None]:
+        """``Started``, then text, then ``Finished``. Closing it cancels the work.
+
+        Raises ``UnknownModel``, ``PolicyViolation``, ``Overloaded``, ``HubError``, ``EngineError``,
+        ``InvalidTemplate``, and ``SyncError`` when the journal cannot record the call.
+        """
+        decision = self._decide(ask)
+        self._admission.enter()
+        began = self._monotonic()
+        first: float | None = None
+        try:
+            async with aclosing(self._recorded(ask, decision)) as parts:
+                async for part in parts:
+                    if first is None and isinstance(part, str):
+                        first = self._monotonic() - began
+                    if isinstance(part, Finished):
+                        self._metrics.answered(ask.model, part.receipt.served_by, part.usage, first)
+                    yield part
+        finally:
+            self._admission.leave(self._monotonic() - began)
+
+    def _decide(self, ask: Ask) -> Decision:
+        known = any(served.model_id == ask.model for served in self._catalog.list())
+        decision = policy.decide(
+            PolicyInput(
+                declared=ask.declared_class,
+                default=self._rules.default_class,
+                body=Digest.of(ask.outgoing or b""),
+                prompt_tokens=len(ask.body) // _BYTES_PER_TOKEN,
+                max_tokens=ask.sampling.max_tokens or 0,
+                model_known_locally=known,
+                hub_allowed=self._egress is not None and ask.outgoing is not None,
+                heavy_tokens=self._rules.heavy_tokens,
+            )
+        )
+        if decision.run_at is RunAt.REFUSE:
+            if decision.reason is policy.Reason.RESTRICTED_NOT_HERE and self._egress is not None:
+                raise PolicyViolation(
+                    f"model {ask.model!r:.200} is not here, and a restricted request never leaves this device"
+                )
+            raise UnknownModel(f"no model {ask.model!r:.200} is published on this device")
+        return decision
+
+    async def _recorded(self, ask: Ask, decision: Decision) -> AsyncGenerator[Part, None]:
+        """The parts of an answer with the intent before them and the result before the last."""
+        data_class = str(decision.data_class)
+        entry = Entry(self._journal, ask.id, data_class, ask.subject or ANONYMOUS)
+        entry.begin(_intent_facts(ask, decision), ask.body)
+        answer = _Answer()
+        try:
+            async with aclosing(self._placed(ask, decision, entry, answer)) as parts:
+                async for part in parts:
+                    yield part
+            if answer.finish is None or answer.receipt is None:
+                raise EngineError("the engine ended an answer without saying why")
+            number = await entry.result(answer.facts(), answer.text.encode())
+            yield Finished(answer.finish, answer.usage, answer.receipt.closed(number, answer.upstream))
+        except SyncError:
+            raise  # the journal itself failed: there is nothing left to record it in
+        except BaseException as error:
+            await entry.result(answer.facts(error), answer.text.encode())
+            raise
+
+    async def _placed(
+        self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
+    ) -> AsyncGenerator[Started | str, None]:
+        if decision.run_at is RunAt.HUB:
+            try:
+                async with aclosing(self._from_hub(ask, decision, entry, answer)) as parts:
+                    async for part in parts:
+                        yield part
+                return
+            except HubUnreachable:
+                if not decision.local_fallback:
+                    raise
+        async with aclosing(self._from_engine(ask, decision, entry, answer)) as parts:
+            async for part in parts:
+                yield part
+
+    async def _from_hub(
+        self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
+    ) -> AsyncGenerator[Started | str, None]:
+        if self._egress is None or ask.outgoing is None:
+            raise PolicyViolation("there is no way off this device")
+        intent = await entry.intent()  # committed before anything leaves
+        async with aclosing(self._egress.send(decision, ask.outgoing, ask.id)) as pieces:
+            async for piece in pieces:
+                if answer.receipt is None:
+                    answer.receipt = Receipt.hub(ask.id, ask.model, decision, intent)
+                    yield Started(answer.receipt)
+                if piece.finish is not None:
+                    answer.finish, answer.usage = piece.finish, piece.usage
+                    answer.upstream = dict(piece.receipt) if piece.receipt else None
+                if piece.text:
+                    answer.texts.append(piece.text)
+                    yield piece.text
+
+    async def _from_engine(
+        self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
+    ) -> AsyncGenerator[Started | str, None]:
+        with self._catalog.lease(ask.model) as served:
+            began = self._monotonic()
+            try:
+                async with aclosing(run(served.engine, await self._request(ask, served))) as events:
+                    async for event in events:
+                        if answer.receipt is None:
+                            # The engine has started on the prompt while the intent was being written.
+                            answer.receipt = Receipt.local(ask.id, served, decision, await entry.intent())
+                            yield Started(answer.receipt)
+                        if event.text:
+                            answer.texts.append(event.text)
+                            yield event.text
+                        if event.finish is not None:
+                            answer.finish, answer.usage = event.finish, event.usage
+                if answer.finish is Finish.CANCELLED:
+                    raise EngineError("the engine gave the request up")
+            except (ContextLengthExceeded, UnsupportedRequest):
+                raise  # the caller's doing: says nothing about the model
+            except EngineError:
+                self._observe(Outcome(served, False, self._monotonic() - began, len(answer.texts)))
+                raise
+            self._observe(
+                Outcome(
+                    served,
+                    True,
+                    self._monotonic() - began,
+                    answer.usage.completion_tokens,
+                    violated_schema=_violates(served, ask, answer),
+                )
+            )
+
+    async def _request(self, ask: Ask, served: Served) -> GenerateRequest:
+        sampling = ask.sampling
+        if ask.json_schema is not None:
+            # Converting a large schema takes a while, and other streams are running.
+            grammar = await asyncio.to_thread(self._schema_to_grammar, ask.json_schema)
+            sampling = replace(sampling, grammar=grammar)
+        return GenerateRequest(ask.id, ask.prompt_for(served), sampling, served.adapter_key)
+
+    def _observe(self, outcome: Outcome) -> None:
+        self._metrics.outcome(outcome)
+        self._catalog.record(outcome)
+
+
+def _intent_facts(ask: Ask, decision: Decision) -> dict[str, Any]:
+    return {
+        "endpoint": ask.endpoint,
+        "model": ask.model,
+        "run_at": str(decision.run_at),
+        "reason": str(decision.reason),
+        "policy": policy.VERSION,
+    }
+
+
+def _violates(served: Served, ask: Ask, answer: _Answer) -> bool:
+    """Whether a complete answer breaks the schema that its release promises.
+
+    A caller who asks for another shape, or who writes the prompt alone, gets what was asked for.
+    """
+    if served.output_schema is None or ask.endpoint != "chat" or ask.json_schema is not None:
+        return False
+    if answer.finish is not Finish.STOP:
+        return False
+    try:
+        value = canonical.decode(answer.text.encode())
+    except ModelsError:
+        return True
+    return not Draft202012Validator(served.output_schema).is_valid(value)
