@@ -145,25 +145,22 @@ def create_enrolment(
     return secret
 
 
-def use_enrolment(connection: Connection, secret: str, device: str, now: float) -> str:
-    """Spend an enrolment secret for ``device`` and return its group. Raises ``InvalidToken``.
+def use_enrolment(connection: Connection, secret: str, device: str, now: float) -> tuple[str, bool]:
+    """Spend an enrolment secret for ``device``: its group, and whether this is the first use.
 
-    The update is the check: of two devices with the same secret, one gets in.
+    The device that spent it may ask again, for a reply may get lost; the caller must then demand the
+    same key. Raises ``InvalidToken``. The update is the check: of two devices one gets in.
     """
-    query = (
-        update(ENROLMENTS)
-        .where(
-            ENROLMENTS.c.secret_sha256 == _hash(secret),
-            ENROLMENTS.c.used_at.is_(None),
-            ENROLMENTS.c.expires_at > now,
-        )
-        .values(used_at=now, device=device)
-        .returning(ENROLMENTS.c.group_name)
-    )
-    group = connection.execute(query).scalar()
+    mine = (ENROLMENTS.c.secret_sha256 == _hash(secret), ENROLMENTS.c.expires_at > now)
+    spend = update(ENROLMENTS).where(*mine, ENROLMENTS.c.used_at.is_(None)).values(used_at=now, device=device)
+    group = connection.execute(spend.returning(ENROLMENTS.c.group_name)).scalar()
+    if group is not None:
+        return str(group), True
+    again = select(ENROLMENTS.c.group_name).where(*mine, ENROLMENTS.c.device == device)
+    group = connection.execute(again).scalar()
     if group is None:
         raise InvalidToken("the enrolment token is unknown, used or expired")
-    return str(group)
+    return str(group), False
 
 
 def _bearer(

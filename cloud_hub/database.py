@@ -4,10 +4,11 @@ Owns the connection and the schema. Refuses to hold a decision: what the rows me
 modules that read them. Migrations are append-only; a number that was released is never edited.
 """
 
+import asyncio
 import contextlib
 import importlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -28,6 +29,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from cloud_hub.errors import StorageFailed, WrongUse
+
+T = TypeVar("T")
 
 _METADATA = MetaData()
 
@@ -242,6 +245,24 @@ class Database:
         """A consistent view for reading. Raises ``StorageFailed``."""
         with _converted(), self._engine.connect() as connection, connection.begin():
             yield connection
+
+    async def reading(self, function: Callable[[Connection], T]) -> T:
+        """``function`` over a read transaction, in a thread."""
+
+        def run() -> T:
+            with self.read() as connection:
+                return function(connection)
+
+        return await asyncio.to_thread(run)
+
+    async def writing(self, function: Callable[[Connection], T]) -> T:
+        """``function`` over a write transaction, in a thread; committed when this returns."""
+
+        def run() -> T:
+            with self.write() as connection:
+                return function(connection)
+
+        return await asyncio.to_thread(run)
 
     def migrate(self) -> int:
         """Apply the migrations that are missing, each in its own transaction; returns the version.

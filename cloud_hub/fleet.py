@@ -27,23 +27,6 @@ class Verdict:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rollback:
-    """A release that a device refused or took back, and its reason."""
-
-    release: ReleaseReport
-
-    @property
-    def title(self) -> str:
-        """The release in words."""
-        return f"{self.release.kind} {self.release.name} {self.release.version}"
-
-    @property
-    def reason(self) -> str:
-        """Why, in the device's words."""
-        return self.release.reason or "no reason given"
-
-
 def presence(
     status: Status | None,
     reported: Reported | None,
@@ -73,11 +56,11 @@ def presence(
     return Verdict(Presence.ONLINE, "connected and reporting")
 
 
-def rollbacks(reported: Reported | None) -> tuple[Rollback, ...]:
-    """The releases that a device refused or took back, in its own order."""
+def rollbacks(reported: Reported | None) -> tuple[ReleaseReport, ...]:
+    """The releases that a device refused or took back, in its own order; the reason is the device's."""
     if reported is None:
         return ()
-    return tuple(Rollback(each) for each in reported.releases if each.state is State.ROLLED_BACK)
+    return tuple(each for each in reported.releases if each.state is State.ROLLED_BACK)
 
 
 def running(reported: Reported | None) -> tuple[ReleaseReport, ...]:

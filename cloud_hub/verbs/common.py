@@ -1,0 +1,82 @@
+"""What verbs share: the ``--home`` and ``--json`` options, the clock, the database, printing."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cloud_hub.database import Database
+from cloud_hub.home import Home
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def home_option(function: F) -> F:
+    """``--home DIR`` as a ``Home``."""
+    return click.option(
+        "--home",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path(".outpost/hub"),
+        envvar="OUTPOST_HUB_HOME",
+        show_default=True,
+        show_envvar=True,
+        callback=lambda _context, _parameter, value: Home(value.absolute()),
+        help="The hub's folder.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """``--json``: one JSON object on stdout and nothing else."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)
+
+
+def emit(as_json: bool, value: dict[str, Any], text: str) -> None:
+    """Print the result, as JSON or for people."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def now() -> datetime:
+    """The clock of every verb."""
+    return datetime.now(UTC)
+
+
+def seconds() -> float:
+    """The same clock, in seconds since the epoch."""
+    return time.time()
+
+
+@contextlib.contextmanager
+def database(home: Home) -> Iterator[Database]:
+    """The home's database, migrated."""
+    opened = Database.open(home.database_url(home.settings()))
+    try:
+        opened.migrate()
+        yield opened
+    finally:
+        opened.close()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, as wide as they need to be."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    )
+    return "\n".join(lines)
+
+
+def age(then: float | None, present: float) -> str:
+    """How long ago, in one unit."""
+    if then is None:
+        return "never"
+    passed = max(0.0, present - then)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if passed >= length:
+            return f"{passed / length:.0f} {unit} ago"
+    return f"{passed:.0f} s ago"

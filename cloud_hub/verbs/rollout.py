@@ -1,0 +1,102 @@
+"""``outpost-hub rollout``: bring a release to a group, in waves."""
+
+import click
+
+from cloud_hub import registry
+from cloud_hub import rollout as decide
+from cloud_hub.control import rollout_facts, start_rollout, steer_rollout
+from cloud_hub.home import Home
+from cloud_hub.verbs.common import database, emit, home_option, json_option, seconds, table
+from sync.protocol import ProbationTerms
+
+DEFAULTS = ProbationTerms()
+
+
+@click.group()
+def rollout() -> None:
+    """Bring a release to a group, in waves."""
+
+
+@rollout.command()
+@home_option
+@click.option("--release", "reference", required=True, help="NAME@VERSION, KIND/NAME@VERSION or a digest.")
+@click.option("--group", required=True)
+@click.option("--waves", default="100%", show_default=True, help="For example 5%,25%,100%.")
+@click.option(
+    "--probation-requests",
+    type=click.IntRange(min=1),
+    default=DEFAULTS.min_requests,
+    show_default=True,
+    help="Requests after which a device may commit.",
+)
+@click.option(
+    "--probation-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=DEFAULTS.max_seconds,
+    show_default=True,
+    help="Time after which a device commits with less traffic.",
+)
+@json_option
+def create(
+    home: Home,
+    reference: str,
+    group: str,
+    waves: str,
+    probation_requests: int,
+    probation_seconds: float,
+    as_json: bool,
+) -> None:
+    """Start a rollout. The running hub notices at once."""
+    terms = DEFAULTS.model_copy(update={"min_requests": probation_requests, "max_seconds": probation_seconds})
+    fractions = decide.parse_waves(waves)
+    with database(home) as opened, opened.write() as connection:
+        made = start_rollout(connection, reference, group, fractions, terms, seconds())
+        members = [row for row in registry.devices(connection) if row.group == group]
+    facts = rollout_facts(made)
+    emit(
+        as_json,
+        facts,
+        f"Rollout {made.id}: {facts['release']} to group {group} ({len(members)} devices), waves {waves}.",
+    )
+
+
+def _steer(name: str, summary: str) -> None:
+    @home_option
+    @click.argument("number", type=int)
+    @json_option
+    def verb(home: Home, number: int, as_json: bool) -> None:
+        with database(home) as opened, opened.write() as connection:
+            changed = steer_rollout(connection, number, name, seconds())
+        emit(as_json, rollout_facts(changed), f"Rollout {number} is {changed.state}.")
+
+    rollout.command(name, help=summary)(verb)
+
+
+_steer("pause", "Open no further wave; devices that were admitted go on.")
+_steer("resume", "Go on, and excuse the devices that rolled back so far.")
+_steer("abort", "Withdraw the release: its devices go back to what they had.")
+
+
+@rollout.command()
+@home_option
+@click.argument("number", type=int, required=False)
+@json_option
+def status(home: Home, number: int | None, as_json: bool) -> None:
+    """Show one rollout, or all."""
+    with database(home) as opened, opened.read() as connection:
+        found = registry.rollouts(connection) if number is None else [registry.rollout(connection, number)]
+    facts = [rollout_facts(each) for each in found]
+    rows = [
+        (
+            str(each["id"]),
+            each["state"],
+            each["release"],
+            each["group"],
+            f"{each['open_waves']}/{len(each['waves'])}",
+            str(len(each["members"])),
+            each["reason"] or "",
+        )
+        for each in facts
+    ]
+    header = ("ID", "STATE", "RELEASE", "GROUP", "WAVE", "DEVICES", "REASON")
+    emit(as_json, {"rollouts": facts} if number is None else facts[0], table(header, rows))

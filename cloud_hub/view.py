@@ -1,0 +1,187 @@
+"""The fleet as people see it: one picture for the command line, the REST API and the console.
+
+Pure: rows and the time come in, plain JSON values go out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloud_hub import fleet
+from cloud_hub.control import rollout_facts
+from cloud_hub.registry import DeviceRow, ReleaseRow
+from cloud_hub.rollout import SETTLED, Rollout, RolloutState
+from sync.protocol import ReleaseReport, State
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """How far the hub has committed one epoch of a device's trail."""
+
+    device: str
+    epoch: int
+    size: int
+    root: str
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceRow:
+    """A signed contradiction in a device's trail."""
+
+    device: str
+    epoch: int
+    seq: int
+    reason: str
+    found_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Everything that the picture is made of, read in one transaction."""
+
+    devices: Sequence[DeviceRow]
+    releases: Sequence[ReleaseRow]
+    rollouts: Sequence[Rollout]
+    audits: Sequence[AuditRow]
+    evidence: Sequence[EvidenceRow]
+
+
+def picture(rows: Rows, now: float, stale_after: float) -> dict[str, Any]:
+    """``{"devices", "releases", "rollouts", "audit", "summary"}``. Times: seconds since the epoch."""
+    devices = [device_facts(row, rows.audits, now, stale_after) for row in rows.devices]
+    reports = {
+        row.id: {each.release: each for each in row.reported.releases} if row.reported else {}
+        for row in rows.devices
+    }
+    return {
+        "devices": devices,
+        "releases": [_release(row, devices) for row in rows.releases],
+        "rollouts": [_progress(each, reports) for each in reversed(rows.rollouts)],
+        "audit": [_audit(row, rows) for row in rows.devices],
+        "evidence": [
+            {
+                "device": each.device,
+                "epoch": each.epoch,
+                "seq": each.seq,
+                "reason": each.reason,
+                "found_at": each.found_at,
+            }
+            for each in rows.evidence
+        ],
+        "summary": {
+            "devices": len(devices),
+            "presence": {
+                each.value: sum(device["presence"] == each for device in devices) for each in fleet.Presence
+            },
+            "rollbacks": sum(len(device["rollbacks"]) for device in devices),
+            "moving": sum(bool(device["moving"]) for device in devices),
+            "active_rollouts": sum(
+                each.state in (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.HALTED)
+                for each in rows.rollouts
+            ),
+            "audit_records": sum(each.size for each in rows.audits),
+            "evidence": len(rows.evidence),
+        },
+    }
+
+
+def device_facts(
+    row: DeviceRow, audits: Sequence[AuditRow], now: float, stale_after: float
+) -> dict[str, Any]:
+    """One device: presence with its evidence, what runs, what moves, what was rolled back and why."""
+    verdict = fleet.presence(
+        row.status, row.reported, row.heard_at, now, stale_after, revoked=row.revoked_at is not None
+    )
+    reported = row.reported
+    wanted = row.desired.version if row.desired else 0
+    return {
+        "id": row.id,
+        "group": row.group,
+        "presence": verdict.presence.value,
+        "why": verdict.why,
+        "enrolled_at": row.enrolled_at,
+        "heard_at": row.heard_at,
+        "desired_version": wanted,
+        "reported_version": reported.desired_version if reported else 0,
+        "in_sync": wanted == (reported.desired_version if reported else 0),
+        "running": [_report(each) for each in fleet.running(reported)],
+        "moving": [_report(each) for each in fleet.moving(reported)],
+        "rollbacks": [_report(each) for each in fleet.rollbacks(reported)],
+        "audit": reported.audit.model_dump() if reported and reported.audit else None,
+        "audit_committed": sum(each.size for each in audits if each.device == row.id),
+        "facts": dict(reported.facts) if reported else {},
+    }
+
+
+def _report(each: ReleaseReport) -> dict[str, Any]:
+    return {
+        "kind": each.kind.value,
+        "name": each.name,
+        "version": each.version,
+        "release": each.release,
+        "state": each.state.value,
+        "reason": each.reason,
+        "attempts": each.attempts,
+        "since": each.at.get(each.state),
+    }
+
+
+def _release(row: ReleaseRow, devices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    manifest = row.manifest
+
+    def count(key: str) -> int:
+        return sum(any(each["release"] == row.digest for each in device[key]) for device in devices)
+
+    return {
+        "release": row.digest,
+        "kind": manifest.kind.value,
+        "name": manifest.name,
+        "version": manifest.version,
+        "format": manifest.format,
+        "precision": manifest.precision,
+        "bytes": sum(file.size for file in manifest.files),
+        "license": manifest.license,
+        "published_at": row.published_at,
+        "quality": [each.model_dump() for each in manifest.quality],
+        "running_on": count("running"),
+        "rolled_back_on": count("rollbacks"),
+    }
+
+
+def _progress(each: Rollout, reports: Mapping[str, Mapping[Any, ReleaseReport]]) -> dict[str, Any]:
+    facts = rollout_facts(each)
+    states: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for member in sorted(each.members):
+        report = reports.get(member, {}).get(each.assignment.release)
+        states[member] = report.state.value if report else "told"
+        if report is not None and report.state is State.ROLLED_BACK:
+            reasons[member] = report.reason or "no reason given"
+    settled = sum(state in {str(known) for known in SETTLED} for state in states.values())
+    rolled_back = len(reasons)
+    return {
+        **facts,
+        "states": states,
+        "reasons": reasons,
+        "settled": settled,
+        "rolled_back": rolled_back,
+        "under_way": len(states) - settled - rolled_back,
+    }
+
+
+def _audit(row: DeviceRow, rows: Rows) -> dict[str, Any]:
+    mine = [each for each in rows.audits if each.device == row.id]
+    latest = max(mine, key=lambda each: each.epoch, default=None)
+    said = row.reported.audit if row.reported else None
+    committed = latest.size if latest else 0
+    written = said.size if said and (latest is None or said.epoch >= latest.epoch) else committed
+    return {
+        "device": row.id,
+        "epoch": latest.epoch if latest else (said.epoch if said else None),
+        "committed": committed,
+        "written": max(written, committed),
+        "root": latest.root if latest else None,
+        "updated_at": latest.updated_at if latest else None,
+        "contradictions": sum(each.device == row.id for each in rows.evidence),
+    }
