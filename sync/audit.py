@@ -210,6 +210,16 @@ class Leaf(Message):
     commitment: str | None
 
 
+def erased_keys(leaf: Leaf) -> frozenset[str]:
+    """The data keys that a tombstone says were destroyed; none for any other record."""
+    listed = leaf.facts.get("key_ids") if leaf.kind == TOMBSTONE else None
+    return (
+        frozenset(item for item in listed if isinstance(item, str))
+        if isinstance(listed, list)
+        else frozenset()
+    )
+
+
 def commitment(salt: bytes, ciphertext: bytes) -> str:
     """What a leaf says of its ciphertext, in hex. The salt keeps equal bodies apart."""
     return hashlib.sha256(salt + ciphertext).hexdigest()
