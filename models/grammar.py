@@ -23,8 +23,10 @@ MAX_REPEAT = 1_000
 """Longest bounded repetition: the sampler unrolls them."""
 
 _ANNOTATIONS = frozenset(
-    "$schema $id $comment $defs definitions title description default examples".split()
-    + "deprecated readOnly writeOnly".split()
+    (
+        *("$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default"),
+        *("examples", "deprecated", "readOnly", "writeOnly"),
+    )
 )
 _PER_TYPE: Mapping[str, frozenset[str]] = {
     "object": frozenset(("properties", "required", "additionalProperties")),

@@ -394,7 +394,7 @@ class _Lane:
         if not self._context:
             raise EngineError(f"no memory for a context of {settings.cache_tokens} tokens: {_last_error()}")
         if adapter is not None:
-            adapters = (ctypes.c_void_p * 1)(adapter)
+            adapters = (lib.llama_adapter_lora_p_ctypes * 1)(adapter)
             if lib.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0)):
                 lib.llama_free(self._context)
                 raise EngineError(f"the adapter cannot be used in a context: {_last_error()}")

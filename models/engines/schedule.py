@@ -55,13 +55,14 @@ def place(slots: Sequence[SlotView], prompt: Sequence[int], reserve: int, cache:
     promised = sum(slot.reserved for slot in slots)
     if not idle or promised + reserve > cache:
         return None
-    source = max(slots, key=lambda slot: (common_prefix(slot.tokens, prompt), not slot.reserved))
+    # Among equals the one that was not used for longest: it may be the one to be overwritten.
+    source = max(slots, key=lambda slot: (common_prefix(slot.tokens, prompt), not slot.reserved, -slot.used))
     reuse = min(common_prefix(source.tokens, prompt), len(prompt) - 1)
-    # An idle source is continued in place, unless that would lose a longer text than it saves.
-    if not source.reserved and (2 * reuse >= len(source.tokens) or len(idle) == 1):
+    target = min(idle, key=lambda slot: (bool(slot.tokens), slot.used))
+    # A text that is mostly reused is continued in place, and so is any when no slot is empty: what else
+    # stood in the source is lost, but no other slot's text is.
+    if not source.reserved and (2 * reuse >= len(source.tokens) or target.tokens):
         target = source
-    else:
-        target = min((slot for slot in idle if slot is not source or len(idle) == 1), key=_cheapest)
     kept = [slot for slot in idle if slot is not target]
     free = cache - promised - reserve - sum(len(slot.tokens) for slot in kept)
     evict = []
@@ -71,10 +72,6 @@ def place(slots: Sequence[SlotView], prompt: Sequence[int], reserve: int, cache:
         evict.append(slot.index)
         free += len(slot.tokens)
     return Placement(target.index, source.index, reuse, tuple(evict))
-
-
-def _cheapest(slot: SlotView) -> tuple[bool, int]:
-    return (bool(slot.tokens), slot.used)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,185 @@
+"""The engine over a real model: batching, adapters, limits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.engines.base import Finish, GenerateRequest, Sampling
+from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+from models.errors import ContextLengthExceeded, EngineError, UnknownAdapter, UnsafeFile, UnsupportedRequest
+
+pytestmark = pytest.mark.model
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write one sentence about bearings.",
+    "Count from 1 to 20.",
+    "Name three colours.",
+)
+
+
+def test_greedy_answers_are_the_same_alone_and_in_a_batch(
+    engine: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    alone = []
+    for question in QUESTIONS:
+        engine.submit(chat("one", question))
+        alone.append(run(engine).text["one"])
+    for number, question in enumerate(QUESTIONS):
+        engine.submit(chat(str(number), question))
+    together = run(engine)
+    assert [together.text[str(number)] for number in range(4)] == alone
+    assert "Paris" in alone[0]
+    usage = together.last["2"].usage
+    assert usage.completion_tokens == 24
+    assert usage.cached_tokens == usage.prompt_tokens - 1, "the prompt was read a moment ago"
+    assert together.last["2"].finish is Finish.LENGTH
+    assert together.last["0"].finish is Finish.STOP
+
+
+def test_more_requests_than_slots_or_cells_are_all_answered(
+    model_path: Path, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    small = LlamaSettings(threads=1, context_tokens=64, max_sequences=3, batch_tokens=16, cache_tokens=96)
+    engine = LlamaEngine(model_path, small)
+    try:
+        for number in range(9):
+            engine.submit(chat(str(number), f"Say {number}.", max_tokens=20 + number))
+        answers = run(engine)
+        assert len(answers.last) == 9
+        assert all(last.finish in (Finish.STOP, Finish.LENGTH) for last in answers.last.values())
+        engine.submit(chat("rest", "Count without end: 1, 2,", max_tokens=None))
+        last = run(engine).last["rest"]
+        assert last.usage.prompt_tokens + last.usage.completion_tokens <= 64
+    finally:
+        engine.close()
+
+
+def test_cancelling_ends_a_request_in_one_step_and_spares_the_others(
+    engine: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    engine.submit(chat("kept", QUESTIONS[0]))
+    engine.submit(chat("dropped", "Tell a long story.", max_tokens=400))
+    for _ in range(5):
+        engine.step()
+    engine.cancel("dropped")
+    engine.cancel("never heard of")
+    events = engine.step()
+    assert [event.finish for event in events if event.id == "dropped"] == [Finish.CANCELLED]
+    assert run(engine).last["kept"].finish is Finish.STOP
+    assert engine.step() == []
+
+
+def test_too_long_and_too_odd_requests_are_refused_at_submission(
+    engine: LlamaEngine, chat: Callable[..., GenerateRequest]
+) -> None:
+    with pytest.raises(ContextLengthExceeded, match=r"512 tokens; the prompt takes \d+"):
+        engine.submit(chat("x", "word " * 600))
+    with pytest.raises(ContextLengthExceeded, match="may take 512"):
+        engine.submit(chat("x", "Hi", max_tokens=512))
+    with pytest.raises(UnknownAdapter, match="ghost"):
+        engine.submit(chat("x", "Hi", adapter="ghost"))
+    for odd in ({"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
+        with pytest.raises(UnsupportedRequest):
+            engine.submit(chat("x", "Hi", **odd))
+    with pytest.raises(UnsupportedRequest, match="empty"):
+        engine.submit(GenerateRequest("x", "", Sampling(4)))
+    assert engine.step() == []
+
+
+def test_seeds_stops_and_text_of_many_tokens(
+    engine: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    for id, seed in (("a", 1), ("b", 1), ("c", 2)):
+        engine.submit(chat(id, "Invent a name.", temperature=1.5, top_p=0.95, seed=seed))
+        run_text = run(engine).text[id]
+        assert run_text and "\ufffd" not in run_text.strip("\ufffd")
+        if id == "a":
+            first = run_text
+        elif id == "b":
+            assert run_text == first
+        else:
+            assert run_text != first
+    engine.submit(chat("stop", "Name three colours.", stop=("Blue", "\n2")))
+    stopped = run(engine)
+    assert stopped.last["stop"].finish is Finish.STOP
+    assert "Red" in stopped.text["stop"] and "2" not in stopped.text["stop"]
+
+
+def test_tokens_and_scores_agree_with_what_is_generated(
+    engine: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    request = chat("x", QUESTIONS[0])
+    tokens = engine.tokenize(request.prompt, add_special=True, parse_special=True)
+    assert engine.tokenize("<|im_start|>", False, True) == [1]
+    assert len(engine.tokenize("<|im_start|>", False, False)) > 1
+    hard = "naïve 中文 😀\u200d🔥 \t x=1;\n"
+    assert engine.detokenize(engine.tokenize(hard, False, False)).decode() == hard
+    engine.submit(request)
+    answer = run(engine).text["x"]
+    follow = engine.tokenize(answer, False, False)
+    logits = engine.score([*tokens, *follow], first=len(tokens) - 1)
+    assert logits.shape == (len(follow) + 1, 49152) and logits.dtype == np.float32
+    assert logits.argmax(axis=1).tolist()[:-1] == follow
+    whole = engine.score([*tokens, *follow])
+    np.testing.assert_allclose(whole[len(tokens) - 1 :], logits, atol=0.2)
+    with pytest.raises(ContextLengthExceeded):
+        engine.score([1] * 513)
+
+
+def test_an_adapter_changes_its_own_answers_only(
+    engine: LlamaEngine,
+    run: Callable,
+    chat: Callable[..., GenerateRequest],
+    make_adapter: Callable[..., Path],
+) -> None:
+    question = QUESTIONS[1]
+    engine.submit(chat("before", question))
+    before = run(engine).text["before"]
+    engine.attach("one", make_adapter(1))
+    engine.attach("two", make_adapter(2))
+    for id, adapter in (("base", None), ("one", "one"), ("two", "two"), ("again", "one")):
+        engine.submit(chat(id, question, adapter=adapter))
+    texts = run(engine).text
+    assert texts["base"] == before
+    assert len({texts["base"], texts["one"], texts["two"]}) == 3
+    assert texts["one"] == texts["again"]
+    tokens = engine.tokenize(question, True, True)
+    assert not np.allclose(engine.score(tokens), engine.score(tokens, adapter="one"), atol=0.5)
+
+    with pytest.raises(EngineError, match="already"):
+        engine.attach("one", make_adapter(3))
+    engine.submit(chat("last words", question, adapter="one"))
+    engine.step()
+    engine.detach("one")
+    assert engine.adapters == ("two",)
+    with pytest.raises(UnknownAdapter):
+        engine.submit(chat("late", question, adapter="one"))
+    engine.attach("one", make_adapter(2))
+    engine.submit(chat("new", question, adapter="one"))
+    texts_after = run(engine).text
+    assert texts_after["last words"] == texts["one"], "what ran when it was detached, finished on it"
+    assert texts_after["new"] == texts["two"]
+    engine.detach("one")
+    engine.detach("two")
+    with pytest.raises(UnknownAdapter):
+        engine.detach("two")
+
+
+def test_files_that_are_sound_but_cannot_be_loaded(
+    tmp_path: Path, engine: LlamaEngine, make_adapter: Callable[..., Path]
+) -> None:
+    from gguf_bytes import build
+
+    strange = tmp_path / "strange.gguf"
+    strange.write_bytes(build({"general.architecture": "no-such-thing"}))
+    with pytest.raises(EngineError, match=r"strange\.gguf cannot be loaded"):
+        LlamaEngine(strange, LlamaSettings())
+    misfit = make_adapter(1, target="ffn_down")
+    with pytest.raises(EngineError, match="does not fit the base"):
+        engine.attach("misfit", misfit)
+    with pytest.raises(UnsafeFile):
+        engine.attach("nothing", tmp_path / "nothing.gguf")
+    assert engine.adapters == ()
