@@ -3,7 +3,9 @@
 ::
 
     offered -> fetching -> verified -> staged -> probed -> active -> committed -> superseded
-       any state before committed -> rolled_back(reason)
+       any of these but superseded -> rolled_back(reason)
+       rolled_back, superseded -> offered       wanted (again)
+       superseded -> committed                  its successor was rolled back at the device
 
 The shell (``edge_agent.activation``) makes each state durable before it does what the state announces. An
 attempt is counted when a release is verified, because from there on it touches the engine: a release that
@@ -34,7 +36,7 @@ _NEXT = {
     State.ACTIVE: {State.COMMITTED, State.ROLLED_BACK, State.SUPERSEDED},
     State.COMMITTED: {State.SUPERSEDED, State.ROLLED_BACK},
     State.ROLLED_BACK: {State.OFFERED},
-    State.SUPERSEDED: {State.OFFERED},
+    State.SUPERSEDED: {State.OFFERED, State.COMMITTED},
 }
 UNDERWAY = frozenset({State.OFFERED, State.FETCHING, State.VERIFIED, State.STAGED, State.PROBED})
 SERVING = frozenset({State.ACTIVE, State.COMMITTED})

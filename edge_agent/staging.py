@@ -1,0 +1,231 @@
+"""What is loaded on a device: an engine per base release, the adapters attached to it, and how they answer.
+
+Owns: starting engines beside each other, attaching every adapter release under a key of its own (so that an
+old and a new release of one adapter live side by side over the same weights), replaying probes, and letting
+go of what nobody needs. Refuses: deciding what serves, and anything durable (``edge_agent.activation``).
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from edge_agent.catalog import Catalog, Served
+from edge_agent.errors import ProbeFailed, UnfitRelease
+from edge_agent.state import Release
+from models import canonical
+from models.digest import Digest
+from models.engines.base import Event, GenerateRequest, ModelFacts, Sampling
+from models.errors import ContextLengthExceeded, EngineError, InvalidTemplate, UnsupportedRequest
+from models.manifest import File, Kind, Manifest
+from models.probes import judge
+from models.prompts import ChatTemplate
+from models.store import BlobStore
+
+
+class Engine(Protocol):
+    """A loaded base model that takes adapters: an engine process, or anything that behaves like one."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What was loaded."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """See ``edge_agent.catalog.TextEngine``."""
+
+    async def attach(self, key: str, path: Path) -> None:
+        """Load an adapter beside the base. Raises ``EngineError``, ``UnsafeFile``."""
+
+    async def detach(self, key: str) -> None:
+        """Drop an adapter when its requests have ended."""
+
+    async def close(self) -> None:
+        """Unload everything."""
+
+
+StartEngine = Callable[[Path], Awaitable[Engine]]
+"""Loads a model file. Raises ``EngineError``, ``UnsafeFile``."""
+
+HEADROOM = 256 << 20
+"""Bytes of memory that an engine needs besides its weights: contexts, compute graphs, the process."""
+
+
+@dataclass(slots=True)
+class _Base:
+    engine: Engine
+    template: ChatTemplate | None
+    adapters: set[Digest] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Something that must stay loaded: a base release, and an adapter release on it or None."""
+
+    base: Digest
+    adapter: Digest | None = None
+
+
+class Stage:
+    """Engines and adapters in memory. ``free_memory`` tells how many bytes an engine may still take."""
+
+    def __init__(
+        self, store: BlobStore, catalog: Catalog, start: StartEngine, free_memory: Callable[[], int]
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._start = start
+        self._free_memory = free_memory
+        self._bases: dict[Digest, _Base] = {}
+        self._retired: list[Served] = []
+
+    @property
+    def engines(self) -> dict[Digest, Engine]:
+        """The engines that run now, by base release."""
+        return {digest: base.engine for digest, base in self._bases.items()}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something replaced still answers requests, so that ``collect`` has to come again."""
+        return bool(self._retired)
+
+    async def load_base(self, release: Release) -> Served:
+        """Start the engine of a base release unless it runs; returns how it would be served.
+
+        Raises ``UnfitRelease`` for a verdict, ``EngineError`` or ``UnsafeFile`` from the engine.
+        """
+        manifest = verified(release)
+        if release.digest not in self._bases:
+            weights = weights_of(manifest)
+            if self._bases and self._free_memory() < weights.size + HEADROOM:
+                raise EngineError(f"no memory to load {manifest.name} {manifest.version} beside what runs")
+            engine = await self._start(self._store.path(weights.sha256))
+            try:
+                template = _template(manifest, engine.facts)
+            except UnfitRelease:
+                await engine.close()
+                raise
+            self._bases[release.digest] = _Base(engine, template)
+        return self._served(manifest, manifest.name, release.digest, None)
+
+    async def load_adapter(self, release: Release, base: Release) -> Served:
+        """Attach an adapter release to a base that is loaded or gets loaded. Raises as ``load_base`` does."""
+        manifest = verified(release)
+        await self.load_base(base)
+        loaded = self._bases[base.digest]
+        if release.digest not in loaded.adapters:
+            await loaded.engine.attach(release.digest.hex, self._store.path(weights_of(manifest).sha256))
+            loaded.adapters.add(release.digest)
+        name = f"{verified(base).name}:{manifest.name}"
+        return self._served(manifest, name, base.digest, release.digest)
+
+    async def replay(self, served: Served, manifest: Manifest) -> None:
+        """Ask every probe of a staged release. Raises ``ProbeFailed``, ``UnfitRelease``, ``EngineError``."""
+        for number, probe in enumerate(manifest.probes):
+            answer = await _ask(served, f"probe-{served.model_id}-{number}", probe.messages, probe.max_tokens)
+            verdict = judge(probe, answer)
+            if not verdict.passed:
+                raise ProbeFailed(
+                    f"{served.model_id}, probe {number + 1} of {len(manifest.probes)}: similarity "
+                    f"{verdict.similarity:.2f}, needed {probe.tolerance:.2f}; answered {answer[:80]!r}"
+                )
+
+    def publish(self, served: Served) -> None:
+        """Let ``served`` answer from now on; what it replaces finishes its requests."""
+        self._retire(self._catalog.publish(served))
+
+    def withdraw(self, model_id: str) -> None:
+        """Let nothing answer to ``model_id``."""
+        self._retire(self._catalog.withdraw(model_id))
+
+    async def collect(self, needs: Collection[Need]) -> None:
+        """Unload what is not needed and answers no request any more."""
+        self._retired = [served for served in self._retired if self._catalog.in_flight(served)]
+        busy = {(id(served.engine), served.adapter_key) for served in self._retired}
+        for digest, base in list(self._bases.items()):
+            needed = {need.adapter for need in needs if need.base == digest}
+            running = {key for engine, key in busy if engine == id(base.engine)}
+            if not needed and not running:
+                del self._bases[digest]
+                await base.engine.close()
+                continue
+            for adapter in [a for a in base.adapters if a not in needed and a.hex not in running]:
+                base.adapters.discard(adapter)
+                await base.engine.detach(adapter.hex)
+
+    async def close(self) -> None:
+        """Stop every engine."""
+        while self._bases:
+            _, base = self._bases.popitem()
+            await base.engine.close()
+
+    def _retire(self, served: Served | None) -> None:
+        if served is not None:
+            self._retired.append(served)
+
+    def _served(self, manifest: Manifest, model_id: str, base: Digest, adapter: Digest | None) -> Served:
+        loaded = self._bases[base]
+        facts, system_prompt = loaded.engine.facts, manifest.engine.system_prompt
+        source = loaded.template.source if loaded.template is not None else None
+        return Served(
+            model_id=model_id,
+            engine=loaded.engine,
+            adapter_key=None if adapter is None else adapter.hex,
+            template=loaded.template,
+            context_tokens=facts.context_tokens,
+            release=base,
+            adapter_release=adapter,
+            output_schema=manifest.engine.output_schema,
+            system_prompt=system_prompt,
+            prompt_version=Digest.of(canonical.encode({"template": source, "system_prompt": system_prompt})),
+        )
+
+
+def weights_of(manifest: Manifest) -> File:
+    """The one file that the engine loads. Raises ``UnfitRelease`` for a kind or format not served here."""
+    if manifest.kind not in (Kind.MODEL, Kind.ADAPTER) or manifest.format != "gguf":
+        raise UnfitRelease(f"this device cannot activate a {manifest.kind} in format {manifest.format}")
+    found = [file for file in manifest.files if file.path.endswith(".gguf")]
+    if len(found) != 1:
+        raise UnfitRelease(f"a {manifest.kind} holds one GGUF file; {manifest.name} holds {len(found)}")
+    return found[0]
+
+
+def verified(release: Release) -> Manifest:
+    """The manifest of a release that was verified here. Raises ``UnfitRelease`` before that."""
+    if release.manifest is None:
+        raise UnfitRelease(f"{release.progress.slot} was never verified on this device")
+    return release.manifest
+
+
+def _template(manifest: Manifest, facts: ModelFacts) -> ChatTemplate | None:
+    promised = manifest.engine.chat_template
+    if facts.chat_template is None:
+        if promised is not None:
+            raise UnfitRelease(f"{manifest.name} promises a chat template and its file holds none")
+        return None
+    if promised is not None and Digest.of(facts.chat_template.encode()) != promised:
+        raise UnfitRelease(f"the chat template of {manifest.name} is not the one of its manifest")
+    try:
+        return ChatTemplate(facts.chat_template, facts.bos, facts.eos)
+    except InvalidTemplate as error:
+        raise UnfitRelease(str(error)) from error
+
+
+async def _ask(served: Served, request_id: str, messages: tuple[dict[str, str], ...], max_tokens: int) -> str:
+    """One greedy answer, asked as ``/v1/chat/completions`` would ask it."""
+    if served.template is None:
+        raise UnfitRelease(f"{served.model_id} has probes and no chat template to ask them with")
+    chat = list(messages)
+    if served.system_prompt is not None and all(message.get("role") != "system" for message in chat):
+        chat.insert(0, {"role": "system", "content": served.system_prompt})
+    text: list[str] = []
+    try:
+        prompt = served.template.render(chat)
+        request = GenerateRequest(request_id, prompt, Sampling(max_tokens), served.adapter_key)
+        async for event in served.engine.generate(request):
+            if event.error is not None:
+                raise event.error
+            text.append(event.text)
+    except (InvalidTemplate, ContextLengthExceeded, UnsupportedRequest) as error:
+        raise UnfitRelease(f"a probe cannot be asked: {error}") from error
+    return "".join(text)
