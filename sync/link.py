@@ -117,6 +117,8 @@ class Link:
         """The name of the current connection, or of the last one."""
         self.connections = 0
         """How many times the link came up."""
+        self.tls_version = ""
+        """What was negotiated for the current connection, or for the last one, e.g. ``TLSv1.3``."""
 
     @property
     def connected(self) -> bool:
@@ -265,6 +267,8 @@ class Link:
                     raise InvalidTopic(f"the broker refuses a subscription to {topic}: {code}")
         self.session = session
         self.connections += 1
+        socket = client._client.socket()  # aiomqtt shows the connection's TLS state in no other way
+        self.tls_version = (socket.version() or "") if isinstance(socket, ssl.SSLSocket) else ""
         self._client = client
         self._down.clear()
         if self._status is not None:
