@@ -43,7 +43,7 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         numbers = np.random.default_rng(seed)
         for layer in range(30):
             for half, shape in (("lora_a", (4, 576)), ("lora_b", (576, 4))):
-                values = numbers.normal(0, 0.3, shape).astype(np.float32)
+                values = numbers.normal(0, 0.12, shape).astype(np.float32)
                 writer.add_tensor(f"blk.{layer}.{target}.weight.{half}", values)
         if stray:
             writer.add_tensor("blk.0.attn_norm.weight", np.ones(576, dtype=np.float32))

@@ -1,6 +1,6 @@
 """The engine over a real model: batching, adapters, limits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,26 @@ from models.errors import ContextLengthExceeded, EngineError, UnknownAdapter, Un
 
 pytestmark = pytest.mark.model
 
+# The model is sure of these: its next-best token is at least 0.6 logits away all along. Kernels sum in
+# another order in another batch, so a near-tie may go either way and proves nothing.
 QUESTIONS = (
     "What is the capital of France?",
-    "Write one sentence about bearings.",
-    "Count from 1 to 20.",
-    "Name three colours.",
+    "Repeat after me: one two three four five",
+    "Repeat exactly: the spindle is hot.",
+    "What is the capital of Japan?",
 )
+NOISE = 0.3
+"""Logits that differ by less may be the same number, summed in another order."""
+
+
+def assert_greedy(engine: LlamaEngine, request: GenerateRequest, text: str) -> None:
+    """Each token of an answer is the likeliest one, by a computation of that sequence alone."""
+    prompt = engine.tokenize(request.prompt, add_special=True, parse_special=True)
+    # An answer cut short may end in half of what the tokenizer would write as one token.
+    answer = engine.tokenize(text, add_special=False, parse_special=False)[:-1]
+    logits = engine.score([*prompt, *answer], len(prompt) - 1, adapter=request.adapter)[:-1]
+    chosen = logits[np.arange(len(answer)), answer]
+    assert float((logits.max(axis=1) - chosen).max(initial=0)) < NOISE
 
 
 def test_greedy_answers_are_the_same_alone_and_in_a_batch(
@@ -33,10 +47,9 @@ def test_greedy_answers_are_the_same_alone_and_in_a_batch(
     assert [together.text[str(number)] for number in range(4)] == alone
     assert "Paris" in alone[0]
     usage = together.last["2"].usage
-    assert usage.completion_tokens == 24
     assert usage.cached_tokens == usage.prompt_tokens - 1, "the prompt was read a moment ago"
-    assert together.last["2"].finish is Finish.LENGTH
-    assert together.last["0"].finish is Finish.STOP
+    assert usage.completion_tokens > 5
+    assert {last.finish for last in together.last.values()} == {Finish.STOP}
 
 
 def test_more_requests_than_slots_or_cells_are_all_answered(
@@ -129,43 +142,60 @@ def test_tokens_and_scores_agree_with_what_is_generated(
         engine.score([1] * 513)
 
 
-def test_an_adapter_changes_its_own_answers_only(
+@pytest.fixture
+def adapters(engine: LlamaEngine, make_adapter: Callable[..., Path]) -> Iterator[None]:
+    engine.attach("one", make_adapter(1))
+    engine.attach("two", make_adapter(2))
+    yield
+    for name in engine.adapters:
+        engine.detach(name)
+
+
+@pytest.mark.usefixtures("adapters")
+def test_an_adapter_changes_its_own_answers_and_no_others(
+    engine: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    """Prompts are equal, so that KV of one adapter would be there to be taken by mistake for another's."""
+    tokens = engine.tokenize("The spindle is hot", True, True)
+    alone = {name: engine.score(tokens, adapter=name) for name in (None, "one", "two")}
+    assert np.abs(alone[None] - alone["one"]).max() > 1
+    assert np.abs(alone["two"] - alone["one"]).max() > 1
+    names = (None, "one", "two")
+    requests = {name: chat(str(name), "Write one sentence about bearings.", adapter=name) for name in names}
+    for _ in range(2):  # the second time every context reuses a prefix
+        for request in requests.values():
+            engine.submit(request)
+        answers = run(engine)
+    assert all(last.usage.cached_tokens for last in answers.last.values())
+    assert len(set(answers.text.values())) == 3
+    for request in requests.values():
+        assert_greedy(engine, request, answers.text[request.id])
+
+
+@pytest.mark.usefixtures("adapters")
+def test_a_detached_adapter_finishes_what_runs_and_takes_nothing_new(
     engine: LlamaEngine,
     run: Callable,
     chat: Callable[..., GenerateRequest],
     make_adapter: Callable[..., Path],
 ) -> None:
-    question = QUESTIONS[1]
-    engine.submit(chat("before", question))
-    before = run(engine).text["before"]
-    engine.attach("one", make_adapter(1))
-    engine.attach("two", make_adapter(2))
-    for id, adapter in (("base", None), ("one", "one"), ("two", "two"), ("again", "one")):
-        engine.submit(chat(id, question, adapter=adapter))
-    texts = run(engine).text
-    assert texts["base"] == before
-    assert len({texts["base"], texts["one"], texts["two"]}) == 3
-    assert texts["one"] == texts["again"]
-    tokens = engine.tokenize(question, True, True)
-    assert not np.allclose(engine.score(tokens), engine.score(tokens, adapter="one"), atol=0.5)
-
     with pytest.raises(EngineError, match="already"):
         engine.attach("one", make_adapter(3))
-    engine.submit(chat("last words", question, adapter="one"))
-    engine.step()
+    engine.submit(chat("expected", QUESTIONS[1], adapter="one"))
+    expected = run(engine).text["expected"]
+    engine.submit(chat("last words", QUESTIONS[1], adapter="one"))
+    begun = "".join(event.text for event in engine.step())
     engine.detach("one")
     assert engine.adapters == ("two",)
     with pytest.raises(UnknownAdapter):
-        engine.submit(chat("late", question, adapter="one"))
+        engine.submit(chat("late", QUESTIONS[1], adapter="one"))
     engine.attach("one", make_adapter(2))
-    engine.submit(chat("new", question, adapter="one"))
-    texts_after = run(engine).text
-    assert texts_after["last words"] == texts["one"], "what ran when it was detached, finished on it"
-    assert texts_after["new"] == texts["two"]
-    engine.detach("one")
-    engine.detach("two")
-    with pytest.raises(UnknownAdapter):
-        engine.detach("two")
+    engine.submit(chat("new", QUESTIONS[1], adapter="one"))
+    engine.submit(chat("two", QUESTIONS[1], adapter="two"))
+    answers = run(engine)
+    assert answers.last["last words"].error is None
+    assert begun + answers.text["last words"] == expected, "it finished on what it started with"
+    assert answers.text["new"] == answers.text["two"] != expected
 
 
 def test_files_that_are_sound_but_cannot_be_loaded(
