@@ -162,14 +162,16 @@ class _TrailReader:
 
     def read(self, lines: Iterable[bytes]) -> Iterator[tuple[AuditRecord, Leaf | None]]:
         for number, line in enumerate(lines, 1):
-            where = f"line {number}, about record {self._epoch}/{self._tree.size} of {self._device or '?'}"
+            where = (
+                f"line {number}, where record {self._epoch}/{self._tree.size} of {self._device or '?'} is due"
+            )
             fields = _fields(line, where)
             if number == 1:
                 self._begin(fields)
             elif set(fields) == {"record"}:
                 yield self._record(fields["record"], where)
             elif set(fields) == {"checkpoint"} and isinstance(fields["checkpoint"], str):
-                self._checkpoint(fields["checkpoint"])
+                self._checkpoint(fields["checkpoint"], number)
             else:
                 raise AuditBroken(f"{where}: neither a record nor a checkpoint")
         if self._last is None or self._covered != self._tree.size:
@@ -214,9 +216,12 @@ class _TrailReader:
             self._erased |= erased_keys(leaf)
         return record, leaf
 
-    def _checkpoint(self, note: str) -> None:
+    def _checkpoint(self, note: str, number: int) -> None:
         key = self._keys[self._device]
-        self._last = check_root(note, self._device, self._epoch, self._tree, key, self._covered)
+        try:
+            self._last = check_root(note, self._device, self._epoch, self._tree, key, self._covered)
+        except AuditBroken as error:
+            raise AuditBroken(f"line {number}: {error}") from error
         self._covered = self._tree.size
         self._checkpoints += 1
 
