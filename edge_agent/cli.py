@@ -5,10 +5,13 @@ verification. A verb's module is imported when the verb runs, so ``--help`` load
 """
 
 import asyncio
+import json
 import logging
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -17,6 +20,8 @@ from models.errors import DigestMismatch, InvalidManifest, InvalidTemplate, Mode
 from sync.errors import SyncError, VerificationFailed
 
 FAILED, WRONG_USE, REFUSED = 1, 2, 3
+
+_HOME = click.Path(file_okay=False, path_type=Path)
 
 _REFUSALS = (
     PolicyViolation,
@@ -68,16 +73,73 @@ def main() -> None:
 @click.option(
     "--threads", default=0, type=click.IntRange(0, 512), help="Threads of each engine; 0: all cores but one."
 )
-def serve(models: tuple[str, ...], adapters: tuple[str, ...], host: str, port: int, threads: int) -> None:
-    """Serve models over OpenAI's API, at once and with no hub."""
+@click.option("--home", type=_HOME, help="Run as the member of a fleet that enrolled in this folder.")
+@click.option(
+    "--heavy-tokens",
+    type=click.IntRange(1),
+    help="Ask the hub when prompt and answer together have this many tokens.  [default: never]",
+)
+def serve(
+    models: tuple[str, ...],
+    adapters: tuple[str, ...],
+    host: str,
+    port: int,
+    threads: int,
+    home: Path | None,
+    heavy_tokens: int | None,
+) -> None:
+    """Serve over OpenAI's API: --model at once and with no hub, or --home as a member of a fleet."""
     with exit_codes():
         from edge_agent.engine_process import EngineSettings
-        from edge_agent.serve import read_plan
-        from edge_agent.serve import serve as run
 
-        plan = read_plan(models, adapters)
         settings = EngineSettings(threads=threads)
-        asyncio.run(run(plan, host, port, settings, lambda text: click.echo(text, err=True)))
+        if home is not None:
+            if models or adapters:
+                raise WrongUse("--home: the fleet says what is served; leave out --model and --adapter")
+            from edge_agent.agent import AgentSettings, run
+            from edge_agent.home import Home
+
+            asyncio.run(run(Home(home), AgentSettings(host, port, settings, heavy_tokens), _say))
+            return
+        if heavy_tokens is not None:
+            raise WrongUse("--heavy-tokens: only a member of a fleet (--home) has a hub to ask")
+        from edge_agent.serve import read_plan
+        from edge_agent.serve import serve as serve_files
+
+        asyncio.run(serve_files(read_plan(models, adapters), host, port, settings, _say))
+
+
+@main.command()
+@click.option("--hub", required=True, metavar="URL", help="https://HOST:8443, as in the token.")
+@click.option("--token-file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--home", required=True, type=_HOME, help="The folder that will hold this device's identity.")
+@click.option("--device", default=None, metavar="ID", help="This device's id.  [default: the host's name]")
+def enroll(hub: str, token_file: Path, home: Path, device: str | None) -> None:
+    """Join a hub: make a key here, have it certified, keep the trust anchor."""
+    with exit_codes():
+        from edge_agent.enroll import join
+        from edge_agent.home import Home
+
+        name = device or socket.gethostname().split(".")[0].lower()
+        member = join(Home(home), hub, token_file, name)
+        _say(f"{member.device} is enrolled at {member.hub_url}; now: outpost-edge serve --home {home}")
+
+
+@main.command()
+@click.option("--home", required=True, type=_HOME)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(home: Path, as_json: bool) -> None:
+    """Say what runs on this device and why."""
+    with exit_codes():
+        from edge_agent.home import Home
+        from edge_agent.status import as_text, read_status
+
+        found = asyncio.run(read_status(Home(home)))
+        click.echo(json.dumps(found) if as_json else as_text(found))
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 if __name__ == "__main__":
