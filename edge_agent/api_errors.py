@@ -33,7 +33,7 @@ def to_api_error(error: EdgeError | ModelsError | SyncError, prompt_param: str) 
         case ApiError():
             return error
         case UnknownModel():
-            return ApiError(404, f"{_sentence(message)}", code="model_not_found", param="model")
+            return ApiError(404, _sentence(message), code="model_not_found", param="model")
         case Overloaded():
             return ApiError(
                 429, _sentence(message), code="rate_limit_exceeded", retry_after=error.retry_after
@@ -49,7 +49,7 @@ def to_api_error(error: EdgeError | ModelsError | SyncError, prompt_param: str) 
         case ContextLengthExceeded():
             return ApiError(400, _sentence(message), code="context_length_exceeded", param=prompt_param)
         case UnsupportedRequest():
-            return ApiError(400, _sentence(message), code="unsupported_parameter")
+            return ApiError(400, _sentence(message), code="invalid_value", param=prompt_param)
         case InvalidTemplate():
             return ApiError(400, _sentence(message), code="invalid_value", param=prompt_param)
         case EngineError():

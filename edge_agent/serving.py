@@ -25,6 +25,7 @@ from models import canonical
 from models.digest import Digest
 from models.engines.base import Finish, GenerateRequest, Sampling, Usage
 from models.errors import ContextLengthExceeded, EngineError, ModelsError, UnsupportedRequest
+from models.openai.errors import bad_request
 from sync.errors import SyncError
 
 _BYTES_PER_TOKEN = 3
@@ -140,7 +141,7 @@ class Service:
         """``Started``, then text, then ``Finished``. Closing it cancels the work.
 
         Raises ``UnknownModel``, ``PolicyViolation``, ``Overloaded``, ``HubError``, ``EngineError``,
-        ``InvalidTemplate``, and ``SyncError`` when the journal cannot record the call.
+        ``InvalidTemplate``, ``ApiError`` for a schema, and ``SyncError`` when the journal cannot record the call.
         """
         decision = self._decide(ask)
         self._admission.enter()
@@ -271,7 +272,10 @@ class Service:
         sampling = ask.sampling
         if ask.json_schema is not None:
             # Converting a large schema takes a while, and other streams are running.
-            grammar = await asyncio.to_thread(self._schema_to_grammar, ask.json_schema)
+            try:
+                grammar = await asyncio.to_thread(self._schema_to_grammar, ask.json_schema)
+            except UnsupportedRequest as error:
+                raise bad_request(f"{error}.", "response_format", "unsupported_schema") from error
             sampling = replace(sampling, grammar=grammar)
         return GenerateRequest(ask.id, ask.prompt_for(served), sampling, served.adapter_key)
 

@@ -290,6 +290,8 @@ def _decode(data: bytes) -> dict[str, Any]:
     try:
         body = canonical.decode(data)
         json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is JSON but no text
+    except RecursionError as error:
+        raise bad_request("The body is nested too deeply.") from error
     except UnicodeEncodeError as error:
         raise bad_request("The body holds half of a surrogate pair, which is no text.") from error
     except ModelsError as error:
@@ -314,5 +316,7 @@ def _from_validation(error: ValidationError) -> ApiError:
     param = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return bad_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+    if first["type"] == "extra_forbidden":
+        return bad_request(f"Unknown parameter: '{param:.100}'.", param, "unknown_parameter")
     code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
     return bad_request(f"Invalid '{param}': {first['msg'][0].lower()}{first['msg'][1:]}.", param, code)

@@ -1,0 +1,209 @@
+"""Calls over HTTP against scripted engines: order of records, failures, cancellation, load."""
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import httpx
+import pytest
+from edge_app import catalog_of, edge_app, served
+from http_server import running
+from memory_journal import MemoryJournal
+from scripted_engine import ScriptedEngine
+
+from edge_agent.admission import Limits
+from edge_agent.catalog import Outcome
+from models.errors import EngineError
+
+CHAT = "/v1/chat/completions"
+
+
+def chat(**changes: Any) -> dict[str, Any]:
+    return {"model": "smol", "messages": [{"role": "user", "content": "hello there"}]} | changes
+
+
+def events(text: str) -> list[Any]:
+    data = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    return [item if item == "[DONE]" else json.loads(item) for item in data]
+
+
+async def test_intent_and_result_surround_an_answer() -> None:
+    journal = MemoryJournal(delay=0.05)
+    app = edge_app(catalog_of(served(ScriptedEngine("all is well"))), journal=journal)
+    async with (
+        running(app) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        client.stream("POST", CHAT, json=chat(stream=True, user="shift-3")) as response,
+    ):
+        assert journal.kinds == ["intent"]
+        known = response.headers["x-outpost-receipt"]
+        seen: list[Any] = []
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                assert journal.kinds == ["intent", "result"]
+            seen.append(line)
+    receipt = json.loads(base64.urlsafe_b64decode(known + "=="))
+    assert receipt["audit"] == {"intent": 1, "result": None}
+    last = events("\n".join(seen))[-2]
+    assert last["outpost"]["audit"] == {"intent": 1, "result": 2}
+    assert journal.records[1].body == b"all is well"
+    assert {record.subject for record in journal.records} == {"shift-3"}
+    assert "hello" not in json.dumps([record.facts for record in journal.records])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_without_room_for_the_intent_nothing_is_answered(stream: bool) -> None:
+    engine = ScriptedEngine()
+    app = edge_app(catalog_of(served(engine)), journal=MemoryJournal(full=frozenset({"intent"})))
+    async with running(app) as url, httpx.AsyncClient(base_url=url) as client:
+        response = await client.post(CHAT, json=chat(stream=stream))
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "audit_unavailable"
+    assert engine.cancelled == [response.headers["x-request-id"]]
+
+
+async def test_without_room_for_the_result_a_stream_does_not_end_well() -> None:
+    app = edge_app(catalog_of(served(ScriptedEngine())), journal=MemoryJournal(full=frozenset({"result"})))
+    async with running(app) as url, httpx.AsyncClient(base_url=url) as client:
+        response = await client.post(CHAT, json=chat(stream=True))
+    assert events(response.text)[-1]["error"]["code"] == "audit_unavailable"
+    assert "[DONE]" not in response.text
+
+
+async def test_an_engine_that_fails_half_way_ends_the_stream_with_an_error() -> None:
+    journal, outcomes = MemoryJournal(), list[Outcome]()
+    catalog = catalog_of(served(ScriptedEngine(fail_after=2)))
+    catalog.observe(outcomes.append)
+    async with running(edge_app(catalog, journal=journal)) as url, httpx.AsyncClient(base_url=url) as client:
+        streamed = await client.post(CHAT, json=chat(stream=True))
+        whole = await client.post(CHAT, json=chat())
+    assert events(streamed.text)[-1]["error"]["code"] == "engine_failed"
+    assert "[DONE]" not in streamed.text
+    assert (whole.status_code, whole.json()["error"]["type"]) == (503, "server_error")
+    assert [outcome.ok for outcome in outcomes] == [False, False]
+    assert [record.facts.get("error") for record in journal.records] == [None, "EngineError"] * 2
+
+
+async def test_a_client_that_leaves_cancels_its_request_and_the_result_says_so() -> None:
+    engine, journal = ScriptedEngine(gate=asyncio.Semaphore(1)), MemoryJournal()
+    app = edge_app(catalog_of(served(engine)), journal=journal)
+    async with running(app) as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            async with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+                async for line in response.aiter_lines():
+                    if "one" in line:
+                        break
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(CHAT, json=chat(), timeout=0.2)
+        await asyncio.wait_for(journal.until("result", 2), 5)
+    assert engine.cancelled == ["r1", "r2"]
+    assert {record.facts["error"] for record in journal.records if record.kind == "result"} == {
+        "CancelledError"
+    }
+
+
+async def test_more_than_the_queue_holds_is_told_when_to_come_back() -> None:
+    gate = asyncio.Semaphore(0)
+    app = edge_app(catalog_of(served(ScriptedEngine("done", gate=gate))), limits=Limits(running=1, waiting=1))
+    async with running(app) as url, httpx.AsyncClient(base_url=url) as client:
+        inside = [asyncio.create_task(client.post(CHAT, json=chat())) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        refused = await client.post(CHAT, json=chat())
+        for _ in inside:
+            gate.release()
+        answered = await asyncio.gather(*inside)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert [response.status_code for response in answered] == [200, 200]
+
+
+async def test_requests_in_flight_finish_on_the_release_they_started_on() -> None:
+    gate = asyncio.Semaphore(0)
+    catalog = catalog_of(served(ScriptedEngine("old", gate=gate)))
+    async with running(edge_app(catalog)) as url, httpx.AsyncClient(base_url=url) as client:
+        first = asyncio.create_task(client.post(CHAT, json=chat()))
+        await asyncio.sleep(0.1)
+        catalog.publish(served(ScriptedEngine("new")))
+        second = await client.post(CHAT, json=chat())
+        gate.release()
+        texts = [response.json()["choices"][0]["message"]["content"] for response in (await first, second)]
+    assert texts == ["old", "new"]
+
+
+async def test_a_complete_answer_off_its_schema_is_counted() -> None:
+    schema = {"type": "object", "required": ["class"]}
+    outcomes: list[Outcome] = []
+    catalog = catalog_of(
+        served(ScriptedEngine('{"class": 1}'), "good", output_schema=schema),
+        served(ScriptedEngine("no json"), "bad", output_schema=schema),
+    )
+    catalog.observe(outcomes.append)
+    async with running(edge_app(catalog)) as url, httpx.AsyncClient(base_url=url) as client:
+        await client.post(CHAT, json=chat(model="good"))
+        await client.post(CHAT, json=chat(model="bad"))
+        await client.post(CHAT, json=chat(model="bad", max_tokens=1))  # cut short by the caller
+        await client.post(CHAT, json=chat(model="bad", response_format={"type": "json_object"}))
+        metrics = (await client.get("/metrics")).text
+    assert [outcome.violated_schema for outcome in outcomes] == [False, True, False, False]
+    assert 'outpost_schema_violations_total{model="bad"} 1' in metrics
+
+
+async def test_ready_only_when_a_model_answers() -> None:
+    engine = ScriptedEngine(fail_after=0, fail_with=EngineError("starting"))
+    catalog = catalog_of()
+    async with running(edge_app(catalog)) as url, httpx.AsyncClient(base_url=url) as client:
+        assert (await client.get("/readyz")).status_code == 503
+        catalog.publish(served(engine))
+        assert (await client.get("/readyz")).status_code == 503
+        engine.fail_after = None
+        assert (await client.get("/readyz")).json() == {"status": "ready", "models": {"smol": True}}
+        engine.fail_after = 0
+        await client.post(CHAT, json=chat())
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_a_release_speaks_with_its_system_prompt_unless_the_caller_brings_one() -> None:
+    engine = ScriptedEngine()
+    catalog = catalog_of(served(engine, system_prompt="Answer in JSON."))
+    own = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+    async with running(edge_app(catalog)) as url, httpx.AsyncClient(base_url=url) as client:
+        await client.post(CHAT, json=chat())
+        await client.post(CHAT, json=chat(messages=own))
+    assert [request.prompt.split("\n")[0] for request in engine.requests] == [
+        "system: Answer in JSON.",
+        "system: Be brief.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"host": "evil.example"}, "host_not_allowed"),
+        ({"origin": "https://evil.example"}, "origin_not_allowed"),
+        ({"origin": "null"}, "origin_not_allowed"),
+    ],
+)
+async def test_other_sites_cannot_reach_the_loopback(headers: dict[str, str], code: str) -> None:
+    engine = ScriptedEngine()
+    async with (
+        running(edge_app(catalog_of(served(engine)))) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        response = await client.post(CHAT, json=chat(), headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (403, code)
+    assert engine.requests == []
+
+
+async def test_a_defect_of_ours_is_an_error_object_and_never_a_clean_end() -> None:
+    class Broken(ScriptedEngine):
+        def generate(self, request: Any) -> Any:
+            raise ZeroDivisionError
+
+    app = edge_app(catalog_of(served(Broken())))
+    async with running(app) as url, httpx.AsyncClient(base_url=url) as client:
+        for stream in (False, True):
+            response = await client.post(CHAT, json=chat(stream=stream))
+            assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
