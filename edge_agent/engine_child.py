@@ -31,10 +31,12 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._file = sock.makefile("rb", buffering=0)
+        self._poll = select.poll()  # select() cannot watch descriptors from 1024 on
+        self._poll.register(sock, select.POLLIN)
 
     def waiting(self) -> bool:
         """Whether something has come in, or the other end has gone."""
-        return bool(select.select([self._sock], [], [], 0)[0])
+        return bool(self._poll.poll(0))
 
     def receive(self) -> dict[str, Any] | None:
         """The next message; ``None`` once the other end has gone."""

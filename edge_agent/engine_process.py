@@ -137,6 +137,7 @@ class EngineProcess:
     async def close(self) -> None:
         """End the child. Requests in flight get an ``EngineError``. Safe to call twice."""
         self._closed = True
+        self._ready.set()  # whoever waits for a restart learns that there will be none
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
@@ -201,8 +202,9 @@ class EngineProcess:
             self._ready.clear()
             self._outbox.clear()
             await child.end()
-            self._abandon(EngineCrashed(f"the engine's process ended: {reason or child.reason}"))
-            _log.error("engine process %d ended: %s", child.process.pid, reason or child.reason)
+            reason = reason or child.reason
+            self._abandon(EngineCrashed(f"the engine's process ended: {reason}"))
+            _log.error("engine process %d ended: %s", child.process.pid, reason)
             if loop.time() - started > HEALTHY_AFTER:
                 pause = FIRST_PAUSE
             while self._child is None:
@@ -210,7 +212,7 @@ class EngineProcess:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 try:
                     await self._restart()
-                except EngineError as error:
+                except (ModelsError, OSError) as error:
                     _log.error("engine process cannot be restarted: %s", error)
 
     async def _restart(self) -> None:
@@ -221,14 +223,17 @@ class EngineProcess:
             self._send("attach", next(self._numbers), key, str(path))
 
     async def _listen(self, child: "_Child") -> str | None:
-        """Deliver what the child says until it ends; a reason when that was not by itself."""
-        while (message := await child.receive()) is not None:
-            for value in message["events"]:
-                stream = self._streams.get(value["id"])
-                if stream is not None:  # else it was cancelled, and this crossed the cancellation
-                    stream.events.put_nowait(wire.event_from_wire(value, stream.request_id))
-            for number, error in message["replies"]:
-                self._settle(number, wire.error_from_wire(error) if error else None)
+        """Deliver what the child says until it ends, or makes no sense: then the reason is returned."""
+        try:
+            while (message := await child.receive()) is not None:
+                for value in message["events"]:
+                    stream = self._streams.get(value["id"])
+                    if stream is not None:  # else it was cancelled, and this crossed the cancellation
+                        stream.events.put_nowait(wire.event_from_wire(value, stream.request_id))
+                for number, error in message["replies"]:
+                    self._settle(number, wire.error_from_wire(error) if error else None)
+        except (KeyError, TypeError, ValueError) as error:
+            return f"it sent what is no message: {error!r:.200}"
         return None
 
     def _settle(self, number: int, error: ModelsError | None) -> None:
