@@ -37,12 +37,22 @@ from edge_agent.state import ReleaseTable
 from models.grammar import json_schema_to_grammar
 from models.manifest import File
 from models.store import BlobStore
-from sync import protocol
 from sync.database import Database
 from sync.errors import LinkDown, SyncError
 from sync.identity import device_tls_context
 from sync.link import Incoming, Link, LinkSettings, MqttBlobSource
-from sync.protocol import AUDIT_RECEIPT, AUDIT_SEGMENT, DESIRED, REPORTED, IngestReceipt, Reported, Status
+from sync.protocol import (
+    AUDIT_RECEIPT,
+    AUDIT_SEGMENT,
+    DESIRED,
+    REPORTED,
+    STATUS,
+    Channel,
+    IngestReceipt,
+    Message,
+    Reported,
+    Status,
+)
 from sync.signing import open_envelope, sign
 from sync.trail import MIGRATIONS as TRAIL_MIGRATIONS
 from sync.trail import Trail, TrailIdentity
@@ -131,7 +141,7 @@ class Courier:
                 facts=facts(),
                 at=self._now(),
             )
-            await self._send(REPORTED, "reported", message)
+            await self._send(REPORTED, message)
 
     async def drain(self) -> None:
         """Send the trail for ever, one segment at a time, each until a receipt covers it."""
@@ -142,7 +152,7 @@ class Courier:
             if segment is None:
                 await asyncio.sleep(1.0)
                 continue
-            await self._send(AUDIT_SEGMENT, "audit-segment", segment)
+            await self._send(AUDIT_SEGMENT, segment)
             try:
                 async with asyncio.timeout(RECEIPT_SECONDS):
                     await self._receipt.wait()
@@ -150,16 +160,15 @@ class Courier:
                 _log.info("no receipt for records from %d yet; sending them again", segment.first_seq)
 
     async def _take_receipt(self, incoming: Incoming) -> None:
-        payload = open_envelope(incoming.payload, "audit-receipt", self._membership.director_key)
+        payload = open_envelope(incoming.payload, AUDIT_RECEIPT.kind, self._membership.director_key)
         await self._trail.acknowledge(IngestReceipt.from_bytes(payload))
         self._receipt.set()
         self._changed.set()
 
-    async def _send(self, channel: protocol.Channel, kind: str, message: protocol.Message) -> None:
+    async def _send(self, channel: Channel, message: Message) -> None:
         try:
-            await self._link.publish(
-                channel, self._membership.device, sign(self._key, kind, message.to_bytes())
-            )
+            envelope = sign(self._key, channel.kind, message.to_bytes())
+            await self._link.publish(channel, self._membership.device, envelope)
         except LinkDown as error:
             _log.info("%s waits: %s", channel.name, error)
             await asyncio.sleep(0.5)
@@ -278,7 +287,7 @@ def _link(membership: Membership, home: Home, tls: ssl.SSLContext) -> Link:
 
     def status(session: str, online: bool) -> bytes:
         message = Status(device=membership.device, session=session, online=online, at=time.time())
-        return sign(key, "status", message.to_bytes())
+        return sign(key, STATUS.kind, message.to_bytes())
 
     settings = LinkSettings(membership.broker_host, membership.broker_port, tls, membership.device)
     return Link(settings, sessions=lambda: secrets.token_hex(8), status=status)

@@ -220,6 +220,11 @@ class Channel:
             raise InvalidTopic(str(error)) from error
 
     @property
+    def kind(self) -> str:
+        """What a signature over a message of this channel says that it covers (``sync.signing``)."""
+        return self.suffix.replace("/", "-")
+
+    @property
     def wildcard(self) -> str:
         """The filter with which the hub subscribes for every device."""
         return f"{ROOT}/+/{self.suffix}"
