@@ -92,6 +92,7 @@ async def test_twin_presence_and_blobs(broker, certificates):
         await hub.publish(DESIRED, "dev-a", b"before the device came")
         async with device:
             await soon(device.wait_up())
+            assert device.tls_version == "TLSv1.3"
             first = await soon(desired.get())
             assert (first.payload, first.device, first.retained) == (b"before the device came", "dev-a", True)
             assert said(await soon(statuses.get())) == ("dev-a-1", True)
