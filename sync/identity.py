@@ -36,10 +36,7 @@ from pydantic import AfterValidator, Field
 from models.digest import Digest
 from models.store import write_durably
 from sync.errors import BadSignature, EnrolmentRefused, InvalidMessage, LinkDown
-from sync.protocol import DeviceId, Message
-
-HUB_NAME = "hub"
-"""The common name under which the hub itself meets the broker; no device can have it."""
+from sync.protocol import HUB, DeviceId, Message
 
 DEVICE_LIFE = timedelta(days=90)
 SERVER_LIFE = timedelta(days=365)
@@ -250,7 +247,7 @@ def issue_server(ca: CertificateAuthority, hosts: Sequence[str], now: datetime) 
 def issue_hub_client(ca: CertificateAuthority, now: datetime) -> Credentials:
     """The certificate with which the hub meets its broker, under the reserved name ``hub``."""
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _leaf(ca, HUB_NAME, key.public_key(), now, SERVER_LIFE, ExtendedKeyUsageOID.CLIENT_AUTH)
+    certificate = _leaf(ca, HUB, key.public_key(), now, SERVER_LIFE, ExtendedKeyUsageOID.CLIENT_AUTH)
     return Credentials(private_pem(key), certificate)
 
 
@@ -260,8 +257,8 @@ def issue_device(ca: CertificateAuthority, csr: bytes, device_id: str, now: date
     Raises ``InvalidMessage`` for a request that is malformed, names another device or the hub, or carries
     another kind of key; ``BadSignature`` when it does not prove possession of the key.
     """
-    if device_id == HUB_NAME:
-        raise InvalidMessage(f"{HUB_NAME!r} is reserved for the hub itself")
+    if device_id == HUB:
+        raise InvalidMessage(f"{HUB!r} is reserved for the hub itself")
     try:
         request = x509.load_pem_x509_csr(csr)
         key = request.public_key()
