@@ -78,8 +78,12 @@ def rumqttd(port: int, secret: str) -> Iterator["iotcore.Broker"]:
         path = Path(folder) / "broker.toml"
         path.touch(mode=0o600)
         path.write_text(_toml(port, secret))
-        with iotcore.Broker(config_path=str(path)) as broker:
-            yield broker
+        broker = iotcore.Broker(config_path=str(path)).start()
+    # It has read its secret; nothing of that stays on disk, even if this process is killed.
+    try:
+        yield broker
+    finally:
+        broker.stop()
 
 
 def _toml(port: int, secret: str) -> str:
