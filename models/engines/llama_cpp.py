@@ -29,7 +29,6 @@ from models.errors import (
     UnsafeFile,
     UnsupportedRequest,
 )
-from models.grammar import json_schema_to_grammar as json_schema_to_grammar
 
 if TYPE_CHECKING:
     import numpy as np
