@@ -36,7 +36,7 @@ from tuf.api.serialization.json import JSONSerializer
 
 from models.digest import Digest
 from models.manifest import Manifest
-from models.store import copy_durably, read_release, verify_release, write_durably
+from models.store import copy_durably, make_folder, read_release, verify_release, write_durably
 from sync.errors import RolledBack, UntrustedRelease, WrongKeys
 from sync.identity import load_device_key, private_pem
 from sync.trust import AUDITOR_KEY_FIELD
@@ -183,6 +183,7 @@ class Repository:
                 raise WrongKeys(f"{role}.pem is not the key that this root names")
             write_durably(self._folder / "keys" / f"{role}.pem", pem, mode=0o600)
         write_durably(first, root_data)
+        make_folder(self.targets)
         if not (self.metadata / "timestamp.json").exists():
             data = (carried / "targets.json").read_bytes()
             targets = _load(data, Targets)
