@@ -11,6 +11,9 @@ Owns where things lie and how they are made once, by ``create``. Refuses to over
     repository/             TUF metadata and blobs (``sync.repository``)
 """
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -103,6 +106,13 @@ class Home:
     def database_url(self, settings: Settings) -> str:
         """Where the rows live."""
         return settings.database or f"sqlite:///{self.root / 'hub.db'}"
+
+    @contextlib.contextmanager
+    def repository_lock(self) -> Iterator[None]:
+        """Keeps two processes from signing the repository's next state at once."""
+        with (self.root / "repository.lock").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def director(self) -> Ed25519PrivateKey:
         """The key that signs desired states and ingest receipts."""

@@ -45,6 +45,10 @@ class Live:
         """Look again now: something was changed."""
         self._wake.set()
 
+    async def snapshot(self) -> Fragments:
+        """The picture now, for a page that is being opened."""
+        return await self._render()
+
     async def run(self) -> None:
         """Render and tell viewers until cancelled."""
         while True:

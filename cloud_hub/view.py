@@ -54,11 +54,12 @@ def picture(rows: Rows, now: float, stale_after: float) -> dict[str, Any]:
         row.id: {each.release: each for each in row.reported.releases} if row.reported else {}
         for row in rows.devices
     }
+    audit = [_audit(row, rows) for row in rows.devices]
     return {
         "devices": devices,
         "releases": [_release(row, devices) for row in rows.releases],
         "rollouts": [_progress(each, reports) for each in reversed(rows.rollouts)],
-        "audit": [_audit(row, rows) for row in rows.devices],
+        "audit": audit,
         "evidence": [
             {
                 "device": each.device,
@@ -80,6 +81,8 @@ def picture(rows: Rows, now: float, stale_after: float) -> dict[str, Any]:
                 each.state in (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.HALTED)
                 for each in rows.rollouts
             ),
+            "halted": sum(each.state is RolloutState.HALTED for each in rows.rollouts),
+            "audit_waiting": sum(each["written"] - each["committed"] for each in audit),
             "audit_records": sum(each.size for each in rows.audits),
             "evidence": len(rows.evidence),
         },

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from cloud_hub import registry
+from cloud_hub.errors import Refused
 from cloud_hub.home import Home
 from cloud_hub.verbs.common import age, database, emit, home_option, json_option, now, seconds, table
 from models.store import read_release
@@ -56,8 +57,9 @@ def publish(home: Home, folder: Path, targets: Path | None, as_json: bool) -> No
     """Put the signed release in FOLDER into the repository. Devices run it when a rollout says so."""
     home.settings()
     if targets is None and not (folder / CARRIED).is_file():
-        raise click.UsageError(f"--targets: {folder} has no {CARRIED}; sign the release first")
-    published = home.repository.publish(folder, targets or folder / CARRIED, now())
+        raise Refused(f"{folder} is not signed: it has no {CARRIED} (or name one with --targets)")
+    with home.repository_lock():
+        published = home.repository.publish(folder, targets or folder / CARRIED, now())
     _, data = read_release(folder)
     with database(home) as opened, opened.write() as connection:
         registry.add_release(connection, published.release, data, seconds())

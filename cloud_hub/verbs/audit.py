@@ -1,0 +1,122 @@
+"""``outpost-hub audit``: export trails; verify and open them with no hub at all."""
+
+import json
+from pathlib import Path
+
+import click
+
+from cloud_hub import ingest, registry
+from cloud_hub.home import Home
+from cloud_hub.verbs.common import database, emit, home_option, json_option
+from models.store import make_folder, write_durably
+from sync.identity import encode_public
+from sync.verify import open_trail, read_auditor_key, read_device_keys, read_ring, verify_file
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group()
+def audit() -> None:
+    """Export, verify and open audit trails."""
+
+
+@audit.command()
+@home_option
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--device", "only", multiple=True, help="Only this device; repeat for more.  [all]")
+@click.option(
+    "--keyring/--no-keyring", default=True, show_default=True, help="Also export the sealed data keys."
+)
+@json_option
+def export(home: Home, out: Path, only: tuple[str, ...], keyring: bool, as_json: bool) -> None:
+    """Write trail files, the devices' public keys and the sealed key ring to a folder."""
+    make_folder(out)
+    trails, keys, ring = [], {}, []
+    with database(home) as opened, opened.read() as connection:
+        for row in registry.devices(connection):
+            if not only or row.id in only:
+                keys[row.id] = encode_public(row.public_key)
+                ring += list(ingest.export_ring(connection, row.id))
+        for kept in ingest.audit_rows(connection):
+            if kept.device in keys:
+                path = out / f"{kept.device}-{kept.epoch}.jsonl"
+                with path.open("wb") as file:
+                    file.writelines(ingest.export_trail(connection, kept.device, kept.epoch))
+                trails.append(path)
+    write_durably(out / "device-keys.json", json.dumps(keys, indent=2).encode())
+    if keyring:
+        write_durably(out / "keyring.jsonl", b"".join(ring), mode=0o600)
+    emit(
+        as_json,
+        {
+            "trails": [str(path) for path in trails],
+            "device_keys": str(out / "device-keys.json"),
+            "keyring": str(out / "keyring.jsonl") if keyring else None,
+        },
+        f"{len(trails)} trails written to {out}. Check: outpost-hub audit verify {out}/*-*.jsonl "
+        f"--device-keys {out}/device-keys.json",
+    )
+
+
+@audit.command()
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.option("--device-keys", type=FILE, required=True, help="Public keys, by device id.")
+@json_option
+def verify(files: tuple[Path, ...], device_keys: Path, as_json: bool) -> None:
+    """Verify trail files from the files and the public keys alone. Exit 3 names the broken record."""
+    keys = read_device_keys(device_keys)
+    facts = [verify_file(path, keys) for path in files]
+    lines = [
+        f"{each.device} epoch {each.epoch}: {each.records} records verify"
+        f" ({each.withheld} by hash alone), root {each.root[:16]}"
+        for each in facts
+    ]
+    verified = [
+        {
+            "device": each.device,
+            "epoch": each.epoch,
+            "records": each.records,
+            "withheld": each.withheld,
+            "root": each.root,
+            "erased_keys": sorted(each.erased_keys),
+        }
+        for each in facts
+    ]
+    emit(as_json, {"verified": verified}, "\n".join(lines))
+
+
+@audit.command("open")
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.option("--device-keys", type=FILE, required=True, help="Public keys, by device id.")
+@click.option("--keyring", type=FILE, required=True, help="The sealed data keys.")
+@click.option("--auditor-key", type=FILE, required=True, help="The auditor's private key.")
+@json_option
+def open_files(
+    files: tuple[Path, ...], device_keys: Path, keyring: Path, auditor_key: Path, as_json: bool
+) -> None:
+    """Decrypt verified trail files, as the auditor."""
+    keys, ring, auditor = read_device_keys(device_keys), read_ring(keyring), read_auditor_key(auditor_key)
+    opened = []
+    for path in files:
+        for each in open_trail(path, keys, ring, auditor):
+            leaf = each.leaf
+            opened.append(
+                {
+                    "device": leaf.device,
+                    "epoch": leaf.epoch,
+                    "seq": leaf.seq,
+                    "kind": leaf.kind,
+                    "request_id": leaf.request_id,
+                    "at": leaf.at,
+                    "data_class": leaf.data_class,
+                    "facts": leaf.facts,
+                    "body": each.body.decode("utf-8", "replace") if each.body is not None else None,
+                    "why_not": each.why,
+                }
+            )
+    text = "\n".join(
+        f"{each['device']} {each['epoch']}/{each['seq']} {each['kind']} {each['data_class']}: "
+        f"{each['body'] if each['body'] is not None else '[' + str(each['why_not']) + ']'}"
+        for each in opened
+    )
+    emit(as_json, {"records": opened}, text)
