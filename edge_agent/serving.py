@@ -275,7 +275,8 @@ class Service:
             try:
                 grammar = await asyncio.to_thread(self._schema_to_grammar, ask.json_schema)
             except UnsupportedRequest as error:
-                raise bad_request(f"{error}.", "response_format", "unsupported_schema") from error
+                message = f"'response_format' cannot be enforced: {error}."
+                raise bad_request(message, "response_format", "unsupported_schema") from error
             sampling = replace(sampling, grammar=grammar)
         return GenerateRequest(ask.id, ask.prompt_for(served), sampling, served.adapter_key)
 

