@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import random
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -239,6 +240,8 @@ class Link:
             keepalive=settings.keepalive,
             timeout=settings.timeout,
             tls_context=settings.tls,
+            # A receipt must not wait for the delayed acknowledgement of what came before it.
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
             will=will,
             logger=log,
         )
@@ -267,8 +270,8 @@ class Link:
                     raise InvalidTopic(f"the broker refuses a subscription to {topic}: {code}")
         self.session = session
         self.connections += 1
-        socket = client._client.socket()  # aiomqtt shows the connection's TLS state in no other way
-        self.tls_version = (socket.version() or "") if isinstance(socket, ssl.SSLSocket) else ""
+        connection = client._client.socket()  # aiomqtt shows the connection's TLS state in no other way
+        self.tls_version = (connection.version() or "") if isinstance(connection, ssl.SSLSocket) else ""
         self._client = client
         self._down.clear()
         if self._status is not None:
