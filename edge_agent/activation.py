@@ -191,7 +191,8 @@ class Activator:
             self._wake.clear()
             try:
                 await self.step()
-            except SyncError as error:  # the disk is full or broken: what serves goes on serving
+            except (SyncError, EngineError, OSError) as error:
+                # A full disk, an engine being restarted: what serves goes on, the next step tries again.
                 _log.error("releases cannot be brought forward: %s", error)
             try:
                 async with asyncio.timeout(BUSY if self._is_busy() else IDLE):
@@ -262,7 +263,7 @@ class Activator:
         if manifest.kind is Kind.ADAPTER:
             self._base_for(manifest)
         for file in manifest.files:
-            await fetch_blob(file, self._store, self._source(file))
+            await fetch_blob(file, self._store, _WhileWanted(self._source(file), self._is_latest(desired)))
         release = await self._advance(replace(release, manifest=manifest), State.VERIFIED)
         staged = await self._load_new(release)
         release = await self._advance(release, State.STAGED)
@@ -456,6 +457,9 @@ class Activator:
             if release.progress.state in update.SERVING
         }
 
+    def _is_latest(self, desired: Desired) -> Callable[[], bool]:
+        return lambda: self.desired_version == desired.version
+
     def _window(self, release: Release) -> Window:
         return self._windows.get(release.digest, Window())
 
@@ -464,8 +468,10 @@ class Activator:
 
     def _is_busy(self) -> bool:
         watched = update.UNDERWAY | {State.ACTIVE}
+        wanted = {a.release for a in self._desired.assignments} if self._desired is not None else set()
         return self._stage.waiting or any(
-            release.progress.state in watched or release.digest in self._not_before
+            release.progress.state in watched
+            or (release.digest in self._not_before and release.digest in wanted)
             for release in self._releases.values()
         )
 
@@ -530,6 +536,23 @@ class Activator:
             if release.progress.state is State.ACTIVE:
                 self._wake.set()
                 break
+
+
+class _WhileWanted:
+    """A blob source that stops between two reads when a newer desired state came: it may want something else.
+
+    What was fetched stays, and is not fetched again if it is still wanted.
+    """
+
+    def __init__(self, source: BlobSource, is_latest: Callable[[], bool]) -> None:
+        self._source = source
+        self._is_latest = is_latest
+
+    async def read(self, digest: Digest, offset: int, length: int) -> bytes:
+        """See ``BlobSource``. Raises ``StaleDesired``."""
+        if not self._is_latest():
+            raise StaleDesired("a newer desired state came while files were fetched")
+        return await self._source.read(digest, offset, length)
 
 
 def _latest(release: Release) -> float:

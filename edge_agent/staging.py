@@ -138,7 +138,7 @@ class Stage:
         self._retire(self._catalog.withdraw(model_id))
 
     async def collect(self, needs: Collection[Need]) -> None:
-        """Unload what is not needed and answers no request any more."""
+        """Unload what is not needed and answers no request any more. Raises ``EngineError``."""
         self._retired = [served for served in self._retired if self._catalog.in_flight(served)]
         busy = {(id(served.engine), served.adapter_key) for served in self._retired}
         for digest, base in list(self._bases.items()):
@@ -149,8 +149,8 @@ class Stage:
                 await base.engine.close()
                 continue
             for adapter in [a for a in base.adapters if a not in needed and a.hex not in running]:
-                base.adapters.discard(adapter)
                 await base.engine.detach(adapter.hex)
+                base.adapters.discard(adapter)
 
     async def close(self) -> None:
         """Stop every engine."""

@@ -17,7 +17,7 @@ from models.digest import Digest
 from models.errors import ModelsError
 from models.manifest import Manifest
 from sync.errors import MetadataMixed, StaleDesired, UntrustedRelease
-from sync.protocol import Assignment, Desired
+from sync.protocol import DESIRED, Assignment, Desired
 from sync.signing import open_envelope
 
 AUDITOR_KEY_FIELD = "x-outpost-auditor-key"
@@ -69,7 +69,7 @@ def accept_desired(
     Raises ``BadSignature``, ``InvalidMessage``; ``StaleDesired`` for a version below the last one, for other
     contents under the last version, and for a state meant for another device.
     """
-    payload = open_envelope(envelope, "desired", director)
+    payload = open_envelope(envelope, DESIRED.kind, director)
     desired = Desired.from_bytes(payload)
     accepted = Accepted(desired.version, Digest.of(payload))
     if desired.device != device:

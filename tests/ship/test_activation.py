@@ -210,6 +210,27 @@ async def test_a_cut_link_stalls_and_goes_on_where_it_was(world, base, tmp_path)
         assert device.source.reads[before][0] == 1 << 20  # the first chunk was not asked for again
 
 
+async def test_a_newer_desire_ends_a_fetch_that_is_underway(world, base, tmp_path):
+    big = world.release("tiny", "2.0.0", {"says": "big"}, padding=3 << 20)
+    async with device_of(world, tmp_path / "d") as device:
+        later = world.desire(big), world.desire(base)
+        read = device.source.read
+
+        async def read_while_the_hub_changes_its_mind(digest, offset, length):
+            if offset == 1 << 20:
+                await device.activator.desire(later[1])
+            return await read(digest, offset, length)
+
+        device.source.read = read_while_the_hub_changes_its_mind
+        await device.activator.desire(later[0])
+        await device.activator.step()
+        assert max(offset for offset, _ in device.source.reads) == 1 << 20
+        await device.activator.step()
+        assert await device.ask("tiny") == "base one"
+        assert device.where()["tiny 2.0.0"] == "rolled_back"
+        assert device.why("tiny 2.0.0") == "another release is wanted"
+
+
 async def test_what_the_director_no_longer_wants_is_withdrawn(world, base, tmp_path):
     async with device_of(world, tmp_path / "d") as device:
         await device.activator.desire(world.desire(base))
