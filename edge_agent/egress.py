@@ -27,6 +27,10 @@ MAX_ERROR = 1 << 16
 """Bytes read of an answer that is an error."""
 
 
+PATIENCE = httpx.Timeout(60.0, connect=5.0, pool=5.0)
+"""Seconds of silence before an answer counts as lost, and to wait for a connection at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubAnswer:
     """A piece of an answer: text, and in the last piece how it ended and the hub's own receipt."""
@@ -40,7 +44,7 @@ class HubAnswer:
 class Egress:
     """Sends chat completions to the hub's device listener at ``url`` (without ``/v1``).
 
-    ``client`` carries the device's TLS context and timeouts; ``now`` gives seconds since the epoch.
+    ``client`` carries the device's TLS context; ``now`` gives seconds since the epoch.
     """
 
     def __init__(
@@ -75,7 +79,9 @@ class Egress:
         }
         began = False
         try:
-            async with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+            async with self._client.stream(
+                "POST", self._url, content=body, headers=headers, timeout=PATIENCE
+            ) as response:
                 await _check(response)
                 async for answer in _answers(_lines(response)):
                     began = True

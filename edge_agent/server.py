@@ -29,9 +29,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
         if not ipaddress.ip_address(address).is_loopback:
-            raise NotLoopback(f"{host} is reachable from outside, which needs TLS and API keys")
+            raise NotLoopback(f"--host {host} is reachable from outside, which needs TLS and API keys")
     except ValueError as error:
-        raise NotLoopback(f"{host!r} is not an address of this machine's loopback") from error
+        raise NotLoopback(f"--host {host!r} is not an address of this machine's loopback") from error
     server = socket.socket(family, socket.SOCK_STREAM)
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -141,7 +141,8 @@ class Service:
         """``Started``, then text, then ``Finished``. Closing it cancels the work.
 
         Raises ``UnknownModel``, ``PolicyViolation``, ``Overloaded``, ``HubError``, ``EngineError``,
-        ``InvalidTemplate``, ``ApiError`` for a schema, and ``SyncError`` when the journal cannot record the call.
+        ``InvalidTemplate``, ``ApiError`` for a schema, and ``SyncError`` when the journal cannot record
+        the call.
         """
         decision = self._decide(ask)
         self._admission.enter()

@@ -289,11 +289,14 @@ def _parse(cls: type[_R], data: bytes, neutral: dict[str, tuple[Any, ...]]) -> _
 def _decode(data: bytes) -> dict[str, Any]:
     try:
         body = canonical.decode(data)
-        json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is JSON but no text
+        # A lone surrogate is JSON but no text; 1e999 is JSON but no number that anyone can pass on.
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError as error:
         raise bad_request("The body is nested too deeply.") from error
     except UnicodeEncodeError as error:
         raise bad_request("The body holds half of a surrogate pair, which is no text.") from error
+    except ValueError as error:
+        raise bad_request("The body holds a number that is too large.") from error
     except ModelsError as error:
         raise bad_request(f"The body is {error}.") from error
     if not isinstance(body, dict):
