@@ -34,9 +34,11 @@ def write_config(home: Home, settings: Settings) -> Path:
 
 @contextlib.asynccontextmanager
 async def broker(config: Path, tap: Path | None) -> AsyncIterator[None]:
-    """Keep a broker running for as long as the block lasts."""
-    keeper = asyncio.create_task(_keep(config, tap))
+    """Keep a broker running for as long as the block lasts; entered once it listens, or died trying."""
+    up = asyncio.Event()
+    keeper = asyncio.create_task(_keep(config, tap, up))
     try:
+        await up.wait()
         yield
     finally:
         keeper.cancel()
@@ -44,15 +46,18 @@ async def broker(config: Path, tap: Path | None) -> AsyncIterator[None]:
             await keeper
 
 
-async def _keep(config: Path, tap: Path | None) -> None:
+async def _keep(config: Path, tap: Path | None, up: asyncio.Event) -> None:
     arguments = [sys.executable, "-m", "cloud_hub.broker", str(config), "--follow-parent"]
     arguments += ["--tap", str(tap)] if tap else []
     clock = asyncio.get_running_loop().time
     pause = FIRST_PAUSE
     while True:
         started = clock()
-        process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.DEVNULL)
+        process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
         try:
+            if process.stdout is not None:
+                await process.stdout.readline()  # its address, or nothing when it died
+            up.set()
             code = await process.wait()
         finally:
             await _end(process)

@@ -37,22 +37,23 @@ def presence(
 ) -> Verdict:
     """The verdict on one device. Times are seconds; ``heard_at`` and ``now`` are the hub's clock.
 
-    A birth or will counts only while its session is the one that reported last: a will of an older
-    session says nothing of the present one, and a birth alone does not prove a working device.
+    A birth or will of the session that reported last counts; so does one of a later session, by the
+    device's own clock. A will of an older session says nothing of the present one.
     """
     if revoked:
         return Verdict(Presence.REVOKED, "its certificate was revoked")
     if heard_at is None or (status is None and reported is None):
         return Verdict(Presence.UNSEEN, "enrolled, not heard of yet")
-    same_session = status is not None and reported is not None and status.session == reported.session
-    if status is not None and not status.online and (same_session or reported is None):
+    same = status is not None and reported is not None and status.session == reported.session
+    later = status is not None and (reported is None or status.at > reported.at)
+    if status is not None and not status.online and (same or later):
         return Verdict(Presence.OFFLINE, "its connection ended")
     if now - heard_at > stale_after:
         return Verdict(Presence.STALE, f"nothing heard for more than {stale_after:.0f} s")
-    if reported is None:
-        return Verdict(Presence.STALE, "connected, no report yet")
-    if not same_session:
-        return Verdict(Presence.STALE, "its status belongs to another session than its last report")
+    if not same and later:
+        return Verdict(Presence.STALE, "connected, no report in this session yet")
+    if not same:
+        return Verdict(Presence.STALE, "its status belongs to an older session than its last report")
     return Verdict(Presence.ONLINE, "connected and reporting")
 
 

@@ -1,0 +1,177 @@
+"""The hub's line, with real processes: enrol, roll out in waves, roll back, drain a trail, verify it."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fleet_simulator import RunningHub, SimulatedDevice, make_hub
+
+from models.digest import Digest
+from sync.errors import EnrolmentRefused
+from sync.link import MqttBlobSource
+from sync.protocol import AUDIT_SEGMENT, State
+
+
+async def eventually(look: Callable[[], Any], seconds: float = 10) -> Any:
+    """The first true value of ``look``, called in a thread."""
+    deadline = time.monotonic() + seconds
+    while not (found := await asyncio.to_thread(look)):
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.1)
+    return found
+
+
+def rollout(hub: RunningHub, number: int) -> dict[str, Any]:
+    found: dict[str, Any] = hub.get(f"rollouts/{number}")
+    return found
+
+
+async def test_from_enrolment_to_a_verified_trail(tmp_path: Path) -> None:
+    hub = make_hub(tmp_path)
+    good = hub.release("tickets", "1.0.0")
+    with hub.serving():
+        first, second = (SimulatedDevice(name, tmp_path / name) for name in ("press-01", "press-02"))
+        first.enroll(hub, "line-1")
+        second.enroll(hub, "line-1")
+        async with first, second:
+            # One canary first; the second device is told only after the canary has committed.
+            number = hub.cli(
+                "rollout", "create", "--release", "tickets@1.0.0", "--group", "line-1", "--waves", "10%,100%"
+            )["id"]
+            await eventually(lambda: rollout(hub, number)["members"])
+            canary, other = (
+                (first, second) if first.id in rollout(hub, number)["members"] else (second, first)
+            )
+            await canary.told(good)
+            await canary.say(good, State.ACTIVE)
+            await asyncio.sleep(1.2)
+            assert other.desired is None
+            await canary.say(good, State.COMMITTED)
+            await other.told(good)
+            await other.say(good, State.COMMITTED)
+            await eventually(lambda: rollout(hub, number)["state"] == "completed")
+
+            # A rollback halts the next one, and the page says why in the device's words.
+            bad = await asyncio.to_thread(hub.release, "tickets", "1.1.0")
+            number = hub.cli(
+                "rollout", "create", "--release", "tickets@1.1.0", "--group", "line-1", "--waves", "10%,100%"
+            )["id"]
+            await eventually(lambda: rollout(hub, number)["members"])
+            canary = first if first.id in rollout(hub, number)["members"] else second
+            await canary.told(bad)
+            await canary.say(bad, State.ROLLED_BACK, "probe 2 answered something else")
+            halted = await eventually(lambda: (r := rollout(hub, number))["state"] == "halted" and r)
+            assert halted["reason"] == f"{canary.id}: probe 2 answered something else"
+            hub.cli("rollout", "abort", str(number))
+            await canary.told(good)
+            page = hub.get(f"devices/{canary.id}")
+            assert page["rollbacks"][0]["reason"] == "probe 2 answered something else"
+            assert page["presence"] == "online"
+
+            # Small blobs come over MQTT: the same bytes as in the repository.
+            wanted = (tmp_path / "tickets-1.0.0.bin").read_bytes()
+            async with BlobReader(first) as source:
+                assert await source.read(Digest.of(wanted), 0, len(wanted)) == wanted
+
+            # The trail drains against receipts; a repeated segment gives the same receipt again.
+            for n in range(3):
+                await first.trail.append("intent", f"r{n}", "internal", "user-1", {"n": n}, b"a prompt")
+            segment = await first.trail.next_segment()
+            assert segment is not None
+            await first.push()
+            await first.until(lambda: first.receipts)
+            assert (await first.trail.report()).acknowledged == 3
+            await first.link.publish(AUDIT_SEGMENT, first.id, first.signed("audit-segment", segment))
+            await first.until(lambda: len(first.receipts) == 2)
+            assert [receipt.size for receipt in first.receipts] == [3, 3]
+        await eventually(lambda: {"offline"} == {d["presence"] for d in hub.get("devices")["devices"]})
+
+    exported = hub.cli("audit", "export", "--out", tmp_path / "export")
+    verify = ("audit", "verify", *exported["trails"], "--device-keys", exported["device_keys"])
+    assert hub.cli(*verify, home=False)["verified"][0]["records"] == 3
+    opened = hub.cli(
+        "audit",
+        "open",
+        *exported["trails"],
+        *("--device-keys", exported["device_keys"], "--keyring", exported["keyring"]),
+        *("--auditor-key", tmp_path / "offline" / "auditor.pem"),
+        home=False,
+    )
+    assert [each["body"] for each in opened["records"]] == ["a prompt"] * 3
+    assert b"a prompt" not in b"".join(path.read_bytes() for path in (tmp_path / "tap").iterdir())
+
+
+class BlobReader:
+    """A second, short session of a device, only to read blobs."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self.device = device
+
+    async def __aenter__(self) -> MqttBlobSource:
+        await self.device.link.__aexit__(None, None, None)
+        self.source = MqttBlobSource(self.device.link, self.device.id)
+        await self.device.link.__aenter__()
+        await asyncio.wait_for(self.device.link.wait_up(), 10)
+        return self.source
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+def test_enrolment_is_for_the_first_and_for_its_own_retry(tmp_path: Path) -> None:
+    hub = make_hub(tmp_path)
+    with hub.serving():
+        device = SimulatedDevice("press-01", tmp_path / "press-01")
+        token = hub.cli("device", "token", "--group", "line-1")["token"]
+        spent = {"token": token}
+        original = hub.cli
+        hub.cli = lambda *a, **k: spent if a[:2] == ("device", "token") else original(*a, **k)  # type: ignore[method-assign]
+        device.enroll(hub, "line-1")
+        device.enroll(hub, "line-1")  # the reply got lost: the same key may ask again
+        with pytest.raises(EnrolmentRefused):
+            SimulatedDevice("press-01", tmp_path / "thief").enroll(hub, "line-1")
+        with pytest.raises(EnrolmentRefused):
+            SimulatedDevice("press-02", tmp_path / "other").enroll(hub, "line-1")
+        hub.cli = original  # type: ignore[method-assign]
+        with pytest.raises(EnrolmentRefused, match="taken"):
+            SimulatedDevice("press-01", tmp_path / "twin").enroll(hub, "line-1")
+        # 8444 speaks to no one without a certificate of this hub, and to nobody unsigned.
+        with pytest.raises(httpx.TransportError), httpx.Client(verify=False, trust_env=False) as anonymous:
+            anonymous.get(f"https://localhost:{hub.devices}/healthz")
+        with httpx.Client(verify=device.tls, trust_env=False) as known:
+            base = f"https://localhost:{hub.devices}"
+            assert known.get(f"{base}/tuf/metadata/timestamp.json").status_code == 200
+            answer = known.post(f"{base}/v1/chat/completions", json={"model": "m", "messages": []})
+            assert answer.status_code == 401 and answer.json()["error"]["code"] == "device_signature"
+
+
+def test_roles_and_errors(tmp_path: Path) -> None:
+    hub = make_hub(tmp_path)
+    viewer = hub.cli("token", "create", "--role", "viewer")["token"]
+    assert "--waves" in hub.cli(
+        "rollout", "create", "--release", "x@1.0.0", "--group", "g", "--waves", "50%", expect=2
+    )
+    assert "no published release" in hub.cli(
+        "rollout", "create", "--release", "x@1.0.0", "--group", "g", expect=2
+    )
+    unsigned = tmp_path / "unsigned"
+    unsigned.mkdir()
+    assert "not signed" in hub.cli("release", "publish", unsigned, expect=3)
+    with hub.serving(), hub.client(viewer) as client:
+        assert client.get("/api/v1/devices").status_code == 200
+        refused = client.post("/api/v1/rollouts", json={"release": "x@1.0.0", "group": "g"})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")
+        assert client.get("/api/v1/devices", headers={"authorization": "Bearer oph_a_b"}).status_code == 401
+        assert client.get("/v1/models").status_code == 403
+        with hub.client() as admin:
+            wrong = admin.post("/api/v1/rollouts", json={"release": "x", "group": "g", "wave": "1"})
+            assert wrong.status_code == 400 and "wave" in wrong.json()["error"]["message"]
+            none = admin.post("/v1/chat/completions", json={"model": "m", "messages": []})
+            assert none.json()["error"]["code"] == "model_not_found"
+            assert 'outpost_devices{presence="online"} 0' in admin.get("/metrics").text
+        json.dumps(client.get("/api/v1/audit").json())
