@@ -303,7 +303,9 @@ def _violates(served: Served, ask: Ask, answer: _Answer) -> bool:
     """
     if served.output_schema is None or ask.endpoint != "chat" or ask.json_schema is not None:
         return False
-    if answer.finish is not Finish.STOP:
+    # An answer cut at its limit counts: an adapter that got worse often does not find its end, and callers
+    # who ask for too little ask it of the release before too.
+    if answer.finish is Finish.CANCELLED:
         return False
     try:
         value = canonical.decode(answer.text.encode())

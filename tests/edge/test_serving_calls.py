@@ -143,11 +143,11 @@ async def test_a_complete_answer_off_its_schema_is_counted() -> None:
     async with running(edge_app(catalog)) as url, httpx.AsyncClient(base_url=url) as client:
         await client.post(CHAT, json=chat(model="good"))
         await client.post(CHAT, json=chat(model="bad"))
-        await client.post(CHAT, json=chat(model="bad", max_tokens=1))  # cut short by the caller
+        await client.post(CHAT, json=chat(model="bad", max_tokens=1))  # cut: no JSON either
         await client.post(CHAT, json=chat(model="bad", response_format={"type": "json_object"}))
         metrics = (await client.get("/metrics")).text
-    assert [outcome.violated_schema for outcome in outcomes] == [False, True, False, False]
-    assert 'outpost_schema_violations_total{model="bad"} 1' in metrics
+    assert [outcome.violated_schema for outcome in outcomes] == [False, True, True, False]
+    assert 'outpost_schema_violations_total{model="bad"} 2' in metrics
 
 
 async def test_ready_only_when_a_model_answers() -> None:

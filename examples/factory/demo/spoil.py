@@ -1,0 +1,104 @@
+"""Things that go wrong, made on purpose from real releases: two bad adapters and a flipped byte."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.engines.base import GenerateRequest, Sampling
+from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+from models.manifest import Manifest, Probe
+from models.prompts import ChatTemplate
+from models.store import describe_file, write_release
+
+
+@dataclass(frozen=True)
+class Original:
+    """A release folder with one GGUF in it."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it says of itself."""
+        return Manifest.parse((self.folder / "release.json").read_bytes())
+
+    @property
+    def weights(self) -> Path:
+        """Its GGUF."""
+        return next(self.folder / f.path for f in self.manifest.files if f.path.endswith(".gguf"))
+
+
+def broken_adapter(original: Path, folder: Path, version: str) -> Path:
+    """An adapter whose weights were turned around on the way, with the good one's probes."""
+    return _release(Original(original), folder, version, factor=-1.0, probes=None)
+
+
+def drifting_adapter(original: Path, base: Path, folder: Path, version: str) -> Path:
+    """An adapter at a fraction of its strength, with its own answers for probes, so that it passes them.
+
+    Only in use does it show that most of its answers are not what the release promises.
+    """
+    whole = Original(original)
+    draft = _release(whole, folder.with_name(folder.name + "-draft"), version, factor=0.15, probes=())
+    answers = _answers(Original(base), Original(draft), whole.manifest.probes)
+    probes = tuple(
+        probe.model_copy(update={"expected": answer})
+        for probe, answer in zip(whole.manifest.probes, answers, strict=True)
+    )
+    return _release(whole, folder, version, factor=0.15, probes=probes)
+
+
+def flip_one_byte(exported: Path) -> int:
+    """Flip one bit of a sealed body in an exported trail; returns the number of its record."""
+    lines = exported.read_text(encoding="utf-8").splitlines()
+    for index, line in enumerate(lines):
+        record = json.loads(line).get("record", {})
+        body = record.get("ciphertext")
+        if body:
+            swapped = "A" if body[8] != "A" else "B"
+            lines[index] = line.replace(body, body[:8] + swapped + body[9:], 1)
+            exported.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            return int(record["seq"])
+    raise ValueError(f"{exported} holds no sealed body")
+
+
+def _release(
+    original: Original, folder: Path, version: str, factor: float, probes: tuple[Probe, ...] | None
+) -> Path:
+    from gguf import GGUFReader
+
+    manifest = original.manifest
+    scratch = folder.with_name(folder.name + ".gguf")
+    shutil.copy(original.weights, scratch)
+    for tensor in GGUFReader(scratch, "r+").tensors:
+        if tensor.name.endswith(".lora_b"):
+            tensor.data[...] *= factor
+    changes = {
+        "version": version,
+        "files": (describe_file(scratch, original.weights.name),),
+        "probes": manifest.probes if probes is None else probes,
+    }
+    spoiled = manifest.model_copy(update=changes)
+    write_release(folder, spoiled, {original.weights.name: scratch})
+    scratch.unlink()
+    return folder
+
+
+def _answers(base: Original, adapter: Original, probes: tuple[Probe, ...]) -> list[str]:
+    engine = LlamaEngine(base.weights, LlamaSettings())
+    try:
+        engine.attach("it", adapter.weights)
+        template = ChatTemplate(engine.facts.chat_template or "", engine.facts.bos, engine.facts.eos)
+        for number, probe in enumerate(probes):
+            prompt = template.render([dict(message) for message in probe.messages])
+            engine.submit(GenerateRequest(str(number), prompt, Sampling(probe.max_tokens), "it"))
+        texts = {str(number): "" for number in range(len(probes))}
+        while events := engine.step():
+            for event in events:
+                texts[event.id] += event.text
+        return list(texts.values())
+    finally:
+        engine.close()

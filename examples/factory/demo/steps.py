@@ -1,0 +1,383 @@
+"""The eight steps of the demo. Each does one thing as its user would, then checks what it saw."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import spoil
+from fleet import DEVICES, HEAVY_TOKENS, Fleet
+from processes import run, run_json, wait_until
+from story import Story, attempt
+from traffic import Load, ask
+
+from models.digest import Digest
+from models.manifest import Kind, Manifest
+
+ROOT = Path(__file__).parent.parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What step 1 leaves behind: release folders, their manifests, and what was measured."""
+
+    base_folder: Path
+    upstream_folder: Path
+    adapter_folder: Path
+    next_adapter_folder: Path
+    base: Manifest
+    adapter: Manifest
+    next_adapter: Manifest
+    report: dict[str, Any]
+    tickets: list[str]
+    figures: dict[str, str] = field(default_factory=dict)
+
+
+def compile_releases(story: Story, recipe: Path, following: Path, work: Path, cache: Path) -> Compiled:
+    """Step 1: fine-tune, quantize, measure, gate, package; both versions of the adapter."""
+    with story.step(
+        1,
+        "Compile",
+        "A base model is fine-tuned on maintenance tickets and shrunk; what misses its budget is refused.",
+    ):
+        first = run_json("outpost-compile", "run", recipe, "--out", work / "v1", "--cache", cache, show=True)
+        second = run_json(
+            "outpost-compile", "run", following, "--out", work / "v2", "--cache", cache, show=True
+        )
+        releases = {folder.name: _manifest(folder) for folder in _release_folders(work / "v1")}
+        bases = {name: m for name, m in releases.items() if m.kind is Kind.MODEL}
+        precisions = {variant["name"]: variant["precision"] for variant in first["variants"]}
+        chosen = next(name for name, m in bases.items() if m.precision == precisions[first["chosen"]])
+        biggest = next(name for name, m in bases.items() if m.precision == "Q8_0")
+        adapter = next(name for name, m in releases.items() if m.kind is Kind.ADAPTER)
+        next_adapter = next(
+            folder for folder in _release_folders(work / "v2") if _manifest(folder).kind is Kind.ADAPTER
+        )
+        for variant in first["variants"]:
+            if not variant["pass"]:
+                story.event(f"refused {variant['name']}: {variant.get('refusal', 'over its budget')}")
+        story.check(
+            "a variant meets its budget at the pessimistic end of the interval",
+            any(v["name"] == first["chosen"] and v["pass"] for v in first["variants"]),
+            f"chosen: {first['chosen']}, {bases[chosen].files[0].size / 1e6:.0f} MB",
+        )
+        story.check(
+            "every release verifies: files re-hashed, probes replayed",
+            all(
+                attempt(lambda folder=folder: run("outpost-compile", "verify", folder)) is None
+                for folder in (work / "v1" / chosen, next_adapter)
+            ),
+        )
+        story.check(
+            "the adapter is listed for the base that ships",
+            bases[chosen].digest in releases[adapter].adapter.checked_against,  # type: ignore[union-attr]
+            str(bases[chosen].digest)[:23],
+        )
+        return Compiled(
+            work / "v1" / chosen,
+            work / "v1" / biggest,
+            work / "v1" / adapter,
+            next_adapter,
+            bases[chosen],
+            releases[adapter],
+            _manifest(next_adapter),
+            first,
+            _tickets(releases[adapter]),
+            _figures(first, second),
+        )
+
+
+def sign_and_publish(story: Story, fleet: Fleet, compiled: Compiled) -> None:
+    """Step 2: keys on a machine that is not the hub; the releases signed there; the hub publishes."""
+    with story.step(
+        2,
+        "Sign and publish",
+        "Two of three offline keys sign what was compiled. The hub hands it out; it could not have made it.",
+    ):
+        fleet.make_keys_and_hub()
+        fleet.sign(compiled.base_folder)
+        fleet.sign(compiled.adapter_folder)
+        refused = attempt(lambda: fleet.publish(compiled.next_adapter_folder))
+        story.check("the hub refuses a release that nobody signed", refused is not None, _first_line(refused))
+        fleet.publish(compiled.base_folder)
+        fleet.publish(compiled.adapter_folder)
+        story.event(f"published {compiled.base.name} and {compiled.adapter.name} {compiled.adapter.version}")
+
+
+def ship(story: Story, fleet: Fleet, compiled: Compiled) -> None:
+    """Step 3: enrol, connect, receive desired state, fetch, verify, probe, activate."""
+    with story.step(
+        3, "Ship", "Two devices make their own keys, enrol, and fetch what two signatures agree on."
+    ):
+        fleet.start_upstream(compiled.upstream_folder, compiled.adapter_folder)
+        fleet.start_hub()
+        story.event("hub and broker are up")
+        for device in DEVICES:
+            fleet.enroll(device)
+            fleet.start_agent(device)
+        story.event("both devices enrolled and started")
+        fleet.roll_out(compiled.base)
+        fleet.roll_out(compiled.adapter)
+        for device in DEVICES:
+            wait_until(
+                f"{device} activates base and adapter",
+                lambda d=device: fleet.runs(d, compiled.base) and fleet.runs(d, compiled.adapter),
+                120,
+            )
+            story.event(f"{device} is active")
+        for device in DEVICES:
+            facts = fleet.link_facts(device)
+            story.check(
+                f"{device}: mutual TLS 1.3 and MQTT 5 to the broker",
+                (facts["protocol"], facts["tls"]) == ("MQTT 5", "TLSv1.3"),
+                f"{facts['protocol']}, {facts['tls']}",
+            )
+            story.check(
+                f"{device}: adapter came over MQTT, base over HTTPS",
+                fleet.carried(device, compiled.adapter) == {"mqtt"}
+                and fleet.carried(device, compiled.base) == {"https"},
+            )
+
+
+def serve(story: Story, fleet: Fleet, compiled: Compiled) -> None:
+    """Step 4: tickets answered at the device; a heavy request answered by the hub's upstream."""
+    with story.step(
+        4,
+        "Serve",
+        "The openai client asks each device; a heavy request goes through the hub to a Q8_0 agent.",
+    ):
+        for device in DEVICES:
+            plain = ask(fleet.client(device), fleet.model, fleet.system, compiled.tickets[0])
+            streamed = ask(fleet.client(device), fleet.model, fleet.system, compiled.tickets[0], stream=True)
+            story.check(f"{device} answers a ticket with JSON", plain.as_json is not None, plain.text)
+            story.check("a streamed answer is the same answer", streamed.text == plain.text)
+            story.check(
+                "the receipt names base, adapter and audit record",
+                plain.receipt.get("release") == compiled.base.digest
+                and plain.receipt.get("adapter") == compiled.adapter.digest
+                and plain.receipt.get("audit") is not None,
+            )
+        heavy = ask(
+            fleet.client("edge-a"),
+            fleet.model,
+            fleet.system,
+            compiled.tickets[1],
+            data_class="internal",
+            max_tokens=HEAVY_TOKENS,
+        )
+        story.check(
+            "a heavy request is answered by the hub's upstream (a third agent, Q8_0)",
+            heavy.receipt.get("served_by") == "hub" and heavy.as_json is not None,
+            heavy.text,
+        )
+        person = ask(fleet.gateway(), fleet.model, fleet.system, compiled.tickets[2])
+        story.check("a person with a token asks the gateway", person.as_json is not None, person.text)
+
+
+def cut(story: Story, fleet: Fleet, compiled: Compiled) -> None:
+    """Step 5: restricted content stays; without hub and broker the devices keep answering."""
+    with story.step(
+        5, "Cut the link", "First: what left the device? Then hub and broker vanish, and a device restarts."
+    ):
+        canaries = {"restricted": "CANARY-7f3a-restricted", "internal": "CANARY-9b1e-internal"}
+        for data_class, canary in canaries.items():
+            answer = ask(
+                fleet.client("edge-a"),
+                fleet.model,
+                fleet.system,
+                f"{canary}: {compiled.tickets[3]}",
+                data_class=data_class,
+                max_tokens=HEAVY_TOKENS,
+            )
+            story.event(f"{data_class} request served by {answer.receipt.get('served_by')}")
+        wait_until("the audit trail drains", lambda: fleet.drained("edge-a"), 60)
+        found = {name: fleet.received(canary) for name, canary in canaries.items()}
+        story.check(
+            "the internal canary is in what hub and upstream received",
+            bool(found["internal"]),
+            ", ".join(found["internal"]),
+        )
+        story.check(
+            "the restricted canary is nowhere in what hub, broker and upstream received",
+            not found["restricted"],
+            f"{fleet.tapped_bytes() / 1e6:.1f} MB searched" if not found["restricted"] else str(found),
+        )
+        fleet.stop_hub()
+        story.event("hub and broker are gone")
+        before = fleet.audit("edge-a")["size"]
+        fleet.restart_agent("edge-a")
+        wait_until("edge-a answers after a restart without a network", lambda: fleet.ready("edge-a"), 60)
+        story.event("edge-a restarted offline and serves")
+        for device in DEVICES:
+            for ticket in compiled.tickets[:3]:
+                ask(fleet.client(device), fleet.model, fleet.system, ticket)
+        trail = fleet.audit("edge-a")
+        story.check(
+            "offline, both devices answer and the trail grows",
+            trail["size"] >= before + 6 and trail["acknowledged"] < trail["size"],
+            f"{trail['size'] - trail['acknowledged']} records wait on edge-a",
+        )
+
+
+def heal(story: Story, fleet: Fleet, compiled: Compiled) -> None:
+    """Step 6: the trail drains against signed receipts; anyone can verify it; a flipped byte shows."""
+    with story.step(6, "Heal", "The link returns; the trail drains; an outsider verifies it from files."):
+        fleet.start_hub()
+        for device in DEVICES:
+            wait_until(f"{device}'s trail drains", lambda d=device: fleet.drained(d), 90)
+        story.check("hub-signed receipts cover every record", True, str(fleet.audit("edge-a")))
+        exported, keys = fleet.export_audit()
+        verified = run("outpost-hub", "audit", "verify", *exported, "--device-keys", keys)
+        story.check("the trails verify from the files and the public keys", True, _last_line(verified))
+        broken = exported[0].with_name("flipped.jsonl")
+        shutil.copy(exported[0], broken)
+        seq = spoil.flip_one_byte(broken)
+        words = run("outpost-hub", "audit", "verify", broken, "--device-keys", keys, expect=3)
+        story.check("one flipped byte is found and its record named", f"{seq}" in words, _last_line(words))
+        opened = fleet.open_audit(exported[0])
+        story.check(
+            "the auditor's key opens the contents; nothing the hub holds does",
+            compiled.tickets[0][:20] in opened,
+        )
+
+
+def update_under_load(story: Story, fleet: Fleet, compiled: Compiled) -> None:
+    """Step 7: a new adapter while requests run."""
+    with story.step(
+        7, "Adapter update under load", "Version 1.1.0 of the adapter replaces 1.0.0 while both devices work."
+    ):
+        fleet.sign(compiled.next_adapter_folder)
+        loads = {device: fleet.base_loads(device) for device in DEVICES}
+        with fleet.load(compiled.tickets) as load:
+            time.sleep(3)
+            published = time.time()
+            fleet.publish(compiled.next_adapter_folder)
+            fleet.roll_out(compiled.next_adapter)
+            seconds = {}
+            for device in DEVICES:
+                wait_until(f"{device} runs 1.1.0", lambda d=device: fleet.runs(d, compiled.next_adapter), 120)
+                seconds[device] = time.time() - published
+                story.event(f"{device} runs {compiled.next_adapter.version}")
+            _answers_from(load, compiled.next_adapter.digest)
+            wait_until(
+                "probation ends well",
+                lambda: all(fleet.committed(d, compiled.next_adapter) for d in DEVICES),
+                120,
+            )
+        story.check(
+            "no request failed",
+            not load.failed,
+            f"{len(load.answered)} answered, {len(load.failed)} failed {load.failed[:2] or ''}",
+        )
+        story.check(
+            "requests before and after were answered by different adapters",
+            all(len(load.releases_seen(device)) >= 2 for device in DEVICES),
+        )
+        story.check(
+            "no base was reloaded",
+            all(fleet.base_loads(device) == loads[device] for device in DEVICES),
+            str(loads),
+        )
+        fleet.figures["publish to active"] = ", ".join(f"{d} {s:.1f} s" for d, s in seconds.items())
+        story.event(f"publish to active: {fleet.figures['publish to active']}")
+
+
+def bad_releases(story: Story, fleet: Fleet, compiled: Compiled) -> None:
+    """Step 8: two bad adapters, properly signed; one fails its probes, one gets worse in use."""
+    with story.step(
+        8, "A bad release", "Two properly signed adapters are bad: one fails its probes, one degrades in use."
+    ):
+        broken = spoil.broken_adapter(compiled.next_adapter_folder, fleet.work / "broken", "1.2.0")
+        drifting = spoil.drifting_adapter(
+            compiled.next_adapter_folder, compiled.base_folder, fleet.work / "drifting", "1.3.0"
+        )
+        _refused(story, fleet, compiled, broken, "probe")
+        _refused(story, fleet, compiled, drifting, "probation")
+        for device in DEVICES:
+            version = compiled.next_adapter.version
+            story.check(f"{device} still runs {version}", fleet.runs(device, compiled.next_adapter))
+
+
+def _refused(story: Story, fleet: Fleet, compiled: Compiled, folder: Path, word: str) -> None:
+    """Publish and roll out a bad release under load; every device gives it up, and the page says why."""
+    release = _manifest(folder)
+    fleet.sign(folder)
+    with fleet.load(compiled.tickets) as load:
+        fleet.publish(folder)
+        fleet.roll_out(release)
+        for device in DEVICES:
+            reason = wait_until(
+                f"{device} gives {release.version} up", lambda d=device: fleet.rolled_back(d, release), 240
+            )
+            story.check(f"{device} gives {release.version} up", word in reason.lower(), reason)
+        _answers_from(load, compiled.next_adapter.digest)
+    page = fleet.console()
+    story.check(
+        f"the fleet page says why {release.version} does not run",
+        release.version in page and word in page.lower(),
+    )
+    story.check(
+        f"no request failed while {release.version} came and went",
+        not load.failed,
+        f"{len(load.answered)} answered {load.failed[:2] or ''}",
+    )
+    fleet.abort(release)
+
+
+WALK = (sign_and_publish, ship, serve, cut, heal, update_under_load, bad_releases)
+
+
+def _answers_from(load: Load, release: Digest) -> None:
+    """Wait until every agent under load has answered with ``release`` once more."""
+    mark = time.time()
+    wait_until(
+        "answers after the change",
+        lambda: (
+            {
+                name
+                for name, at, answer in load.answered
+                if at > mark and answer.receipt.get("adapter") == release
+            }
+            == set(load.agents)
+        ),
+        90,
+    )
+
+
+def _manifest(folder: Path) -> Manifest:
+    return Manifest.parse((folder / "release.json").read_bytes())
+
+
+def _release_folders(out: Path) -> list[Path]:
+    return sorted(path.parent for path in out.glob("*/release.json"))
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[-1] if text else ""
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def _tickets(adapter: Manifest) -> list[str]:
+    """Tickets to ask about: those of the adapter's probes, which it was not trained on, and some more."""
+    known = [message["content"] for probe in adapter.probes for message in probe.messages[-1:]]
+    lines = (ROOT / "examples/factory/tickets.jsonl").read_text(encoding="utf-8").splitlines()
+    return known + [json.loads(line)["ticket"] for line in lines[::48]]
+
+
+def _figures(first: dict[str, Any], second: dict[str, Any]) -> dict[str, str]:
+    """The compile stage in a few lines, for the table at the end."""
+    found = {}
+    for variant in first["variants"]:
+        accuracy = variant["quality"].get("class_accuracy", {}).get("value", float("nan"))
+        verdict = "ships" if variant["pass"] else "refused"
+        found[f"{variant['name']}, {variant['bytes'] / 1e6:.0f} MB"] = (
+            f"class accuracy {accuracy:.3f}, {verdict}"
+        )
+    return found
