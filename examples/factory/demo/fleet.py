@@ -220,7 +220,8 @@ class Fleet:
         with httpx.Client(
             verify=self._tls(), base_url=f"https://localhost:{self.people}", follow_redirects=True
         ) as browser:
-            browser.post("/console/login", data={"token": self.admin})
+            origin = {"origin": f"https://localhost:{self.people}"}
+            browser.post("/console/login", data={"token": self.admin}, headers=origin)
             page = browser.get("/console")
             page.raise_for_status()
             return page.text

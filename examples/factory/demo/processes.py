@@ -32,7 +32,7 @@ def free_port() -> int:
 
 
 def run(*argv: str | Path, expect: int | None = 0, timeout: float = 1800, show: bool = False) -> str:
-    """Run one of Outpost's commands to its end and return its stdout.
+    """Run one of Outpost's commands to its end; returns its stdout, or stderr where a failure is expected.
 
     Raises ``StepFailed`` with the command's own words when its exit code is not ``expect``.
     """
@@ -43,7 +43,7 @@ def run(*argv: str | Path, expect: int | None = 0, timeout: float = 1800, show: 
     if expect is not None and done.returncode != expect:
         said = (done.stderr or "") + done.stdout
         raise StepFailed(f"{' '.join(map(str, argv))}: exit {done.returncode}, not {expect}\n{said[-2000:]}")
-    return done.stdout
+    return done.stderr if expect else done.stdout
 
 
 def run_json(*argv: str | Path, expect: int | None = 0, show: bool = False) -> Any:
