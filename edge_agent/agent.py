@@ -12,7 +12,7 @@ import os
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -67,6 +67,9 @@ SCHEMA = (TRAIL_MIGRATIONS[0], RELEASE_MIGRATIONS[0])
 
 MQTT_BLOB_LIMIT = 32 << 20
 """Bytes up to which a blob comes over MQTT: a factory often opens one outbound port. Larger ones by HTTPS."""
+
+ERRAND_SECONDS = 5.0
+"""Seconds before an errand that failed is begun again."""
 
 REPORT_SECONDS = 15.0
 """The longest time between two reports while the link is up."""
@@ -240,11 +243,15 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
             limits=Limits(running=settings.engine.max_sequences),
             rules=Rules(heavy_tokens=settings.heavy_tokens),
         )
+
+        def facts() -> dict[str, Any]:
+            return _facts(activator, link, carried)
+
         await stack.enter_async_context(link)
         errands = [
-            asyncio.create_task(activator.run()),
-            asyncio.create_task(courier.report(activator, lambda: _facts(activator, link, carried))),
-            asyncio.create_task(courier.drain()),
+            asyncio.create_task(_for_ever(activator.run)),
+            asyncio.create_task(_for_ever(lambda: courier.report(activator, facts))),
+            asyncio.create_task(_for_ever(courier.drain)),
         ]
         try:
             yield app, activator
@@ -269,6 +276,16 @@ def free_memory() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise SyncError("/proc/meminfo does not say how much memory is available")
+
+
+async def _for_ever(errand: Callable[[], Awaitable[None]]) -> None:
+    """Run an errand; one that fails is reported and begun again: serving must not depend on it."""
+    while True:
+        try:
+            await errand()
+        except Exception:
+            _log.exception("an errand failed; it begins again in %g s", ERRAND_SECONDS)
+            await asyncio.sleep(ERRAND_SECONDS)
 
 
 def _starter(settings: EngineSettings) -> Callable[[Path], Any]:
