@@ -1,0 +1,184 @@
+"""``outpost-compile``: reads the command line, builds the adapters, imports only the verb that runs."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from compile.errors import BadRecipe, CompileError, Refused
+from models.errors import ModelsError
+
+if TYPE_CHECKING:
+    from compile.build import Build
+
+T = TypeVar("T")
+
+_WRONG_USE, _FAILED, _REFUSED = 2, 1, 3
+_CACHE = click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".cache/outpost"),
+    show_default=True,
+    help="Where results of steps are kept.",
+)
+_CONVERTERS = click.option(
+    "--converters",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(__file__).resolve().parent.parent / ".cache" / "llama.cpp-0.3.36",
+    help="Folder of llama.cpp's converters; scripts/fetch_converters fills the default.",
+)
+_THREADS = click.option(
+    "--threads", type=click.IntRange(1, 256), default=None, help="Default: the processors of this machine."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")
+_RECIPE = click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@click.group()
+def main() -> None:
+    """Turns a base model and a data set into the smallest release that keeps its promise, or refuses."""
+
+
+@main.command()
+@_RECIPE
+@_CACHE
+@_CONVERTERS
+@_THREADS
+@_JSON
+def plan(recipe: Path, cache: Path, converters: Path, threads: int | None, as_json: bool) -> None:
+    """Check RECIPE and say what would run, what is cached, and roughly what it would take."""
+    from compile.plan import describe, make_plan
+    from compile.steps import Cache
+
+    made = _guard(lambda: make_plan(_build(recipe, converters, threads), Cache(cache), cache))
+    _print(made.as_json() if as_json else describe(made), as_json)
+    if made.refusals:
+        sys.exit(_REFUSED)
+
+
+@main.command()
+@_RECIPE
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for releases and report.",
+)
+@click.option(
+    "--executor", type=click.Choice(["local"]), default="local", show_default=True, help="Where steps run."
+)
+@_CACHE
+@_CONVERTERS
+@_THREADS
+@_JSON
+def run(
+    recipe: Path, out: Path, executor: str, cache: Path, converters: Path, threads: int | None, as_json: bool
+) -> None:
+    """Build RECIPE; exit 3, with numbers, when no variant is within its budgets."""
+    from compile.plan import make_plan
+    from compile.progress import Progress
+    from compile.run import run as run_build
+    from compile.steps import Cache, in_order
+
+    def work() -> None:
+        build = _build(recipe, converters, threads)
+        kept = Cache(cache)
+        refusals = make_plan(build, kept, cache).refusals
+        if refusals:
+            raise Refused("; ".join(refusals))
+        progress = Progress(sys.stderr, len(in_order(build.steps)))
+        run_build(build, kept, out, progress, f"outpost-compile run {recipe} --out {out}")
+
+    try:
+        _guard(work)
+    finally:
+        if as_json and (out / "report.json").is_file():
+            click.echo((out / "report.json").read_text(encoding="utf-8"))
+    if not as_json:
+        _print(_summary(json.loads((out / "report.json").read_text(encoding="utf-8")), out), False)
+
+
+@main.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@_JSON
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what PATH is: a release, a GGUF file or a safetensors folder. Weights are never loaded."""
+    from compile.inspect import describe, inspect_path
+
+    found = _guard(lambda: inspect_path(path))
+    _print(found if as_json else describe(found), as_json)
+
+
+@main.command()
+@click.argument("release", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--base",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=None,
+    help="Release of the base, for an adapter. Default: looked for beside RELEASE.",
+)
+@_THREADS
+@_JSON
+def verify(release: Path, base: Path | None, threads: int | None, as_json: bool) -> None:
+    """Hash every file of RELEASE again and replay its probes."""
+    from compile.verify import verify_folder
+
+    result = _guard(lambda: verify_folder(release, base, threads or _processors()))
+    lines = [f"{result['release']}: {len(result['probes'])} probes hold, every file is as its manifest says"]
+    _print(result if as_json else "\n".join(lines), as_json)
+
+
+def _build(recipe: Path, converters: Path, threads: int | None) -> "Build":
+    from compile.build import Workshop, make_build
+    from compile.gguf_files import Converters
+
+    return make_build(
+        recipe, Workshop(Converters(converters.resolve()), threads or _processors(), time.monotonic)
+    )
+
+
+def _guard(work: Callable[[], T]) -> T:
+    """Run ``work``; an error that was raised on purpose becomes one message and its exit code."""
+    try:
+        return work()
+    except BadRecipe as error:
+        _fail(error, _WRONG_USE)
+    except Refused as error:
+        _fail(error, _REFUSED)
+    except (CompileError, ModelsError) as error:
+        _fail(error, _FAILED)
+    except ModuleNotFoundError as error:
+        _fail(f"{error.name} is missing: pip install 'outpost[compile]'", _FAILED)
+
+
+def _fail(error: object, code: int) -> "Any":
+    click.echo(f"outpost-compile: {error}", err=True)
+    sys.exit(code)
+
+
+def _print(value: Any, as_json: bool) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False) if as_json else value)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _summary(report: dict[str, Any], out: Path) -> str:
+    lines = []
+    for one in report["variants"]:
+        accuracy = one["quality"]["class_accuracy"]
+        verdict = "reference" if one["is_reference"] else ("pass" if one["pass"] else "REFUSED")
+        lines.append(
+            f"{one['name']:>10}  {one['bytes'] / 1e6:6.0f} MB  class accuracy {accuracy['value']:.1%}  "
+            f"{one['speed']['tokens_per_second']:6.1f} tokens/s  {verdict}"
+        )
+    for name, metrics in report["baselines"].items():
+        lines.append(f"{name}: class accuracy {metrics['class_accuracy']['value']:.1%}")
+    lines.append(f"chosen: {report['chosen']}; {out / 'report.html'}")
+    return "\n".join(lines)

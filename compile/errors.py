@@ -1,0 +1,35 @@
+"""Errors of ``compile``.
+
+::
+
+    CompileError
+    ├── BadRecipe            a recipe with a wrong key, a wrong value or a file that is not there (exit 2)
+    ├── BadData              a data set with bad rows or near-duplicates across its splits; lists them
+    ├── UnsupportedBase      a base model that cannot be brought into shape exactly
+    ├── ToolFailed           a converter or the quantizer failed; carries the end of its output
+    └── Refused              measured, and not good enough: budget or verification (exit 3)
+"""
+
+
+class CompileError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class BadRecipe(CompileError):
+    """A recipe is wrong. The message names file, line and key, and the nearest valid key."""
+
+
+class BadData(CompileError):
+    """A data set is wrong. The message lists the rows."""
+
+
+class UnsupportedBase(CompileError):
+    """A base model cannot be brought into a form that is exactly right; a guess would be worse."""
+
+
+class ToolFailed(CompileError):
+    """A converter or the quantizer failed; the message carries the end of what it said."""
+
+
+class Refused(CompileError):
+    """A budget or a verification says no, with numbers."""

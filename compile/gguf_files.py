@@ -1,0 +1,144 @@
+"""GGUF files on disk: their headers, the tokenizer inside, and llama.cpp's converters that write them.
+
+The converters run as processes of their own with their own ``gguf`` library: what they import cannot
+meet what this process has imported. Refuses to go on when one fails (``ToolFailed``).
+"""
+
+import mmap
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compile.errors import ToolFailed, UnsupportedBase
+from compile.tokenizer import Vocabulary
+from models.errors import UnsafeFile
+from models.gguf import GgufHeader, TensorType, parse_header
+from models.manifest import Fallback
+
+CONVERTERS_VERSION = "llama-cpp-python 0.3.36"
+
+
+@dataclass(frozen=True)
+class Converters:
+    """Where llama.cpp's converters lie (``scripts/fetch_converters`` puts them there)."""
+
+    folder: Path
+
+    def base(self, hf_folder: Path, target: Path) -> None:
+        """Write the model in ``hf_folder`` as an F32 GGUF. Raises ``ToolFailed``."""
+        self._run("convert_hf_to_gguf.py", str(hf_folder), "--outtype", "f32", "--outfile", str(target))
+
+    def adapter(self, peft_folder: Path, hf_folder: Path, target: Path) -> None:
+        """Write a peft LoRA adapter as an F16 GGUF. Raises ``ToolFailed``."""
+        self._run(
+            "convert_lora_to_gguf.py", str(peft_folder), "--base", str(hf_folder), "--outtype", "f16",
+            "--outfile", str(target),
+        )  # fmt: skip
+
+    def _run(self, script: str, *arguments: str) -> None:
+        path = self.folder / script
+        if not path.is_file():
+            raise ToolFailed(f"{path}: not there; scripts/fetch_converters puts it there")
+        environment = {
+            name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR", "LANG")
+        }
+        environment |= {"PYTHONPATH": str(self.folder / "gguf-py"), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(  # noqa: S603 - our own interpreter, our own arguments
+            [sys.executable, str(path), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ToolFailed(
+                f"{script} failed with {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}"
+            )
+
+
+def read_header(path: Path) -> GgufHeader:
+    """The checked header of the GGUF at ``path``. Raises ``UnsafeFile``."""
+    if path.stat().st_size == 0:
+        raise UnsafeFile(f"{path}: empty")
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        view = memoryview(data)
+        try:
+            return parse_header(view)
+        finally:
+            view.release()
+
+
+def vocabulary(header: GgufHeader) -> Vocabulary:
+    """The tokenizer that a header carries. Raises ``UnsupportedBase`` when a part is missing."""
+
+    def text(key: str) -> str:
+        value = header.text(key)
+        if value is None:
+            raise UnsupportedBase(f"the GGUF has no {key}")
+        return value
+
+    def number(key: str) -> int:
+        value = header.integer(key)
+        if value is None:
+            raise UnsupportedBase(f"the GGUF has no {key}")
+        return value
+
+    def many(key: str) -> tuple[object, ...]:
+        value = header.metadata.get(key)
+        if not isinstance(value, tuple):
+            raise UnsupportedBase(f"the GGUF has no {key}")
+        return value
+
+    prefix = "tokenizer.ggml."
+    return Vocabulary(
+        kind=text(prefix + "model"),
+        splitter=text(prefix + "pre"),
+        tokens=tuple(str(token) for token in many(prefix + "tokens")),
+        token_types=tuple(int(str(kind)) for kind in many(prefix + "token_type")),
+        merges=tuple(str(merge) for merge in many(prefix + "merges")),
+        bos=number(prefix + "bos_token_id"),
+        eos=number(prefix + "eos_token_id"),
+        unknown=number(prefix + "unknown_token_id"),
+        padding=number(prefix + "padding_token_id"),
+        add_bos=header.metadata.get(prefix + "add_bos_token") is True,
+        chat_template=text("tokenizer.chat_template"),
+        context_length=number(f"{header.architecture}.context_length"),
+    )
+
+
+def precision(header: GgufHeader) -> str:
+    """The tensor type that holds most of the bytes."""
+    weight: Counter[str] = Counter()
+    for tensor in header.tensors:
+        weight[tensor.type.name] += tensor.size
+    return weight.most_common(1)[0][0] if weight else "none"
+
+
+_ASKED: Mapping[str, TensorType] = {
+    "F16": TensorType.F16,
+    "Q8_0": TensorType.Q8_0,
+    "Q6_K": TensorType.Q6_K,
+    "Q5_K_M": TensorType.Q5_K,
+    "Q5_1": TensorType.Q5_1,
+    "Q5_0": TensorType.Q5_0,
+    "Q4_K_M": TensorType.Q4_K,
+    "Q4_1": TensorType.Q4_1,
+    "Q4_0": TensorType.Q4_0,
+    "IQ4_NL": TensorType.IQ4_NL,
+    "IQ4_XS": TensorType.IQ4_XS,
+}
+
+
+def fallbacks(header: GgufHeader, asked: str) -> tuple[Fallback, ...]:
+    """The matrices that have another type than was asked for. Vectors stay F32 by design."""
+    wanted = _ASKED[asked]
+    return tuple(
+        Fallback(tensor=tensor.name, asked=wanted.name, got=tensor.type.name)
+        for tensor in header.tensors
+        if len(tensor.shape) > 1 and tensor.type is not wanted
+    )

@@ -1,0 +1,253 @@
+"""From measurements to a verdict: metrics with intervals, budgets, the choice of a variant. Pure.
+
+Every budget bounds ``value - reference`` and holds at the pessimistic end of its 95 % interval. What the
+data cannot decide is refused, with the number of samples that would decide it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from compile import statistics
+from compile.recipe import Budget
+from compile.tickets import CLASSES, Score, Ticket, score
+from models.manifest import Fallback, Quality
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_BLOCK = 32
+"""Tokens of a text that are drawn together: neighbours depend on each other."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric. ``ci95`` is the paired interval of ``value - reference``; ``interval`` that of ``value``."""
+
+    reference: float | None
+    value: float
+    ci95: tuple[float, float] | None
+    samples: int
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A metric held against its budget. ``decides`` is the number of samples that would settle it."""
+
+    metric: str
+    measured: Measured
+    budget: float | None = None
+    passed: bool = True
+    reason: str = ""
+    decides: int | None = None
+
+    @property
+    def quality(self) -> Quality:
+        """As a manifest says it."""
+        return Quality(
+            metric=self.metric,
+            reference=self.measured.reference,
+            value=self.measured.value,
+            ci95=self.measured.ci95,
+            budget=self.budget,
+            passed=self.passed,
+            samples=self.measured.samples,
+        )
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """All that is known of one variant."""
+
+    name: str
+    precision: str
+    bytes: int
+    verdicts: tuple[Verdict, ...]
+    speeds: tuple[float, ...]
+    peak_ram_bytes: int
+    ledger: tuple[Fallback, ...] = ()
+    answers: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """Within every budget."""
+        return all(verdict.passed for verdict in self.verdicts)
+
+    @property
+    def refusal(self) -> str:
+        """The budgets that were not met, with their numbers; empty when all were."""
+        return "; ".join(verdict.reason for verdict in self.verdicts if not verdict.passed)
+
+
+def task_metrics(
+    tickets: Sequence[Ticket], answers: Sequence[str], reference: Sequence[str], rounds: int, seed: int
+) -> dict[str, Measured]:
+    """Scores of ``answers`` beside those of the reference on the same tickets."""
+    ours = [score(ticket, answer) for ticket, answer in zip(tickets, answers, strict=True)]
+    theirs = [score(ticket, answer) for ticket, answer in zip(tickets, reference, strict=True)]
+    columns: Mapping[str, Any] = {
+        "class_accuracy": lambda one: one.class_right,
+        "severity_accuracy": lambda one: one.severity_right,
+        "component_match": lambda one: one.component_right,
+        "exact_match": lambda one: one.exact,
+        "valid_json": lambda one: one.valid,
+    }
+    result = {}
+    for metric, read in columns.items():
+        values, others = [float(read(one)) for one in ours], [float(read(one)) for one in theirs]
+        result[metric] = _paired(values, others, rounds, seed)
+    same = [float(a == b) for a, b in zip(answers, reference, strict=True)]
+    result["answer_agreement"] = _paired(same, [1.0] * len(same), rounds, seed)
+    result["class_macro_f1"] = _macro_f1(tickets, ours, theirs, rounds, seed)
+    return result
+
+
+def adapter_effect(
+    tickets: Sequence[Ticket], with_adapter: Sequence[str], without: Sequence[str], rounds: int, seed: int
+) -> Measured:
+    """Class accuracy with the adapter (value) and without it (reference), on the same base."""
+    values = [float(score(t, a).class_right) for t, a in zip(tickets, with_adapter, strict=True)]
+    others = [float(score(t, a).class_right) for t, a in zip(tickets, without, strict=True)]
+    return _paired(values, others, rounds, seed)
+
+
+def label_accuracy(right: Sequence[bool], rounds: int, seed: int) -> Measured:
+    """An accuracy on its own, with its interval."""
+    values = [float(one) for one in right]
+    value = sum(values) / len(values)
+    return Measured(None, value, None, len(values), statistics.mean_interval(values, rounds, seed))
+
+
+def fidelity_metrics(
+    ours: Mapping[str, "npt.NDArray[Any]"], theirs: Mapping[str, "npt.NDArray[Any]"], rounds: int, seed: int
+) -> dict[str, Measured]:
+    """Perplexity, KL divergence and top-token agreement on held-out text, beside the reference's."""
+    import numpy as np
+
+    fall = ours["loss"].astype(np.float64) - theirs["loss"].astype(np.float64)
+    same = (ours["top"] == theirs["top"]).astype(np.float64)
+    divergence = ours["kl"].astype(np.float64)
+    count = len(fall)
+
+    def over(statistic: Any) -> tuple[float, float]:
+        return statistics.resample(count, statistic, rounds, seed, _BLOCK)
+
+    def ratio(at: "npt.NDArray[Any]") -> float:
+        return float(np.exp(fall[at].mean()))
+
+    def tail(at: "npt.NDArray[Any]") -> float:
+        return float(np.percentile(divergence[at], 99))
+
+    everything = np.arange(count)
+    ratio_low, ratio_high = over(ratio)
+    kl = over(lambda at: float(divergence[at].mean()))
+    agreement = over(lambda at: float(same[at].mean()))
+    base_perplexity = float(np.exp(theirs["loss"].mean()))
+    own = float(np.exp(ours["loss"].mean()))
+    p99 = over(tail)
+    return {
+        "perplexity": Measured(
+            base_perplexity,
+            own,
+            (base_perplexity * (ratio_low - 1), base_perplexity * (ratio_high - 1)),
+            count,
+        ),
+        "perplexity_ratio": Measured(1.0, ratio(everything), (ratio_low - 1, ratio_high - 1), count),
+        "kl_mean": Measured(0.0, float(divergence.mean()), kl, count, kl),
+        "kl_p99": Measured(0.0, tail(everything), p99, count, p99),
+        "top_token_agreement": Measured(
+            1.0, float(same.mean()), (agreement[0] - 1, agreement[1] - 1), count, agreement
+        ),
+    }
+
+
+def spread(speeds: Sequence[float]) -> tuple[float, float, float]:
+    """Median and quartiles of tokens per second."""
+    import numpy as np
+
+    low, median, high = np.percentile(speeds, [25, 50, 75])
+    return round(float(median), 1), round(float(low), 1), round(float(high), 1)
+
+
+def hold(metrics: Mapping[str, Measured], budgets: Mapping[str, Budget]) -> tuple[Verdict, ...]:
+    """Every metric against its budget, if it has one."""
+    return tuple(
+        _verdict(metric, measured, budgets[metric]) if metric in budgets else Verdict(metric, measured)
+        for metric, measured in metrics.items()
+    )
+
+
+def choose(variants: Sequence[VariantResult]) -> VariantResult | None:
+    """The smallest variant that is within every budget."""
+    return min((one for one in variants if one.passed), key=lambda one: one.bytes, default=None)
+
+
+def nearest_recipe(variants: Sequence[VariantResult], budgets: Mapping[str, Budget]) -> dict[str, Any]:
+    """The recipe changes under which the variant that is nearest to passing would pass."""
+    nearest = min(variants, key=lambda one: (sum(not v.passed for v in one.verdicts), one.bytes))
+    changed = {}
+    for verdict in nearest.verdicts:
+        if not verdict.passed and verdict.measured.ci95 is not None:
+            low, high = verdict.measured.ci95
+            key, rising = budgets[verdict.metric].bound[0], budgets[verdict.metric].bound[2]
+            end = high if rising else low
+            # Away from the measured end by its last digit, so that rounding cannot refuse it again.
+            need = {"max_loss": -end, "max_rise": end, "min_gain": end}[key]
+            room = -0.001 if key == "min_gain" else 0.001
+            changed[verdict.metric] = {key: round(need + room, 3)}
+    return {"variant": nearest.name, "budgets": changed}
+
+
+def _verdict(metric: str, measured: Measured, budget: Budget) -> Verdict:
+    name, bound, rising = budget.bound
+    if measured.reference is None:
+        return Verdict(metric, measured)
+    point = measured.value - measured.reference
+    low, high = measured.ci95 if measured.ci95 is not None else (point, point)
+    worst = high if rising else low
+    passed = worst <= bound if rising else worst >= bound
+    if passed:
+        return Verdict(metric, measured, bound)
+    word = f"{metric} {measured.value:.4g}, reference {measured.reference:.4g}"
+    span = f"difference {point:+.4g}, 95 % interval {low:+.4g} to {high:+.4g}; {name} allows {bound:+.4g}"
+    undecided = point <= bound if rising else point >= bound
+    decides = statistics.samples_to_decide(measured.samples, point, worst, bound) if undecided else None
+    tail = f"; undecidable with {measured.samples} samples" if undecided else ""
+    tail += f", about {decides} would decide" if decides else ""
+    return Verdict(metric, measured, bound, False, f"{word}: {span}{tail}", decides)
+
+
+def _paired(values: Sequence[float], others: Sequence[float], rounds: int, seed: int) -> Measured:
+    return Measured(
+        reference=sum(others) / len(others),
+        value=sum(values) / len(values),
+        ci95=statistics.paired_difference(values, others, rounds, seed),
+        samples=len(values),
+        interval=statistics.mean_interval(values, rounds, seed),
+    )
+
+
+def _macro_f1(
+    tickets: Sequence[Ticket], ours: Sequence[Score], theirs: Sequence[Score], rounds: int, seed: int
+) -> Measured:
+    labels = [ticket.label for ticket in tickets]
+    said, others = [one.label for one in ours], [one.label for one in theirs]
+
+    def f1(answers: Sequence[str], at: Any) -> float:
+        return statistics.macro_f1(statistics.picked(labels, at), statistics.picked(answers, at), CLASSES)
+
+    rounds = min(rounds, 500)  # each round counts 2 x 8 classes in plain Python
+    count = len(tickets)
+    everything = range(count)
+    low, high = statistics.resample(count, lambda at: f1(said, at) - f1(others, at), rounds, seed)
+    unseen = statistics.never_seen_bound(count)
+    if said == others:
+        low, high = -unseen, unseen
+    return Measured(
+        f1(others, everything),
+        f1(said, everything),
+        (low, high),
+        count,
+        statistics.resample(count, lambda at: f1(said, at), rounds, seed),
+    )

@@ -1,0 +1,189 @@
+"""Measurements of one GGUF, taken through the engine that will serve it, in a process of their own.
+
+The process is new for every measurement, so that its peak memory is the model's and nobody else's.
+``python -m compile.measure`` reads one JSON job on stdin and writes its results to the folder that the
+job names; a line ``PART NOTE`` on stdout says how far it is.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compile.errors import ToolFailed
+from compile.steps import Report
+from models.engines.base import Finish, GenerateRequest, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from models.engines.llama_cpp import LlamaEngine
+
+RESULT = "measured.json"
+TOKENS = "tokens.npz"
+LOGPROBS = "logprobs.npy"
+_ADAPTER = "adapter"
+_SPEED_TOKENS = 48
+
+
+def measure(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Run a job in a new process. Raises ``ToolFailed``.
+
+    Job: ``model``, ``adapter`` (or null), ``folder``, ``threads``; ``prompts`` and ``max_tokens`` (answers
+    wanted with the adapter if there is one), ``speed_repeats``, ``text`` with ``tokens`` and ``window``
+    (fidelity), ``probe`` with ``probe_tokens`` (one more answer), ``against`` (folder of the reference's measurement, or null to be the reference),
+    ``tokenize`` (list of texts).
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compile.measure"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    with process:
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise ToolFailed("the measuring process has no pipes")
+        process.stdin.write(json.dumps(job))
+        process.stdin.close()
+        for line in process.stdout:
+            part, _, note = line.strip().partition(" ")
+            report(float(part), note)
+        said = process.stderr.read()
+    if process.returncode != 0:
+        raise ToolFailed(
+            f"measuring {Path(job['model']).name} failed with {process.returncode}:\n{said[-2000:]}"
+        )
+    result: dict[str, Any] = json.loads((Path(job["folder"]) / RESULT).read_text(encoding="utf-8"))
+    return result
+
+
+def _child(job: Mapping[str, Any]) -> None:
+    from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+
+    settings = LlamaSettings(
+        threads=job["threads"], context_tokens=1024, max_sequences=8, batch_tokens=256, cache_tokens=4096
+    )
+    engine = LlamaEngine(Path(job["model"]), settings)
+    adapter = None
+    if job["adapter"]:
+        engine.attach(_ADAPTER, Path(job["adapter"]))
+        adapter = _ADAPTER
+    result: dict[str, Any] = {}
+    if job.get("speed_repeats"):
+        result["speed"] = _speed(engine, adapter, job["speed_repeats"])
+    if job.get("prompts"):
+        result["answers"] = _answers(engine, adapter, job["prompts"], job["max_tokens"])
+    if job.get("probe"):
+        result["probe"] = _answers(engine, adapter, [job["probe"]], job["probe_tokens"])[0]
+    # Peak memory of serving: read before scores of a whole window are held.
+    result["peak_ram_bytes"] = _peak_ram()
+    if job.get("tokenize"):
+        result["token_ids"] = [engine.tokenize(text, False, True) for text in job["tokenize"]]
+        result["token_ids_special"] = [engine.tokenize(text, True, True) for text in job["tokenize"]]
+    if job.get("text"):
+        folder = Path(job["folder"])
+        against = Path(job["against"]) if job["against"] else None
+        _fidelity(engine, job["text"], folder, against)
+    engine.close()
+    target = Path(job["folder"]) / RESULT
+    target.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
+
+
+def _answers(
+    engine: "LlamaEngine", adapter: str | None, prompts: Sequence[str], max_tokens: int
+) -> list[str]:
+    """Greedy answers, many at a time."""
+    answers = [""] * len(prompts)
+    for index, prompt in enumerate(prompts):
+        engine.submit(GenerateRequest(str(index), prompt, Sampling(max_tokens=max_tokens), adapter))
+    done = 0
+    while events := engine.step():
+        for event in events:
+            if event.error is not None:
+                raise event.error
+            answers[int(event.id)] += event.text
+            if event.finish is not None:
+                done += 1
+                _say(done / len(prompts), f"answer {done} of {len(prompts)}")
+    return answers
+
+
+def _speed(engine: "LlamaEngine", adapter: str | None, repeats: int) -> list[float]:
+    """Tokens per second of one sequence, after its first token; one figure per repeat."""
+    speeds = []
+    for repeat in range(repeats + 1):
+        request = GenerateRequest(
+            f"speed-{repeat}", "Once upon a time", Sampling(max_tokens=_SPEED_TOKENS), adapter
+        )
+        engine.submit(request)
+        began = ended = 0.0
+        made = first = 0
+        while events := engine.step():
+            event = events[-1]
+            if event.usage.completion_tokens and not began:
+                began, first = time.perf_counter(), event.usage.completion_tokens
+            if event.finish in (Finish.LENGTH, Finish.STOP):
+                ended, made = time.perf_counter(), event.usage.completion_tokens
+        if repeat and made > first:  # the first round warms the caches
+            speeds.append((made - first) / (ended - began))
+        _say(repeat / repeats, "decoding speed")
+    return speeds
+
+
+def _fidelity(engine: "LlamaEngine", job: Mapping[str, Any], folder: Path, against: Path | None) -> None:
+    """Per token of the held-out text: its loss, the top token, and KL(reference || this).
+
+    The reference leaves its log-probabilities as float16, which moves a KL divergence by less than 1e-5.
+    """
+    import numpy as np
+
+    tokens = engine.tokenize(Path(job["path"]).read_text(encoding="utf-8"), False, False)[: job["tokens"]]
+    windows = [tokens[at : at + job["window"]] for at in range(0, len(tokens), job["window"])]
+    windows = [window for window in windows if len(window) > 1]
+    known = None if against is None else np.load(against / LOGPROBS, mmap_mode="r")
+    kept, losses, tops, divergences, at = [], [], [], [], 0
+    for number, window in enumerate(windows):
+        logprobs = _log_softmax(engine.score(window)[:-1])
+        losses.append(-logprobs[np.arange(len(window) - 1), window[1:]])
+        tops.append(logprobs.argmax(axis=1))
+        if known is None:
+            kept.append(logprobs.astype(np.float16))
+        else:
+            theirs = known[at : at + len(logprobs)].astype(np.float32)
+            divergences.append((np.exp(theirs) * (theirs - logprobs)).sum(axis=1))
+        at += len(logprobs)
+        _say((number + 1) / len(windows), f"window {number + 1} of {len(windows)} of held-out text")
+    if known is None:
+        np.save(folder / LOGPROBS, np.concatenate(kept))
+    divergence = np.concatenate(divergences) if divergences else np.zeros(at, dtype=np.float32)
+    np.savez(folder / TOKENS, loss=np.concatenate(losses), top=np.concatenate(tops), kl=divergence)
+
+
+def _log_softmax(logits: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
+    import numpy as np
+
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: npt.NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def _peak_ram() -> int:
+    """Bytes. ``ru_maxrss`` would carry the parent's peak over ``exec``; VmHWM is this process's own."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _say(part: float, note: str) -> None:
+    sys.stdout.write(f"{part:.3f} {note}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _child(json.load(sys.stdin))

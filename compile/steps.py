@@ -1,0 +1,133 @@
+"""Steps keyed by their contents, and the cache that keeps what they made.
+
+A step's key is the digest of its name, its parameters, the versions of the tools it uses and the keys of
+the steps it builds on; sources are keyed by the digests of their bytes. A key therefore stands for exactly
+one result, and all keys of a build are known before anything runs. A result is a folder; it appears under
+its key in one rename, after its files are on disk, or not at all.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from compile.errors import CompileError
+from models import canonical
+from models.digest import Digest
+from models.store import make_folder, sync_folder, write_durably
+
+DONE_FILE = "step.json"
+
+
+class Report(Protocol):
+    """Where a step says how far it is."""
+
+    def __call__(self, done: float, note: str) -> None:
+        """``done`` is the finished part of the step, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step. ``work(inputs, folder, scratch, report)`` fills ``folder``.
+
+    ``inputs`` are the result folders of ``after``, by name; ``scratch`` survives a kill, so that a long
+    step can go on from where it was. ``seconds`` is a rough forecast for two quiet cores.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    after: Mapping[str, "Step"]
+    tools: Mapping[str, str]
+    work: Callable[[Mapping[str, Path], Path, Path, Report], None]
+    seconds: float
+    disk_bytes: int = 0
+    ram_bytes: int = 0
+    key: Digest = field(init=False)
+
+    def __post_init__(self) -> None:
+        identity = {
+            "step": self.name,
+            "parameters": dict(self.parameters),
+            "tools": dict(self.tools),
+            "after": {name: step.key for name, step in self.after.items()},
+        }
+        object.__setattr__(self, "key", Digest.of(canonical.encode(identity)))
+
+    @property
+    def label(self) -> str:
+        """The name under which the cache keeps the result."""
+        return f"{self.name}-{self.key.hex[:20]}"
+
+
+def in_order(steps: list[Step]) -> list[Step]:
+    """``steps`` and all that they build on, each once, what is needed first."""
+    ordered: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.label not in ordered:
+            for before in step.after.values():
+                visit(before)
+            ordered[step.label] = step
+
+    for step in steps:
+        visit(step)
+    return list(ordered.values())
+
+
+class Cache:
+    """Results of steps under ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def folder(self, step: Step) -> Path:
+        """Where the result is, or would be."""
+        return self._root / step.label
+
+    def has(self, step: Step) -> bool:
+        """Whether the result is whole."""
+        return (self.folder(step) / DONE_FILE).is_file()
+
+    def seconds(self, step: Step) -> float | None:
+        """How long the step took when it ran here."""
+        if not self.has(step):
+            return None
+        return float(json.loads((self.folder(step) / DONE_FILE).read_text())["seconds"])
+
+    def run(self, step: Step, report: Report) -> Path:
+        """The step's result folder, made now if it is not there; what it builds on must be there."""
+        folder = self.folder(step)
+        if self.has(step):
+            return folder
+        inputs = {name: self.folder(before) for name, before in step.after.items()}
+        scratch = self._root / "scratch" / step.label
+        make_folder(scratch)
+        unfinished = Path(tempfile.mkdtemp(dir=self._root, prefix=f".{step.name}-"))
+        began = time.monotonic()
+        try:
+            step.work(inputs, unfinished, scratch, report)
+            done = {"step": step.name, "key": step.key, "seconds": round(time.monotonic() - began, 2)}
+            write_durably(unfinished / DONE_FILE, json.dumps(done).encode())
+            unfinished.chmod(0o755)
+            _sync_files(unfinished)
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
+            sync_folder(self._root)
+        except OSError as error:
+            raise CompileError(f"step {step.name}: {error}") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return folder
+
+
+def _sync_files(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
