@@ -283,7 +283,7 @@ async def _for_ever(errand: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await errand()
-        except Exception:
+        except Exception:  # noqa: BLE001 - the edge of a loop: said, and begun again
             _log.exception("an errand failed; it begins again in %g s", ERRAND_SECONDS)
             await asyncio.sleep(ERRAND_SECONDS)
 
