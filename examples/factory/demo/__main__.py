@@ -38,7 +38,8 @@ def main() -> int:
     with processes(chosen.work / "logs") as running:
         try:
             compiled = compile_releases(story, chosen.recipe, chosen.next_recipe, chosen.work, chosen.cache)
-            fleet = Fleet(chosen.work, running, compiled.base.name, compiled.adapter.name)
+            system = compiled.adapter.engine.system_prompt or ""
+            fleet = Fleet(chosen.work, running, compiled.base.name, compiled.adapter.name, system)
             for step in WALK:
                 step(story, fleet, compiled)
         except StepFailed as failure:

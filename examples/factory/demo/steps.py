@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -16,9 +15,7 @@ from story import Story, attempt
 from traffic import Load, ask
 
 from models.digest import Digest
-from models.manifest import Kind, Manifest
-
-ROOT = Path(__file__).parent.parent.parent.parent
+from models.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -48,45 +45,45 @@ def compile_releases(story: Story, recipe: Path, following: Path, work: Path, ca
         second = run_json(
             "outpost-compile", "run", following, "--out", work / "v2", "--cache", cache, show=True
         )
-        releases = {folder.name: _manifest(folder) for folder in _release_folders(work / "v1")}
-        bases = {name: m for name, m in releases.items() if m.kind is Kind.MODEL}
-        precisions = {variant["name"]: variant["precision"] for variant in first["variants"]}
-        chosen = next(name for name, m in bases.items() if m.precision == precisions[first["chosen"]])
-        biggest = next(name for name, m in bases.items() if m.precision == "Q8_0")
-        adapter = next(name for name, m in releases.items() if m.kind is Kind.ADAPTER)
-        next_adapter = next(
-            folder for folder in _release_folders(work / "v2") if _manifest(folder).kind is Kind.ADAPTER
-        )
+        folders = {name: work / "v1" / folder for name, folder in first["releases"].items()}
+        base, adapter = _manifest(folders[first["chosen"]]), _manifest(folders["adapter"])
+        next_folder = work / "v2" / second["releases"]["adapter"]
         for variant in first["variants"]:
             if not variant["pass"]:
-                story.event(f"refused {variant['name']}: {variant.get('refusal', 'over its budget')}")
+                story.event(f"refused {variant['name']}: {variant['refusal']}")
         story.check(
             "a variant meets its budget at the pessimistic end of the interval",
             any(v["name"] == first["chosen"] and v["pass"] for v in first["variants"]),
-            f"chosen: {first['chosen']}, {bases[chosen].files[0].size / 1e6:.0f} MB",
+            f"{first['chosen']}, {base.files[0].size / 1e6:.0f} MB",
         )
         story.check(
             "every release verifies: files re-hashed, probes replayed",
             all(
                 attempt(lambda folder=folder: run("outpost-compile", "verify", folder)) is None
-                for folder in (work / "v1" / chosen, next_adapter)
+                for folder in (folders[first["chosen"]], folders["adapter"])
             ),
         )
         story.check(
-            "the adapter is listed for the base that ships",
-            bases[chosen].digest in releases[adapter].adapter.checked_against,  # type: ignore[union-attr]
-            str(bases[chosen].digest)[:23],
+            "the adapter was checked on the base that ships",
+            adapter.adapter is not None and base.digest in adapter.adapter.checked_against,
+            base.digest[:23],
+        )
+        effect = _chosen(first)["quality"]["adapter_effect"]
+        story.check(
+            "the adapter still changes the answers on the base that ships",
+            effect["pass"] and effect["value"] > 0,
+            f"class accuracy {effect['value']:+.2f} against the base alone",
         )
         return Compiled(
-            work / "v1" / chosen,
-            work / "v1" / biggest,
-            work / "v1" / adapter,
-            next_adapter,
-            bases[chosen],
-            releases[adapter],
-            _manifest(next_adapter),
+            folders[first["chosen"]],
+            folders.get("q8_0", folders[first["chosen"]]),
+            folders["adapter"],
+            next_folder,
+            base,
+            adapter,
+            _manifest(next_folder),
             first,
-            _tickets(releases[adapter]),
+            [ticket["text"] for ticket in first["tickets"]],
             _figures(first, second),
         )
 
@@ -352,8 +349,9 @@ def _manifest(folder: Path) -> Manifest:
     return Manifest.parse((folder / "release.json").read_bytes())
 
 
-def _release_folders(out: Path) -> list[Path]:
-    return sorted(path.parent for path in out.glob("*/release.json"))
+def _chosen(report: dict[str, Any]) -> dict[str, Any]:
+    """The variant that ships."""
+    return next(variant for variant in report["variants"] if variant["name"] == report["chosen"])
 
 
 def _first_line(text: str | None) -> str:
@@ -364,20 +362,18 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]
 
 
-def _tickets(adapter: Manifest) -> list[str]:
-    """Tickets to ask about: those of the adapter's probes, which it was not trained on, and some more."""
-    known = [message["content"] for probe in adapter.probes for message in probe.messages[-1:]]
-    lines = (ROOT / "examples/factory/tickets.jsonl").read_text(encoding="utf-8").splitlines()
-    return known + [json.loads(line)["ticket"] for line in lines[::48]]
-
-
 def _figures(first: dict[str, Any], second: dict[str, Any]) -> dict[str, str]:
     """The compile stage in a few lines, for the table at the end."""
     found = {}
     for variant in first["variants"]:
-        accuracy = variant["quality"].get("class_accuracy", {}).get("value", float("nan"))
-        verdict = "ships" if variant["pass"] else "refused"
-        found[f"{variant['name']}, {variant['bytes'] / 1e6:.0f} MB"] = (
-            f"class accuracy {accuracy:.3f}, {verdict}"
+        score = variant["quality"]["class_accuracy"]
+        verdict = "the reference" if variant["is_reference"] else "ships" if variant["pass"] else "refused"
+        size, speed = variant["bytes"] / 1e6, variant["speed"]["tokens_per_second"]
+        found[f"{variant['name']}, {size:.0f} MB"] = (
+            f"class accuracy {score['value']:.3f}, {speed:.0f} tokens/s, {verdict}"
         )
+    for name, scores in first["baselines"].items():
+        found[name] = f"class accuracy {scores['class_accuracy']['value']:.3f}"
+    after = _chosen(second)["quality"]["class_accuracy"]["value"]
+    found["version 2 of the adapter"] = f"class accuracy {after:.3f}"
     return found
