@@ -26,6 +26,7 @@ from cloud_hub.web import Clock, read_body
 from models.openai.errors import ApiError
 
 FOLDER = Path(__file__).parent
+STATIC = "/console/static"
 COOKIE = "__Host-outpost"
 FRAGMENTS = ("summary", "devices", "rollouts", "releases", "audit")
 POLICY = (
@@ -35,7 +36,7 @@ POLICY = (
 HEADERS = {
     "content-security-policy": POLICY,
     "cache-control": "no-store",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "cross-origin-opener-policy": "same-origin",
 }
@@ -145,8 +146,12 @@ def create_router(database: Database, pages: Pages, live: Live, now: Clock, hub_
         live.nudge()
         return Response(status_code=204, headers=HEADERS)
 
-    router.mount("/static", StaticFiles(directory=FOLDER / "static", check_dir=False))
     return router
+
+
+def static_files() -> StaticFiles:
+    """Style, script and vendored libraries: to be mounted at ``STATIC``."""
+    return StaticFiles(directory=FOLDER / "static", check_dir=False)
 
 
 def _demand(bearer: Bearer, permission: Permission) -> None:

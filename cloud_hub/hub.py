@@ -59,8 +59,13 @@ async def run(
     """
     settings = home.settings()
     stop = asyncio.Event()
+
+    def end(name: signal.Signals) -> None:
+        log.info("%s: ending", name.name)
+        stop.set()
+
     for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        asyncio.get_running_loop().add_signal_handler(name, end, name)
     async with contextlib.AsyncExitStack() as stack:
         database = Database.open(home.database_url(settings))
         stack.callback(database.close)

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse,
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from cloud_hub import access, control, registry, view
+from cloud_hub import access, console, control, registry, view
 from cloud_hub.access import Bearer, Permission, Role
 from cloud_hub.database import Database
 from cloud_hub.enrolment import Enroller
@@ -53,7 +53,7 @@ def create_app(
     gateway: Gateway,
     enroller: Enroller,
     anchor: Anchor,
-    console: APIRouter,
+    console_routes: APIRouter,
     counts: Counts,
     stale_after: float,
     now: Clock,
@@ -80,7 +80,8 @@ def create_app(
     app.include_router(_fleet(picture, demand, database, now))
     app.include_router(_trail(database, demand))
     app.include_router(_inference(gateway, demand, now))
-    app.include_router(console)
+    app.include_router(console_routes)
+    app.mount(console.STATIC, console.static_files())
 
     @app.get("/metrics", dependencies=[Depends(demand(Permission.VIEW))])
     async def metrics() -> Response:

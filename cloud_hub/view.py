@@ -13,6 +13,9 @@ from cloud_hub.registry import DeviceRow, ReleaseRow
 from cloud_hub.rollout import SETTLED, Rollout, RolloutState
 from sync.protocol import ReleaseReport, State
 
+OPEN = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.HALTED)
+"""States of a rollout that somebody may still have to look at."""
+
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
@@ -58,7 +61,7 @@ def picture(rows: Rows, now: float, stale_after: float) -> dict[str, Any]:
     return {
         "devices": devices,
         "releases": [_release(row, devices) for row in rows.releases],
-        "rollouts": [_progress(each, reports) for each in reversed(rows.rollouts)],
+        "rollouts": [_progress(each, reports, devices) for each in reversed(rows.rollouts)],
         "audit": audit,
         "evidence": [
             {
@@ -77,10 +80,7 @@ def picture(rows: Rows, now: float, stale_after: float) -> dict[str, Any]:
             },
             "rollbacks": sum(len(device["rollbacks"]) for device in devices),
             "moving": sum(bool(device["moving"]) for device in devices),
-            "active_rollouts": sum(
-                each.state in (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.HALTED)
-                for each in rows.rollouts
-            ),
+            "active_rollouts": sum(each.state in OPEN for each in rows.rollouts),
             "halted": sum(each.state is RolloutState.HALTED for each in rows.rollouts),
             "audit_waiting": sum(each["written"] - each["committed"] for each in audit),
             "audit_records": sum(each.size for each in rows.audits),
@@ -152,8 +152,13 @@ def _release(row: ReleaseRow, devices: Sequence[Mapping[str, Any]]) -> dict[str,
     }
 
 
-def _progress(each: Rollout, reports: Mapping[str, Mapping[Any, ReleaseReport]]) -> dict[str, Any]:
+def _progress(
+    each: Rollout,
+    reports: Mapping[str, Mapping[Any, ReleaseReport]],
+    devices: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     facts = rollout_facts(each)
+    group = sum(device["group"] == each.group and device["presence"] != "revoked" for device in devices)
     states: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for member in sorted(each.members):
@@ -167,6 +172,8 @@ def _progress(each: Rollout, reports: Mapping[str, Mapping[Any, ReleaseReport]])
         **facts,
         "states": states,
         "reasons": reasons,
+        "open": each.state in OPEN,
+        "group_size": max(group, len(states)),
         "settled": settled,
         "rolled_back": rolled_back,
         "under_way": len(states) - settled - rolled_back,

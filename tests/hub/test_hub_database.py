@@ -1,0 +1,249 @@
+"""Rows and transactions, the same on SQLite and PostgreSQL: schema, tokens, rollouts, audit ingest."""
+
+import secrets
+import threading
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import inspect
+
+from cloud_hub import access, control, database, registry
+from cloud_hub.access import Role
+from cloud_hub.database import AUDIT_RING, Database
+from cloud_hub.errors import InvalidToken, NotFound, Refused, StorageFailed, WrongUse
+from cloud_hub.ingest import Contradiction, audit_rows, evidence_rows, export_trail, ingest
+from models.digest import Digest
+from models.manifest import Manifest
+from sync.audit import TOMBSTONE, Checkpoint, Frontier, Leaf, leaf_hash, origin_of
+from sync.errors import BadSignature
+from sync.protocol import AuditRecord, AuditSegment, IngestReceipt, ProbationTerms
+from sync.signing import sign
+from sync.verify import verify_trail
+
+KEY = Ed25519PrivateKey.generate()
+
+
+def test_the_migrations_make_the_tables_that_the_queries_name(database: Database) -> None:
+    with database.read() as connection:
+        inspector = inspect(connection)
+        for table in registry.DEVICES.metadata.sorted_tables:
+            found = {each["name"]: each["nullable"] for each in inspector.get_columns(table.name)}
+            assert found.keys() == set(table.columns.keys()), table.name
+            wanted = {each.name: each.nullable for each in table.columns if not each.primary_key}
+            assert {name: found[name] for name in wanted} == wanted, table.name
+    assert database.migrate() == 1
+
+
+def test_a_newer_database_is_refused_and_a_failed_transaction_leaves_nothing(database: Database) -> None:
+    with pytest.raises(ZeroDivisionError), database.write() as connection:
+        access.create_token(connection, Role.ADMIN, "lost", 1.0, secrets.token_bytes)
+        raise ZeroDivisionError
+    with database.write() as connection:
+        rows = connection.exec_driver_sql("SELECT COUNT(*) FROM api_token").scalar()
+        assert rows == 0
+        connection.exec_driver_sql("INSERT INTO migration VALUES (999)")
+    with pytest.raises(StorageFailed, match="999"):
+        database.migrate()
+
+
+def test_urls_of_other_kinds_are_refused() -> None:
+    for url in ("mysql://x/y", "nonsense"):
+        with pytest.raises(WrongUse, match="database"):
+            Database.open(url)
+
+
+def test_tokens_and_sessions_end_together(database: Database) -> None:
+    with database.write() as connection:
+        token = access.create_token(connection, Role.VIEWER, "wall display", 1.0, secrets.token_bytes, 100.0)
+        bearer = access.authenticate(connection, token, 2.0)
+        assert (bearer.role, bearer.may(access.Permission.OPERATE)) == (Role.VIEWER, False)
+        session = access.begin_session(connection, bearer, 2.0, secrets.token_bytes)
+        assert access.resume_session(connection, session, 3.0) == bearer
+        for forged in (token[:-1] + "x", token.replace("oph_", "opx_"), "oph__", ""):
+            with pytest.raises(InvalidToken):
+                access.authenticate(connection, forged, 2.0)
+        with pytest.raises(InvalidToken):
+            access.authenticate(connection, token, 100.0)
+        access.revoke_token(connection, bearer.token_id, 4.0)
+        with pytest.raises(InvalidToken):
+            access.resume_session(connection, session, 4.0)
+
+
+def test_of_two_devices_with_one_secret_one_gets_in(database: Database) -> None:
+    with database.write() as connection:
+        secret = access.create_enrolment(connection, "line-1", 1.0, 100.0, secrets.token_bytes)
+    outcomes: list[object] = []
+
+    def enrol(name: str) -> None:
+        try:
+            with database.write() as connection:
+                outcomes.append(access.use_enrolment(connection, secret, name, 2.0))
+        except InvalidToken as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=enrol, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count(("line-1", True)) == 1 and len(outcomes) == 2
+
+
+def test_an_id_is_not_taken_over_unless_it_was_revoked(database: Database) -> None:
+    one, two = (Ed25519PrivateKey.generate().public_key().public_bytes_raw() for _ in range(2))
+    with database.write() as connection:
+        registry.add_device(connection, "a", "g", one, 1.0)
+        with pytest.raises(Refused, match="taken"):
+            registry.add_device(connection, "a", "g", two, 2.0)
+        registry.revoke_device(connection, "a", 3.0)
+        with pytest.raises(NotFound):
+            registry.device(connection, "a")
+        registry.add_device(connection, "a", "g", two, 4.0)
+        assert registry.device(connection, "a").public_key.public_bytes_raw() == two
+
+
+def release(connection: object, version: str, note: str = "") -> Digest:
+    manifest = Manifest.model_validate(
+        {
+            "kind": "model",
+            "name": "m",
+            "version": version,
+            "format": "gguf",
+            "precision": "q8_0",
+            "files": [],
+            "license": "Apache-2.0",
+            "lineage": {"note": note},
+        }
+    )
+    registry.add_release(connection, manifest.digest, manifest.to_bytes(), 1.0)  # type: ignore[arg-type]
+    return manifest.digest
+
+
+def test_rollouts_survive_their_rows_and_move_desired_states(database: Database) -> None:
+    with database.write() as connection:
+        for name in ("a", "b"):
+            key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+            registry.add_device(connection, name, "g", key, 1.0)
+        first = release(connection, "1.0.0")
+        release(connection, "1.0.0")
+    with pytest.raises(Refused, match="never changes"), database.write() as connection:
+        release(connection, "1.0.0", "changed")
+    with database.write() as connection:
+        terms = ProbationTerms(min_requests=3)
+        made = control.start_rollout(connection, "m@1.0.0", "g", (1.0,), terms, 1.0)
+        assert registry.rollout(connection, made.id) == made
+        told = control.tick(connection, 2.0)
+        assert [(each.device, each.version, each.probation) for each in told] == [
+            ("a", 1, terms),
+            ("b", 1, terms),
+        ]
+        assert control.tick(connection, 3.0) == []
+        assert registry.device(connection, "a").desired == told[0]
+        assert told[0].assignments[0].release == first
+        control.steer_rollout(connection, made.id, "abort", 4.0)
+        assert [each.assignments for each in control.tick(connection, 5.0)] == [(), ()]
+        with pytest.raises(NotFound):
+            registry.find_release(connection, "m@9.9.9")
+
+
+class Log:
+    """A device's log that can be told to lie."""
+
+    def __init__(self) -> None:
+        self.leaves: list[Leaf] = []
+
+    def add(self, kind: str = "intent", **facts: object) -> None:
+        seq = len(self.leaves)
+        self.leaves.append(
+            Leaf(
+                device="a",
+                epoch=1,
+                seq=seq,
+                kind=kind,
+                request_id=f"r{seq}",
+                at=1.0,
+                data_class="internal",
+                facts=facts,
+                body="none",
+                key_id=None,
+                commitment=None,
+            )
+        )
+
+    def segment(self, first: int, end: int, ring: tuple[dict[str, str], ...] = ()) -> bytes:
+        hashes = [leaf_hash(leaf.to_bytes()) for leaf in self.leaves]
+        tree = Frontier().extend(hashes[:end])
+        records = tuple(
+            AuditRecord(seq=n, leaf_hash=hashes[n].hex(), leaf=self.leaves[n].to_bytes().decode())
+            for n in range(first, end)
+        )
+        note = Checkpoint(origin_of("a", 1), tree.size, tree.root).sign(KEY)
+        segment = AuditSegment(
+            device="a", epoch=1, first_seq=first, records=records, checkpoint=note, ring=ring
+        )
+        return sign(KEY, "audit-segment", segment.to_bytes())
+
+
+def take(database: Database, envelope: bytes) -> IngestReceipt | Contradiction:
+    with database.write() as connection:
+        return ingest(connection, "a", KEY.public_key(), envelope, 5.0)
+
+
+def test_segments_are_committed_once_and_overlaps_are_compared(database: Database) -> None:
+    log = Log()
+    for n in range(7):
+        log.add(n=n)
+    first = take(database, log.segment(0, 3))
+    assert isinstance(first, IngestReceipt) and first.size == 3
+    assert take(database, log.segment(0, 3)) == first
+    more = take(database, log.segment(0, 7))  # the receipt got lost, and more was written meanwhile
+    assert isinstance(more, IngestReceipt) and more.size == 7
+    assert take(database, log.segment(1, 2)) == more
+    with database.read() as connection:
+        lines = list(export_trail(connection, "a", 1))
+        assert audit_rows(connection)[0].size == 7 and evidence_rows(connection) == []
+    assert verify_trail(lines, {"a": KEY.public_key()}).records == 7
+
+
+def test_a_rewritten_record_and_a_gap_are_kept_as_evidence_and_change_nothing(database: Database) -> None:
+    honest, liar = Log(), Log()
+    for n in range(4):
+        honest.add(n=n)
+        liar.add(n=n if n != 1 else 99)
+    assert isinstance(take(database, honest.segment(0, 3)), IngestReceipt)
+    for envelope in (liar.segment(0, 4), liar.segment(3, 4), honest.segment(0, 0)):
+        assert isinstance(take(database, envelope), Contradiction)
+        assert isinstance(take(database, envelope), Contradiction)
+    honest.add()
+    gap = take(database, honest.segment(4, 5))
+    assert isinstance(gap, Contradiction) and "record 3 is next" in gap.reason
+    with database.read() as connection:
+        reasons = [each.reason for each in evidence_rows(connection)]
+        assert len(reasons) == 4 and "record 1/1 of a: came again with another hash" in reasons
+        assert audit_rows(connection)[0].size == 3
+    assert isinstance(take(database, honest.segment(3, 5)), IngestReceipt)
+    with pytest.raises(BadSignature), database.write() as connection:
+        ingest(connection, "a", Ed25519PrivateKey.generate().public_key(), honest.segment(3, 5), 5.0)
+
+
+def test_an_erased_key_stays_erased_when_old_segments_are_replayed(database: Database) -> None:
+    log = Log()
+    log.add()
+    old = log.segment(0, 1, ring=({"key_id": "k1", "sealed": "x"}, {"key_id": "k2", "sealed": "y"}))
+    take(database, old)
+    log.add(TOMBSTONE, key_ids=["k1"])
+    take(database, log.segment(1, 2))
+    take(database, old)
+    with database.read() as connection:
+        assert connection.execute(AUDIT_RING.select()).mappings().one()["key_id"] == "k2"
+
+
+def test_sqlite_is_not_the_systems_own(tmp_path: Path) -> None:
+    opened = Database.open(f"sqlite:///{tmp_path}/x.db")
+    with opened.write() as connection:
+        version = connection.exec_driver_sql("SELECT sqlite_version()").scalar_one()
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    assert tuple(map(int, version.split("."))) >= (3, 51, 3)
+    assert len(database.MIGRATIONS) == opened.migrate()
