@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -156,7 +156,7 @@ def _guard(work: Callable[[], T]) -> T:
         _fail(f"{error.name} is missing: pip install 'outpost[compile]'", _FAILED)
 
 
-def _fail(error: object, code: int) -> "Any":
+def _fail(error: object, code: int) -> NoReturn:
     click.echo(f"outpost-compile: {error}", err=True)
     sys.exit(code)
 

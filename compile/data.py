@@ -100,7 +100,7 @@ def split(rows: Sequence[Ticket], seed: int) -> Splits:
 
 
 def near_duplicates(splits: Splits, threshold: float) -> list[tuple[Ticket, Ticket, float]]:
-    """Pairs in different splits whose character 5-grams have a Jaccard similarity of ``threshold`` or more."""
+    """Pairs in different splits whose character 5-grams have a Jaccard similarity from ``threshold`` on."""
     named = [(0, row) for row in splits.train] + [(1, row) for row in splits.validation]
     named += [(2, row) for row in splits.test]
     shingles = [_shingles(row.text) for _, row in named]

@@ -66,7 +66,7 @@ def finetune(
     import torch
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     torch.set_num_threads(threads)
     torch.manual_seed(settings.seed)
     model = _adapted(hf_folder, start_from, settings)
@@ -94,7 +94,7 @@ def finetune(
             logits, wanted, weights = trunk.answers(train, fixed_train, indices)
             each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
             loss = (each * weights).sum() / weights.sum()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(matrices, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -170,7 +170,10 @@ class _Trunk:
             self._first,
             len(self._core.layers),
         )
-        rows, columns, wanted, weights = [], [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        wanted: list[int] = []
+        weights: list[float] = []
         for row, index in enumerate(indices):
             example = examples[index]
             answer = example.ids[example.prompt_length :]

@@ -47,7 +47,7 @@ class Converters:
             name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR", "LANG")
         }
         environment |= {"PYTHONPATH": str(self.folder / "gguf-py"), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(  # noqa: S603 - our own interpreter, our own arguments
+        done = subprocess.run(
             [sys.executable, str(path), *arguments],
             capture_output=True,
             text=True,

@@ -65,11 +65,12 @@ def _fallbacks(path: Path, header: Any) -> int | None:
 
 def describe(found: dict[str, Any]) -> str:
     """For people: a line per fact."""
-    return "\n".join(
-        f"{name.replace('_', ' ')}: {json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value}"
-        for name, value in found.items()
-        if value not in (None, [], {})
-    )
+    lines = []
+    for name, value in found.items():
+        if value not in (None, [], {}):
+            written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            lines.append(f"{name.replace('_', ' ')}: {written}")
+    return "\n".join(lines)
 
 
 def _safetensors(path: Path) -> dict[str, Any]:

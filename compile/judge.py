@@ -22,7 +22,7 @@ _BLOCK = 32
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric. ``ci95`` is the paired interval of ``value - reference``; ``interval`` that of ``value``."""
+    """A metric. ``ci95`` is the paired interval of ``value - reference``, ``interval`` that of ``value``."""
 
     reference: float | None
     value: float
@@ -170,7 +170,7 @@ def spread(speeds: Sequence[float]) -> tuple[float, float, float]:
     return round(float(median), 1), round(float(low), 1), round(float(high), 1)
 
 
-def hold(metrics: Mapping[str, Measured], budgets: Mapping[str, Budget]) -> tuple[Verdict, ...]:
+def hold(metrics: Mapping[str, Measured], budgets: Mapping[Any, Budget]) -> tuple[Verdict, ...]:
     """Every metric against its budget, if it has one."""
     return tuple(
         _verdict(metric, measured, budgets[metric]) if metric in budgets else Verdict(metric, measured)
@@ -183,7 +183,7 @@ def choose(variants: Sequence[VariantResult]) -> VariantResult | None:
     return min((one for one in variants if one.passed), key=lambda one: one.bytes, default=None)
 
 
-def nearest_recipe(variants: Sequence[VariantResult], budgets: Mapping[str, Budget]) -> dict[str, Any]:
+def nearest_recipe(variants: Sequence[VariantResult], budgets: Mapping[Any, Budget]) -> dict[str, Any]:
     """The recipe changes under which the variant that is nearest to passing would pass."""
     nearest = min(variants, key=lambda one: (sum(not v.passed for v in one.verdicts), one.bytes))
     changed = {}

@@ -33,10 +33,10 @@ _SPEED_TOKENS = 48
 def measure(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Run a job in a new process. Raises ``ToolFailed``.
 
-    Job: ``model``, ``adapter`` (or null), ``folder``, ``threads``; ``prompts`` and ``max_tokens`` (answers
-    wanted with the adapter if there is one), ``speed_repeats``, ``text`` with ``tokens`` and ``window``
-    (fidelity), ``probe`` with ``probe_tokens`` (one more answer), ``against`` (folder of the reference's measurement, or null to be the reference),
-    ``tokenize`` (list of texts).
+    Job: ``model``, ``adapter`` (or null), ``folder`` of the results, ``threads``; ``prompts`` and
+    ``max_tokens`` (greedy answers, with the adapter if there is one); ``probe`` and ``probe_tokens`` (one
+    more); ``speed_repeats``; ``tokenize`` (texts); ``text`` with ``path``, ``tokens``, ``window`` (fidelity)
+    and ``against``, the folder of the reference's results, or null for the reference itself.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "compile.measure"],

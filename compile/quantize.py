@@ -13,7 +13,7 @@ from compile.errors import ToolFailed
 
 def quantize(source: Path, target: Path, kind: str, threads: int) -> None:
     """Write ``source`` (F32 GGUF) to ``target`` as ``kind``, such as ``Q8_0``. Raises ``ToolFailed``."""
-    done = subprocess.run(  # noqa: S603 - our own interpreter, our own arguments
+    done = subprocess.run(
         [sys.executable, "-m", "compile.quantize", str(source), str(target), kind, str(threads)],
         capture_output=True,
         text=True,

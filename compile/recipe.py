@@ -53,7 +53,7 @@ class FineTune(_Section):
     """LoRA. Layers below ``first_layer`` stay as they are, so what they compute is kept, not repeated."""
 
     rank: int = Field(default=16, ge=1, le=256)
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, ge=1)
     targets: tuple[LoraTarget, ...] = (
         "q_proj",
         "k_proj",

@@ -186,7 +186,7 @@ def _before_after(findings: Findings) -> str:
     """Class, severity and format: the base alone, the adapter, and both baselines."""
     rounds, seed = findings.recipe.evaluate.bootstrap, findings.recipe.data.seed
     alone = [score(row, said) for row, said in zip(findings.before, findings.alone["reference"], strict=True)]
-    rows = [
+    rows: list[tuple[str, Measured, Measured, Measured | None, int]] = [
         (
             name,
             metrics["class_accuracy"],
@@ -398,7 +398,7 @@ def _pareto(findings: Findings) -> str:
         axes.set_xlabel(label)
         axes.set_ylabel("class accuracy")
         axes.set_ylim(0, 1)
-        axes.margins(x=0.2)
+        axes.margins(x=0.3)
         plots.append(_svg(figure))
     return "".join(plots)
 
@@ -423,7 +423,7 @@ def _curve(findings: Findings) -> str:
 def _svg(figure: Any) -> str:
     from matplotlib import pyplot
 
-    figure.axes[0].spines[["top"]].set_visible(False)
+    figure.axes[0].spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()
     figure.tight_layout()
     figure.savefig(buffer, format="svg", metadata={"Date": None})

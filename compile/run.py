@@ -188,7 +188,7 @@ def _package(build: Build, cache: Cache, findings: Findings, out: Path) -> dict[
         adapter=adapter_facts(
             adapter_weights, recipe.base.name, digests[chosen.name], [digests[one.name] for one in passing]
         ),
-        lineage=findings.lineage | {"chosen_base": digests[chosen.name]},
+        lineage={**findings.lineage, "chosen_base": digests[chosen.name]},
         quality=_qualities(chosen, task=True) + _per_base(passing),
         speed=(_speed(findings.device, chosen.speeds, chosen.peak_ram_bytes),),
         license=recipe.release.license,
@@ -266,8 +266,8 @@ def _probes(
         )
     if len(probes) < recipe.release.probes:
         raise CompileError(
-            f"release.probes: {recipe.release.probes} are wanted, and only {len(probes)} test tickets get the "
-            "same valid answer from every passing base"
+            f"release.probes: {recipe.release.probes} are wanted, and only {len(probes)} test tickets get "
+            "the same valid answer from every passing base"
         )
     return tuple(probes)
 

@@ -45,16 +45,16 @@ def paired_difference(
 ) -> tuple[float, float]:
     """The 95 % interval of ``mean(values) - mean(reference)`` over the same inputs, outcomes in [0, 1].
 
-    Where no pair fell (or rose) a bootstrap would claim certainty, so that end is at least the exact
+    Where no pair fell (or rose) a bootstrap takes that for certain, so that end is moved by the exact
     bound for an event never seen in so many trials.
     """
     difference = np.asarray(values, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     low, high = mean_interval(difference, rounds, seed)
     unseen = never_seen_bound(len(difference))
     if not (difference < 0).any():
-        low = min(low, -unseen)
+        low -= unseen
     if not (difference > 0).any():
-        high = max(high, unseen)
+        high += unseen
     return low, high
 
 

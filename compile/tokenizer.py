@@ -39,8 +39,8 @@ def write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
     """
     if vocabulary.kind != "gpt2" or vocabulary.splitter != "smollm":
         raise UnsupportedBase(
-            f"a tokenizer of kind {vocabulary.kind!r} with splitter {vocabulary.splitter!r} cannot be rebuilt; "
-            "known: kind 'gpt2' with splitter 'smollm'"
+            f"a tokenizer of kind {vocabulary.kind!r} with splitter {vocabulary.splitter!r} cannot be "
+            "rebuilt; known: kind 'gpt2' with splitter 'smollm'"
         )
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 

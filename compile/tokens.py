@@ -33,7 +33,7 @@ def compare(
     tokenizer: Any,
     bos: int | None,
 ) -> None:
-    """Raises ``Refused`` at the first text whose ids differ. ``bos`` is put before a text, if the model has one.
+    """Raises ``Refused`` at the first text whose ids differ. ``bos`` stands before a text, if there is one.
 
     ``engine_ids`` are without, ``engine_ids_special`` with the special tokens that the model adds.
     """

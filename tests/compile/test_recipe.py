@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from compile.errors import BadRecipe
+from compile.recipe import load_recipe
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "factory"
+GOOD = (EXAMPLES / "tickets-ci.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["tickets-v1.yaml", "tickets-v2.yaml", "tickets-ci.yaml"])
+def test_the_examples_are_sound(name):
+    assert load_recipe(EXAMPLES / name).release.name == "tickets"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "key", "near"),
+    [
+        ("  rank: 16", "  rnak: 16", "finetune.rnak", "rank"),
+        ("prompt:", "promt:", "promt", "prompt"),
+        ("{name: q8_0, type: Q8_0}", "{name: q8_0, typ: Q8_0}", "variants.0.typ", "type"),
+        ("  valid_json:", "  valid_jsn:", "budgets.valid_jsn", "valid_json"),
+        ("{max_loss: 0.4}", "{max_los: 0.4}", "budgets.class_accuracy.max_los", "max_loss"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_line_and_the_nearest_key(tmp_path, good, bad, key, near):
+    text = GOOD.replace(good, bad, 1)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if bad in line)
+    with pytest.raises(BadRecipe) as refused:
+        load_recipe(path)
+    assert f"line {line}: unknown key {key!r}; did you mean {near!r}?" in str(refused.value)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD + "release: {name: a, version: 1.0.0}\n", encoding="utf-8")
+    with pytest.raises(BadRecipe, match=r"'release' stands twice"):
+        load_recipe(path)
