@@ -9,12 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from fake_upstream import upstream
 from fleet_simulator import RunningHub, SimulatedDevice, make_hub
 
 from models.digest import Digest
 from sync.errors import EnrolmentRefused
 from sync.link import MqttBlobSource
 from sync.protocol import AUDIT_SEGMENT, State
+from sync.requests import HEADER, sign_request
 
 
 async def eventually(look: Callable[[], Any], seconds: float = 10) -> Any:
@@ -148,6 +150,38 @@ def test_enrolment_is_for_the_first_and_for_its_own_retry(tmp_path: Path) -> Non
             assert known.get(f"{base}/tuf/metadata/timestamp.json").status_code == 200
             answer = known.post(f"{base}/v1/chat/completions", json={"model": "m", "messages": []})
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "device_signature"
+
+
+async def test_a_heavy_request_of_a_device_reaches_an_upstream_once(tmp_path: Path) -> None:
+    hub = make_hub(tmp_path)
+    device = SimulatedDevice("press-01", tmp_path / "press-01")
+    body = json.dumps({"model": "big", "messages": []}).encode()
+    url = f"https://localhost:{hub.devices}/v1/chat/completions"
+
+    def signed(at: float, sent: bytes = body) -> dict[str, str]:
+        return {HEADER: sign_request(device.key, device.id, at, sent)}
+
+    async with upstream() as (address, received):
+        hub.cli("upstream", "add", "--name", "box", "--url", address, "--model", "big")
+        with hub.serving():
+            await asyncio.to_thread(device.enroll, hub, "line-1")
+            async with httpx.AsyncClient(verify=device.tls, trust_env=False) as client:
+                headers = signed(time.time())
+                answer = await client.post(url, content=body, headers=headers)
+                assert answer.status_code == 200, answer.text
+                assert answer.headers["x-outpost-served-by"] == "hub"
+                refusals = [
+                    await client.post(url, content=body, headers=headers),  # replayed
+                    await client.post(url, content=body + b" ", headers=signed(time.time())),
+                    await client.post(url, content=body, headers=signed(time.time() - 1000)),
+                ]
+                assert [each.status_code for each in refusals] == [401] * 3
+                restricted = {**signed(time.time()), "x-outpost-data-class": "restricted"}
+                assert (await client.post(url, content=body, headers=restricted)).status_code == 403
+                hub.cli("device", "revoke", "press-01")
+                gone = await client.post(url, content=body, headers=signed(time.time()))
+                assert gone.status_code == 401
+        assert len(received) == 1 and b"x-outpost-device-signature" not in received[0]
 
 
 def test_roles_and_errors(tmp_path: Path) -> None:
