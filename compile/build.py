@@ -16,7 +16,7 @@ from compile.baselines import baselines
 from compile.data import Splits, check_splits, read_rows, split
 from compile.errors import BadData, BadRecipe
 from compile.examples import encode, load_tokenizer
-from compile.finetune import finetune
+from compile.finetune import Example, finetune, write_fixed
 from compile.gguf_files import CONVERTERS_VERSION, Converters, read_header, vocabulary
 from compile.measure import RESULT, measure
 from compile.quantize import quantize
@@ -29,6 +29,7 @@ from models.prompts import ChatTemplate
 from models.store import chunks_of
 
 MODEL = "model.gguf"
+FIXED = "fixed.safetensors"
 ADAPTER = "adapter.gguf"
 SPLITS = "splits.json"
 BASE_PROBE = "What is the capital of France?"
@@ -191,28 +192,35 @@ def _spread(rows: tuple[Ticket, ...], wanted: int | None) -> tuple[Ticket, ...]:
 def _finetune_step(
     recipe: Recipe, base: Step, data: Step, previous: Build | None, template: ChatTemplate, workshop: Workshop
 ) -> Step:
-    def work(inputs: Mapping[str, Path], folder: Path, scratch: Path, report: Report) -> None:
+    def examples(inputs: Mapping[str, Path]) -> dict[str, list[Example]]:
         splits = read_splits(inputs["data"])
-        hf = inputs["base"] / "hf"
-        tokenizer = load_tokenizer(hf)
-        end = vocabulary(read_header(inputs["base"] / REFERENCE))
-        train, validation = (
-            encode(
-                rows,
-                tokenizer,
-                template,
-                recipe.prompt.system,
-                end.tokens[end.eos],
-                recipe.finetune.label_weight,
-            )
-            for rows in (splits.train, splits.validation)
+        known = vocabulary(read_header(inputs["base"] / REFERENCE))
+        tokenizer = load_tokenizer(inputs["base"] / "hf")
+        system, weight = recipe.prompt.system, recipe.finetune.label_weight
+        return {
+            name: encode(rows, tokenizer, template, system, known.tokens[known.eos], weight)
+            for name, rows in (("train", splits.train), ("validation", splits.validation))
+        }
+
+    def fix(inputs: Mapping[str, Path], folder: Path, scratch: Path, report: Report) -> None:
+        write_fixed(
+            inputs["base"] / "hf",
+            recipe.finetune.first_layer,
+            examples(inputs),
+            folder / FIXED,
+            workshop.threads,
+            report,
         )
+
+    def work(inputs: Mapping[str, Path], folder: Path, scratch: Path, report: Report) -> None:
+        lists = examples(inputs)
         finetune(
-            hf,
+            inputs["base"] / "hf",
+            inputs["fixed"] / FIXED,
             inputs.get("previous"),
             recipe.finetune,
-            train,
-            validation,
+            lists["train"],
+            lists["validation"],
             folder,
             scratch,
             workshop.threads,
@@ -222,16 +230,24 @@ def _finetune_step(
 
     rows = recipe.data.train_rows or 768
     layers = 30 - recipe.finetune.first_layer
-    after = {"base": base, "data": data} | ({"previous": previous.tuned} if previous else {})
+    fixed = Step(
+        "fixed-layers",
+        {"first_layer": recipe.finetune.first_layer, "system": recipe.prompt.system},
+        {"base": base, "data": data},
+        _versions("torch", "transformers"),
+        fix,
+        seconds=10 + rows * 1.1 * recipe.finetune.first_layer * _FIXED_SECONDS,
+        disk_bytes=rows * 220_000,
+        ram_bytes=1_500_000_000,
+    )
+    after = {"base": base, "data": data, "fixed": fixed} | ({"previous": previous.tuned} if previous else {})
     return Step(
         "finetune",
         {"finetune": recipe.finetune.model_dump(mode="json"), "system": recipe.prompt.system},
         after,
         _versions("torch", "peft", "transformers") | {"outpost-finetune": "1"},
         work,
-        seconds=20
-        + rows * 1.1 * (30 - layers) * _FIXED_SECONDS
-        + rows * recipe.finetune.epochs * layers * _TRAIN_SECONDS,
+        seconds=20 + rows * recipe.finetune.epochs * layers * _TRAIN_SECONDS,
         disk_bytes=60_000_000,
         ram_bytes=2_300_000_000,
     )

@@ -1,15 +1,16 @@
 """LoRA fine-tuning on a CPU: loss on the answer only, the best of the epochs kept, resumable.
 
 What makes it quick: layers below ``first_layer`` are never changed, so their output for an example is
-computed once and kept; batches hold examples of like length; padding stands behind the text, where a
-causal model never looks, so no mask is needed; logits are computed where there is a loss, nowhere else.
-Law: the first of these changes no result, only its cost.
+computed once (``write_fixed``) and serves every epoch, and every run that continues; batches hold
+examples of like length; padding stands behind the text, where a causal model never looks, so no mask is
+needed; logits are computed where there is a loss, nowhere else. Law: the first of these changes no
+result, only its cost.
 """
 
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,49 @@ class Epoch:
     seconds: float
 
 
+def write_fixed(
+    hf_folder: Path,
+    first_layer: int,
+    examples: Mapping[str, Sequence[Example]],
+    target: Path,
+    threads: int,
+    report: Report,
+) -> None:
+    """Write what enters layer ``first_layer`` for each list of examples, as safetensors.
+
+    One float32 [tokens, width] tensor per list: the examples' tokens one after the other.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(hf_folder, dtype=torch.float32, local_files_only=True)
+    trunk = _Trunk(model, first_layer)
+    total, done, fixed = sum(map(len, examples.values())), 0, {}
+    for name, some in examples.items():
+        before = done
+        parts = trunk.fixed(
+            some,
+            lambda part, before=before, some=some: report(  # type: ignore[misc]
+                (before + part * len(some)) / total, "layers that stay as they are"
+            ),
+        )
+        fixed[name] = torch.cat(parts)
+        done += len(some)
+    save_file(fixed, target)
+
+
+def _read_fixed(path: Path, name: str, examples: Sequence[Example]) -> list["torch.Tensor"]:
+    from safetensors.torch import load_file
+
+    rows = [len(example.ids) for example in examples]
+    return list(load_file(path)[name].split(rows))  # type: ignore[no-untyped-call]
+
+
 def finetune(
     hf_folder: Path,
+    fixed: Path,
     start_from: Path | None,
     settings: FineTune,
     train: Sequence[Example],
@@ -60,6 +102,7 @@ def finetune(
 ) -> tuple[Epoch, ...]:
     """Train an adapter and write it to ``target`` as peft does; returns the learning curve.
 
+    ``fixed`` is what ``write_fixed`` wrote for lists ``train`` and ``validation``, which must be these.
     ``start_from`` is a peft folder to continue from. A run that was killed goes on after its last whole
     epoch, which ``scratch`` holds. ``now`` is a monotonic clock in seconds.
     """
@@ -71,9 +114,8 @@ def finetune(
     torch.manual_seed(settings.seed)
     model = _adapted(hf_folder, start_from, settings)
     trunk = _Trunk(model, settings.first_layer)
-    report(0.0, "layers that stay as they are")
-    fixed_train = trunk.fixed(train, lambda part: report(0.12 * part, "layers that stay as they are"))
-    fixed_validation = trunk.fixed(validation, lambda part: None)
+    fixed_train = _read_fixed(fixed, "train", train)
+    fixed_validation = _read_fixed(fixed, "validation", validation)
     matrices = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(matrices, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     per_epoch = math.ceil(len(train) / settings.batch)
@@ -99,7 +141,7 @@ def finetune(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             losses += loss.item()
-            report(0.12 + 0.88 * (step + 1) / total, f"epoch {number + 1}, loss {losses / (at + 1):.3f}")
+            report((step + 1) / total, f"epoch {number + 1}, loss {losses / (at + 1):.3f}")
         valid, first = _validate(model, trunk, validation, fixed_validation, settings.batch)
         curve.append(Epoch(number + 1, losses / len(order), valid, first, round(now() - began, 1)))
         if valid <= best:
@@ -135,7 +177,7 @@ class _Trunk:
     """A Llama decoder cut at ``first``: below it nothing changes, from it on gradients flow."""
 
     def __init__(self, model: Any, first: int) -> None:
-        self._causal = model.get_base_model()
+        self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._core = self._causal.model
         self._first = first
 

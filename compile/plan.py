@@ -1,7 +1,7 @@
 """``outpost-compile plan``: what would run, what is there, and what it would take, before it starts.
 
 Times are forecasts from measured constants: within about a factor of two on an idle machine with two
-cores, worse on a busy one. A step that ran here before is forecast by what it took then.
+cores, worse on a busy one.
 """
 
 import os

@@ -6,6 +6,7 @@ one result, and all keys of a build are known before anything runs. A result is 
 its key in one rename, after its files are on disk, or not at all.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -93,19 +94,25 @@ class Cache:
         """Whether the result is whole."""
         return (self.folder(step) / DONE_FILE).is_file()
 
-    def seconds(self, step: Step) -> float | None:
-        """How long the step took when it ran here."""
-        if not self.has(step):
-            return None
-        return float(json.loads((self.folder(step) / DONE_FILE).read_text())["seconds"])
-
     def run(self, step: Step, report: Report) -> Path:
-        """The step's result folder, made now if it is not there; what it builds on must be there."""
-        folder = self.folder(step)
-        if self.has(step):
-            return folder
+        """The step's result folder, made now if it is not there; what it builds on must be there.
+
+        Another process that makes the same step is waited for, and its result used.
+        """
+        if not self.has(step):
+            scratch = self._root / "scratch" / step.label
+            make_folder(scratch)
+            try:
+                with (self._root / "scratch" / f"{step.label}.lock").open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    if not self.has(step):
+                        self._make(step, scratch, report)
+            except OSError as error:
+                raise CompileError(f"step {step.name}: {error}") from error
+        return self.folder(step)
+
+    def _make(self, step: Step, scratch: Path, report: Report) -> None:
         inputs = {name: self.folder(before) for name, before in step.after.items()}
-        scratch = self._root / "scratch" / step.label
         make_folder(scratch)
         unfinished = Path(tempfile.mkdtemp(dir=self._root, prefix=f".{step.name}-"))
         began = time.monotonic()
@@ -115,15 +122,14 @@ class Cache:
             write_durably(unfinished / DONE_FILE, json.dumps(done).encode())
             unfinished.chmod(0o755)
             _sync_files(unfinished)
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
+            shutil.rmtree(
+                self.folder(step), ignore_errors=True
+            )  # a folder without its step.json is no result
+            unfinished.rename(self.folder(step))
             sync_folder(self._root)
-        except OSError as error:
-            raise CompileError(f"step {step.name}: {error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(scratch, ignore_errors=True)
-        return folder
 
 
 def _sync_files(folder: Path) -> None:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from compile.finetune import Example, _batches, _schedule, finetune
+from compile.finetune import Example, _batches, _schedule, finetune, write_fixed
 from compile.recipe import FineTune
 
 torch = pytest.importorskip("torch")
@@ -45,12 +45,16 @@ def train(tiny, folder, settings, report=lambda done, note: None, scratch=None, 
     scratch = scratch or folder / "scratch"
     scratch.mkdir(exist_ok=True)
     ticks = iter(range(10_000))
+    fixed = folder / "fixed.safetensors"
+    lists = {"train": examples(24, 0), "validation": examples(8, 1)}
+    write_fixed(tiny, settings.first_layer, lists, fixed, 1, lambda done, note: None)
     curve = finetune(
         tiny,
+        fixed,
         start,
         settings,
-        examples(24, 0),
-        examples(8, 1),
+        lists["train"],
+        lists["validation"],
         folder / "out",
         scratch,
         1,
