@@ -27,6 +27,7 @@ from models.engines.base import Sampling
 from models.openai.errors import ApiError
 from models.openai.requests import ChatRequest, CompletionRequest
 from models.openai.responses import ChatWriter, CompletionWriter, model_json, models_json
+from models.prompts import Prompt
 
 DATA_CLASS_HEADER = "x-outpost-data-class"
 
@@ -99,7 +100,7 @@ def create_app(
             id=request_id,
             endpoint="completions",
             model=asked.model,
-            prompt_for=lambda served: asked.prompt,
+            prompt_for=lambda served: Prompt(asked.prompt),
             sampling=_sampling(asked, asked.token_limit),
             body=body,
             declared_class=request.headers.get(DATA_CLASS_HEADER),
@@ -162,7 +163,7 @@ class _Counted:
         await self._app(scope, receive, counted if scope["type"] == "http" else send)
 
 
-def _chat_prompt(asked: ChatRequest, served: Served) -> str:
+def _chat_prompt(asked: ChatRequest, served: Served) -> Prompt:
     if served.template is None:
         raise ApiError(
             400,
@@ -173,7 +174,7 @@ def _chat_prompt(asked: ChatRequest, served: Served) -> str:
     messages = [message.model_dump() for message in asked.messages]
     if served.system_prompt is not None and all(message["role"] != "system" for message in messages):
         messages.insert(0, {"role": "system", "content": served.system_prompt})
-    return served.template.render(messages)
+    return served.template.prompt(messages)
 
 
 def _sampling(asked: ChatRequest | CompletionRequest, max_tokens: int | None) -> Sampling:

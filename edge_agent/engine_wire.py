@@ -59,7 +59,8 @@ def request_from_wire(value: Mapping[str, Any]) -> GenerateRequest:
     """The inverse of ``request_to_wire``."""
     sampling = dict(value["sampling"])
     sampling["stop"] = tuple(sampling["stop"])
-    return GenerateRequest(value["id"], value["prompt"], Sampling(**sampling), value["adapter"])
+    literal = tuple((first, last) for first, last in value["literal"])
+    return GenerateRequest(value["id"], value["prompt"], Sampling(**sampling), value["adapter"], literal)
 
 
 def event_to_wire(event: Event) -> dict[str, Any]:
@@ -99,4 +100,4 @@ def error_from_wire(value: Mapping[str, str]) -> ModelsError:
 
 def facts_from_wire(value: Mapping[str, Any]) -> ModelFacts:
     """The inverse of ``dataclasses.asdict``."""
-    return ModelFacts(**value)
+    return ModelFacts(**{**value, "control_tokens": tuple(value["control_tokens"])})

@@ -150,7 +150,11 @@ def _served(source: Source, adapter: Source | None, engine: EngineProcess, creat
         model_id=source.name if adapter is None else f"{source.name}:{adapter.name}",
         engine=engine,
         adapter_key=None if adapter is None else adapter.name,
-        template=ChatTemplate(facts.chat_template, facts.bos, facts.eos) if facts.chat_template else None,
+        template=(
+            ChatTemplate(facts.chat_template, facts.bos, facts.eos, facts.control_tokens)
+            if facts.chat_template
+            else None
+        ),
         context_tokens=facts.context_tokens,
         release=source.release,
         adapter_release=None if adapter is None else adapter.release,

@@ -26,6 +26,7 @@ from models.digest import Digest
 from models.engines.base import Finish, GenerateRequest, Sampling, Usage
 from models.errors import ContextLengthExceeded, EngineError, ModelsError, UnsupportedRequest
 from models.openai.errors import bad_request
+from models.prompts import Prompt
 from sync.errors import SyncError
 
 _BYTES_PER_TOKEN = 3
@@ -41,6 +42,9 @@ Endpoint = Literal["chat", "completions"]
 class Ask:
     """A call, whatever endpoint it came by. ``prompt_for`` writes the prompt for a model.
 
+    In a chat, control tokens in the messages are only text; a text completion's prompt is the caller's own
+    and is read as it is written.
+
     ``body`` is what the journal keeps; ``outgoing`` is what the hub would get, None when it may not be
     asked. ``json_schema``: what the answer must meet; its grammar is added to ``sampling``.
     """
@@ -48,7 +52,7 @@ class Ask:
     id: str
     endpoint: Endpoint
     model: str
-    prompt_for: Callable[[Served], str]
+    prompt_for: Callable[[Served], Prompt]
     sampling: Sampling
     body: bytes
     declared_class: str | None = None
@@ -279,7 +283,8 @@ class Service:
                 message = f"'response_format' cannot be enforced: {error}."
                 raise bad_request(message, "response_format", "unsupported_schema") from error
             sampling = replace(sampling, grammar=grammar)
-        return GenerateRequest(ask.id, ask.prompt_for(served), sampling, served.adapter_key)
+        prompt = ask.prompt_for(served)
+        return GenerateRequest(ask.id, prompt.text, sampling, served.adapter_key, prompt.literal)
 
     def _observe(self, outcome: Outcome) -> None:
         self._metrics.outcome(outcome)

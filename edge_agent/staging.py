@@ -206,7 +206,7 @@ def _template(manifest: Manifest, facts: ModelFacts) -> ChatTemplate | None:
     if promised is not None and Digest.of(facts.chat_template.encode()) != promised:
         raise UnfitRelease(f"the chat template of {manifest.name} is not the one of its manifest")
     try:
-        return ChatTemplate(facts.chat_template, facts.bos, facts.eos)
+        return ChatTemplate(facts.chat_template, facts.bos, facts.eos, facts.control_tokens)
     except InvalidTemplate as error:
         raise UnfitRelease(str(error)) from error
 
@@ -220,8 +220,9 @@ async def _ask(served: Served, request_id: str, messages: tuple[dict[str, str], 
         chat.insert(0, {"role": "system", "content": served.system_prompt})
     text: list[str] = []
     try:
-        prompt = served.template.render(chat)
-        request = GenerateRequest(request_id, prompt, Sampling(max_tokens), served.adapter_key)
+        prompt = served.template.prompt(chat)
+        sampling = Sampling(max_tokens)
+        request = GenerateRequest(request_id, prompt.text, sampling, served.adapter_key, prompt.literal)
         async for event in served.engine.generate(request):
             if event.error is not None:
                 raise event.error

@@ -1,14 +1,21 @@
-"""Chat templates: messages to the one prompt text that a model was trained on.
+"""Chat templates: messages to the one prompt that a model was trained on.
 
 A template comes with a model file, so it is a stranger's code: it runs in Jinja2's immutable sandbox,
 without access to anything but the messages. Pure. Refuses, with ``InvalidTemplate``, whatever does not
 compile, whatever a template refuses itself (``raise_exception``), and whatever fails while it runs.
 
+Messages come from strangers too. A turn is closed by a control token, and a message can hold the text of
+one; ``prompt`` therefore says where a control token is only text. Which ones the template wrote itself is
+found by writing the prompt a second time with the ends of every control token in the messages replaced by
+marks, which no template can mistake, drop or make: what still reads as a control token is the template's.
+
 Dialect: that of Hugging Face chat templates (trimmed blocks, loop controls, ``tojson`` without escapes).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
@@ -19,11 +26,31 @@ from models.errors import InvalidTemplate
 MAX_SOURCE = 1 << 18
 """Characters of the longest template that is compiled."""
 
+_MARKS = range(0xF0000, 0xFFFFE)
+"""Code points of a plane for private use: neither white space, nor letters with a case, nor punctuation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model reads. Control tokens written out in ``text`` are meant, but not within ``literal``.
+
+    ``literal``: spans of ``text`` in characters, half-open, ascending. Each lies between two control tokens
+    of the template (or the ends of the text) and is read jointly, as text alone.
+    """
+
+    text: str
+    literal: tuple[tuple[int, int], ...] = ()
+
 
 class ChatTemplate:
-    """A compiled chat template. Raises ``InvalidTemplate`` for a source that does not compile."""
+    """A compiled chat template. Raises ``InvalidTemplate`` for a source that does not compile.
 
-    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
+    ``control_tokens``: the texts that the model's tokenizer would read as control tokens, besides the two.
+    """
+
+    def __init__(
+        self, source: str, bos_token: str = "", eos_token: str = "", control_tokens: Iterable[str] = ()
+    ) -> None:
         if len(source) > MAX_SOURCE:
             raise InvalidTemplate(f"a chat template of {len(source)} characters; {MAX_SOURCE} are allowed")
         self.source = source
@@ -32,9 +59,47 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except (TemplateError, RecursionError) as error:
             raise InvalidTemplate(f"the chat template does not compile: {error}") from error
+        self._control = _ControlTokens((bos_token, eos_token, *control_tokens))
+
+    def prompt(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
+        """The prompt for messages of strangers: none can write a control token. Raises ``InvalidTemplate``.
+
+        Its text is that of ``render``, and nothing in it is literal unless a control token's text came from
+        the messages. Only a template that decides by such a text decides otherwise: it does not see it.
+        """
+        text = self.render(messages)
+        ends = self._control.ends
+        contents = {character for message in messages for value in message.values() for character in value}
+        if contents.isdisjoint(ends):
+            return Prompt(text)
+        taken = contents.union(text, self.source)
+        free = [mark for mark in map(chr, _MARKS) if mark not in taken]
+        if len(free) < len(ends):
+            raise InvalidTemplate("the messages use up the characters for private use")
+        pairs = list(zip(ends, free, strict=False))
+        to_marks, from_marks = str.maketrans(dict(pairs)), str.maketrans({mark: end for end, mark in pairs})
+
+        def hide(value: str) -> str:
+            return value.translate(to_marks)
+
+        marked = self.render([{key: hide(value) for key, value in message.items()} for message in messages])
+        if marked.translate(from_marks) != text:
+            # The template looks at characters like those ("does it hold a <tag>?"), so they have to stay
+            # what they are; only whole control tokens are hidden from it.
+            marked = self.render(
+                [
+                    {key: self._control.map(hide, value) for key, value in message.items()}
+                    for message in messages
+                ]
+            )
+            text = marked.translate(from_marks)
+        return Prompt(text, self._control.literal(text, marked))
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The prompt for ``messages`` (``role`` and ``content``). Raises ``InvalidTemplate``."""
+        """The prompt as text alone, for messages that are trusted. Raises ``InvalidTemplate``.
+
+        ``messages``: ``role`` and ``content``. A control token's text in them is as good as the template's.
+        """
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
@@ -43,6 +108,41 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is code: it can raise anything
             raise InvalidTemplate(f"the chat template failed: {error}") from error
+
+
+class _ControlTokens:
+    """The texts of a tokenizer's control tokens, and where they stand."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        known = sorted({token for token in tokens if token}, key=lambda token: (-len(token), token))
+        self.ends = sorted({end for token in known for end in (token[0], token[-1])})
+        any_token = "|".join(map(re.escape, known)) or r"(?!)"
+        begins = "".join(sorted({re.escape(token[0]) for token in known})) or "x"
+        self._token = re.compile(any_token)
+        # At every place, overlapping ones too. The look at one character first keeps it quick.
+        self._places = re.compile(f"(?=[{begins}])(?=({any_token}))")
+
+    def map(self, change: Callable[[str], str], text: str) -> str:
+        """``text`` with each control token in it changed."""
+        return self._token.sub(lambda found: change(found[0]), text)
+
+    def literal(self, text: str, marked: str) -> tuple[tuple[int, int], ...]:
+        """Where ``text`` must not be read as control tokens. ``marked`` differs from it by marks alone.
+
+        Law: cut ``text`` at the spans returned; no piece outside them holds a control token that ``marked``
+        does not hold there, and no piece inside holds one that it does.
+        """
+        if self._find(text) == self._find(marked):
+            return ()
+        spans, start = [], 0
+        for first, last in [*(own.span() for own in self._token.finditer(marked)), (len(text), len(text))]:
+            if text[start:first] != marked[start:first]:
+                spans.append((start, first))
+            start = last
+        return tuple(spans)
+
+    def _find(self, text: str) -> list[tuple[int, int]]:
+        return [found.span(1) for found in self._places.finditer(text)]
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -24,6 +24,8 @@ class Finish(StrEnum):
 class ModelFacts:
     """What a loaded model is. ``bos`` and ``eos`` are the texts of those tokens, empty when it has none.
 
+    ``control_tokens``: the texts that are read as control tokens where a prompt allows it.
+
     ``context_length`` is what the model was made for; ``context_tokens`` what one sequence gets here.
     """
 
@@ -37,6 +39,7 @@ class ModelFacts:
     eos: str
     chat_template: str | None
     file_bytes: int
+    control_tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One prompt, as text with special tokens written out, for the base or one named adapter."""
+    """One prompt, as text with special tokens written out, for the base or one named adapter.
+
+    ``literal``: spans of ``prompt`` where control tokens are only text (see ``models.prompts.Prompt``).
+    """
 
     id: str
     prompt: str
     sampling: Sampling
     adapter: str | None = None
+    literal: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

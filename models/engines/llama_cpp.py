@@ -173,7 +173,9 @@ class LlamaEngine:
             raise EngineError(f"a request {request.id!r} is already running")
         sampling = request.sampling
         _check(sampling)
-        prompt = self._prompt_tokens(request.prompt)
+        prompt = self.prompt_tokens(request.prompt, request.literal)
+        if not prompt:
+            raise UnsupportedRequest("the prompt is empty")
         room = self._settings.context_tokens - len(prompt)
         wanted = room if sampling.max_tokens is None else sampling.max_tokens
         if wanted > room or room < 1:
@@ -225,6 +227,27 @@ class LlamaEngine:
                 raise EngineError("the text is too long to be tokenized")
             size = -count
 
+    def prompt_tokens(self, text: str, literal: Sequence[tuple[int, int]] = ()) -> list[int]:
+        """Token ids of a prompt as a request reads it; ``literal`` as in ``GenerateRequest``.
+
+        There, tokens that the file declares as user-defined are still read: they are vocabulary, not control.
+        """
+        lib, vocab = self._lib, self._vocab
+        bos, adds_bos = lib.llama_vocab_bos(vocab), lib.llama_vocab_get_add_bos(vocab)
+        if not literal:
+            tokens = self.tokenize(text, add_special=True, parse_special=True)
+        else:
+            # The cuts lie where a control token ends or begins, where nothing is ever joined.
+            tokens, start = [bos] if adds_bos else [], 0
+            for first, last in literal:
+                tokens += self.tokenize(text[start:first], add_special=False, parse_special=True)
+                tokens += self.tokenize(text[first:last], add_special=False, parse_special=False)
+                start = last
+            tokens += self.tokenize(text[start:], add_special=False, parse_special=True)
+            tokens += [lib.llama_vocab_eos(vocab)] if lib.llama_vocab_get_add_eos(vocab) else []
+        # A chat template that writes BOS itself must not get a second one.
+        return tokens[1:] if adds_bos and tokens[:2] == [bos, bos] else tokens
+
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """The bytes of ``tokens``; control tokens have none."""
         return b"".join(self._piece(token) for token in tokens)
@@ -272,16 +295,6 @@ class LlamaEngine:
             self._leaving.remove(lane)
             lane.close()
 
-    def _prompt_tokens(self, text: str) -> list[int]:
-        tokens = self.tokenize(text, add_special=True, parse_special=True)
-        if not tokens:
-            raise UnsupportedRequest("the prompt is empty")
-        bos = self._lib.llama_vocab_bos(self._vocab)
-        # A chat template that writes BOS itself must not get a second one.
-        if self._lib.llama_vocab_get_add_bos(self._vocab) and tokens[:2] == [bos, bos]:
-            return tokens[1:]
-        return tokens
-
     def _piece(self, token: int) -> bytes:
         size = 64
         while True:
@@ -310,7 +323,15 @@ class LlamaEngine:
             eos=self._token_text(lib.llama_vocab_eos(self._vocab)),
             chat_template=header.text("tokenizer.chat_template"),
             file_bytes=path.stat().st_size,
+            control_tokens=self._control_tokens(),
         )
+
+    def _control_tokens(self) -> tuple[str, ...]:
+        """What llama.cpp reads as a token only when it is told to parse special ones."""
+        lib, vocab = self._lib, self._vocab
+        kinds = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        tokens = range(lib.llama_vocab_n_tokens(vocab))
+        return tuple(self._token_text(t) for t in tokens if lib.llama_vocab_get_attr(vocab, t) & kinds)
 
 
 def _fit(settings: LlamaSettings, trained: int) -> LlamaSettings:

@@ -243,7 +243,11 @@ class ChatRequest(_Request):
 
 
 class CompletionRequest(_Request):
-    """A text completion: the prompt goes to the model as it is, without a chat template."""
+    """A text completion: the prompt goes to the model as it is, without a chat template.
+
+    It is the caller's own, control tokens included: who writes a whole prompt may write turns. Text of third
+    persons belongs into chat messages, where no control token is read.
+    """
 
     prompt: Annotated[StrictStr, BeforeValidator(_read_prompt)]
 
