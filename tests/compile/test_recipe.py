@@ -34,6 +34,21 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_nearest_key(tmp_path, g
     assert f"line {line}: unknown key {key!r}; did you mean {near!r}?" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("first", "following"),
+    [("tickets-v1.yaml", "tickets-v2.yaml"), ("tickets-ci.yaml", "tickets-ci-v2.yaml")],
+)
+def test_a_following_recipe_measures_as_the_first_so_that_its_bases_are_the_same_releases(first, following):
+    one, other = load_recipe(EXAMPLES / first), load_recipe(EXAMPLES / following)
+    assert (one.base, one.variants, one.evaluate, one.budgets) == (
+        other.base,
+        other.variants,
+        other.evaluate,
+        other.budgets,
+    )
+    assert one.release.name == other.release.name and one.release.version < other.release.version
+
+
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(GOOD + "release: {name: a, version: 1.0.0}\n", encoding="utf-8")
