@@ -77,7 +77,7 @@ def serve(channel: Channel, engine: LlamaEngine) -> None:
         happened = engine.step()
         busy = bool(happened)
         events += [event for event in happened if event.text or event.done]
-        if events or replies:
+        if busy or events or replies:  # an empty message, too, tells that a step has ended
             channel.send({"events": [wire.event_to_wire(event) for event in events], "replies": replies})
 
 

@@ -2,8 +2,9 @@
 
 Owns the child process, the requests in flight and the list of adapters that a restarted child gets
 back. Refuses model files that ``models.gguf`` has not passed, before the child sees them. A crash costs
-the requests in flight a clean ``EngineCrashed``; the child is restarted with growing pauses. One event
-loop owns an ``EngineProcess``.
+the requests in flight a clean ``EngineCrashed``; the child is restarted with growing pauses. A child that
+owes an answer and falls silent hangs in native code: it is killed, which makes it a crash like any other.
+One event loop owns an ``EngineProcess``.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,6 +39,8 @@ PATIENCE = 15.0
 """Seconds that a request waits for a restart before it is refused."""
 GRACE = 5.0
 """Seconds that a child gets to end by itself."""
+GLANCES = 4
+"""How often a silent child is looked at before it is killed."""
 
 
 class EngineProcess:
@@ -119,7 +123,7 @@ class EngineProcess:
         """
         await self._until_ready()
         number = str(next(self._numbers))
-        stream = self._streams[number] = _Stream(request.id, asyncio.Queue())
+        stream = self._streams[number] = _Stream(request.id)
         self._send("submit", wire.request_to_wire(request, number))
         done = False
         try:
@@ -222,18 +226,43 @@ class EngineProcess:
             # Nobody is listening yet; replies are read by ``_listen``.
             self._send("attach", next(self._numbers), key, str(path))
 
+    async def _watch(self, child: "_Child") -> None:
+        """End when the child has owed an answer and said nothing for too long; it is killed then.
+
+        Counts glances, not the clock: a loop that was held up itself also found no time to hear the child.
+        """
+        silent = 0
+        while silent < GLANCES:
+            owed, heard = self._owed, child.heard
+            await asyncio.sleep(self._settings.silence_seconds / GLANCES)
+            silent = silent + 1 if owed and self._owed and child.heard == heard else 0
+        with suppress(ProcessLookupError):
+            child.process.kill()
+
+    @property
+    def _owed(self) -> bool:
+        """Whether the child still has to say something; what it said may be waiting for a slow reader."""
+        return any(not stream.ended for stream in self._streams.values()) or any(
+            not call.done() for call in self._calls.values()
+        )
+
     async def _listen(self, child: "_Child") -> str | None:
-        """Deliver what the child says until it ends, or makes no sense: then the reason is returned."""
+        """Deliver what the child says until it ends; the reason, if it made no sense or hung."""
+        watch = asyncio.create_task(self._watch(child), name="engine watchdog")
         try:
             while (message := await child.receive()) is not None:
                 for value in message["events"]:
                     stream = self._streams.get(value["id"])
                     if stream is not None:  # else it was cancelled, and this crossed the cancellation
-                        stream.events.put_nowait(wire.event_from_wire(value, stream.request_id))
+                        stream.put(wire.event_from_wire(value, stream.request_id))
                 for number, error in message["replies"]:
                     self._settle(number, wire.error_from_wire(error) if error else None)
         except (KeyError, TypeError, ValueError) as error:
             return f"it sent what is no message: {error!r:.200}"
+        finally:
+            watch.cancel()
+        if watch.done():
+            return f"it owed an answer and said nothing for {self._settings.silence_seconds:g} s"
         return None
 
     def _settle(self, number: int, error: ModelsError | None) -> None:
@@ -249,16 +278,23 @@ class EngineProcess:
     def _abandon(self, error: EngineError) -> None:
         """Everything that waits for an answer gets ``error``."""
         for stream in self._streams.values():
-            stream.events.put_nowait(Event(stream.request_id, error=error))
+            stream.put(Event(stream.request_id, error=error))
         for call in self._calls.values():
             if not call.done():
                 call.set_exception(error)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Stream:
+    """Events of one request on their way to who asked."""
+
     request_id: str
-    events: asyncio.Queue[Event]
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    ended: bool = False
+
+    def put(self, event: Event) -> None:
+        self.ended = self.ended or event.done
+        self.events.put_nowait(event)
 
 
 class _Child:
@@ -268,6 +304,7 @@ class _Child:
         self.process, self._reader, self.writer = process, reader, writer
         self._last_words = asyncio.create_task(self._read_stderr())
         self.reason = "no reason given"
+        self.heard = 0
 
     @classmethod
     async def spawn(cls) -> Self:
@@ -302,6 +339,7 @@ class _Child:
             message: dict[str, Any] = json.loads(await self._reader.readexactly(size))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
+        self.heard += 1
         return message
 
     async def end(self) -> None:

@@ -6,7 +6,7 @@ raises ``KeyError`` or ``ValueError``; nothing here is negotiated.
 Down, after ``{"load": ...}``: ``{"do": [[verb, ...], ...]}`` with the verbs ``submit REQUEST``,
 ``cancel ID``, ``attach CALL NAME PATH`` and ``detach CALL NAME``. Up, after ``{"loaded": FACTS}`` or
 ``{"failed": ERROR}``: ``{"events": [...], "replies": [[CALL, ERROR or null], ...]}``. One frame per step
-and direction.
+and direction, also where a step had nothing to tell: silence means that a step does not end.
 """
 
 import json
@@ -36,12 +36,17 @@ _ERRORS: Mapping[str, type[ModelsError]] = {
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Sizes of an engine's process. ``threads`` 0: all cores but one, so that the agent can breathe."""
+    """Sizes of an engine's process. ``threads`` 0: all cores but one, so that the agent can breathe.
+
+    ``silence_seconds``: how long a process that owes an answer may say nothing before it is taken for hung
+    and replaced. It speaks after every step, so a step has to fit in, and so has loading an adapter.
+    """
 
     threads: int = 0
     context_tokens: int = 2048  # positions of one sequence, prompt and answer together
     max_sequences: int = 8  # answered at once, for the base and for each adapter
     batch_tokens: int = 256  # computed in one step
+    silence_seconds: float = 60.0
 
 
 def frame(message: Mapping[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,39 @@ async def test_a_killed_child_costs_its_requests_an_error_and_comes_back_whole(
     assert await answer(engine, with_adapter) == before
     assert (engine.loads, engine.restarts) == (2, 1)
     assert engine.pid != first and not alive(first)
+
+
+async def test_a_child_that_hangs_is_replaced_and_one_that_works_is_not(
+    model_path: Path, chat: Callable[..., GenerateRequest], make_adapter: Callable[..., Path]
+) -> None:
+    # Small steps: reading the long prompt takes longer than the patience, each step of it does not.
+    settings = replace(SMALL, batch_tokens=8, silence_seconds=1.5)
+    engine = await EngineProcess.start(model_path, settings)
+    try:
+        assert (await answer(engine, chat("long", "word " * 480, max_tokens=4)))[1] is not None
+        async with aclosing(engine.generate(chat("read slowly", FRANCE, max_tokens=2))) as unread:
+            await anext(unread)
+            await asyncio.sleep(2.5)  # it has said all that it owes
+            assert (engine.restarts, len([event async for event in unread])) == (0, 1)
+        told = [engine.generate(chat(str(number), "Tell a long story.", max_tokens=400)) for number in (1, 2)]
+        for stream in told:
+            await anext(stream)
+        hung = engine.pid
+        assert hung is not None
+        os.kill(hung, signal.SIGSTOP)
+        attaching = asyncio.create_task(engine.attach("one", make_adapter(1)))
+        async with asyncio.timeout(10):
+            for stream in told:
+                with pytest.raises(EngineCrashed, match=r"said nothing for 1\.5 s"):
+                    async for _ in stream:
+                        pass
+            with pytest.raises(EngineCrashed):
+                await attaching
+        assert "Paris" in (await answer(engine, chat("after", FRANCE)))[0]
+        assert (engine.loads, engine.restarts) == (2, 1)
+        assert engine.pid != hung and not alive(hung)
+    finally:
+        await engine.close()
 
 
 async def test_leaving_the_iterator_cancels(
