@@ -15,7 +15,7 @@ from typing import Any
 from compile import judge
 from compile.judge import Measured, VariantResult
 from compile.recipe import Recipe
-from compile.tickets import Ticket, score
+from compile.tickets import FIELDS, Ticket, read_answer, score
 from models.store import write_durably
 
 _GOOD, _BAD, _SOFT, _INK = "#1a7f5a", "#b3402e", "#7a8794", "#1d2733"
@@ -309,15 +309,21 @@ def _worst(findings: Findings) -> str:
             break
         row = findings.tested[at]
         cells = "".join(_answer(row, one.answers[at]) for one in everyone)
-        rows.append(f"<tr><td>{_t(row.text)}</td><td><code>{_t(row.answer)}</code></td>{cells}</tr>")
+        rows.append(f"<tr><td>{_t(row.text)}</td><td>{_t(row.label)}<br>{_t(row.severity)}<br>{_t(row.component)}</td>{cells}</tr>")
     head = "".join(f"<th>{_t(one.name)}</th>" for one in everyone)
-    return f"<table class=wide><tr><th>ticket</th><th>expected</th>{head}</tr>{''.join(rows)}</table>"
+    return f"<table class="wide"><tr><th>ticket</th><th>expected</th>{head}</tr>{''.join(rows)}</table>"
 
 
 def _answer(row: Ticket, answer: str) -> str:
-    got = score(row, answer)
-    css = "ok" if got.class_right and got.severity_right else "bad"
-    return f'<td class="{css}"><code>{_t(answer)}</code></td>'
+    got, read = score(row, answer), read_answer(answer)
+    if read is None:
+        return f'<td class="bad"><small>not a valid answer:</small> <code>{_t(answer)}</code></td>'
+    rights = (got.class_right, got.severity_right, got.component_right)
+    lines = "<br>".join(
+        f"<span>{_t(read[name])}</span>" if right else f"<mark>{_t(read[name])}</mark>"
+        for name, right in zip(FIELDS, rights, strict=True)
+    )
+    return f'<td class="{"ok" if got.class_right else "bad"}">{lines}</td>'
 
 
 def _ledger(findings: Findings) -> str:

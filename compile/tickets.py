@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models import canonical
+from models.errors import ModelsError
+
 CLASSES = (
     "mechanical-wear",
     "lubrication-cooling",
@@ -82,10 +85,10 @@ def score(ticket: Ticket, answer: str) -> Score:
 
 
 def read_answer(answer: str) -> dict[str, str] | None:
-    """The fields of a valid answer; None when it is not JSON of the answer's schema."""
+    """The fields of a valid answer; None when it is not JSON of the answer's schema, each key once."""
     try:
-        value = json.loads(answer)
-    except (json.JSONDecodeError, RecursionError):
+        value = canonical.decode(answer.encode("utf-8", "replace"))
+    except ModelsError:
         return None
     if not isinstance(value, dict) or set(value) != set(FIELDS):
         return None

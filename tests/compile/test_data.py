@@ -68,5 +68,14 @@ def test_a_near_duplicate_across_splits_is_found_and_one_within_a_split_is_not()
 def test_only_an_answer_of_the_schema_counts():
     row = ticket(1, text="ticket 1")
     assert score(row, row.answer).exact
-    for broken in ("", "{}", row.answer[:-1], row.answer.replace("watch", "wait"), f"[{row.answer}]", "null"):
+    twice = row.answer[:-1] + ',"component":"ticket"}'
+    for broken in (
+        "",
+        "{}",
+        row.answer[:-1],
+        row.answer.replace("watch", "wait"),
+        f"[{row.answer}]",
+        "null",
+        twice,
+    ):
         assert not score(row, broken).valid and not score(row, broken).class_right
