@@ -309,9 +309,10 @@ def _worst(findings: Findings) -> str:
             break
         row = findings.tested[at]
         cells = "".join(_answer(row, one.answers[at]) for one in everyone)
-        rows.append(f"<tr><td>{_t(row.text)}</td><td>{_t(row.label)}<br>{_t(row.severity)}<br>{_t(row.component)}</td>{cells}</tr>")
+        wanted = "<br>".join(map(_t, (row.label, row.severity, row.component)))
+        rows.append(f"<tr><td>{_t(row.text)}</td><td>{wanted}</td>{cells}</tr>")
     head = "".join(f"<th>{_t(one.name)}</th>" for one in everyone)
-    return f"<table class="wide"><tr><th>ticket</th><th>expected</th>{head}</tr>{''.join(rows)}</table>"
+    return f"<table class=wide><tr><th>ticket</th><th>expected</th>{head}</tr>{''.join(rows)}</table>"
 
 
 def _answer(row: Ticket, answer: str) -> str:
