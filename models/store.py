@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from models.digest import CHUNK_SIZE, Digest
-from models.errors import DigestMismatch, InvalidManifest
+from models.errors import DigestMismatch, InvalidManifest, ModelsError
 from models.manifest import MANIFEST_FILE, File, Manifest
 
 MAX_MANIFEST = 16 << 20
@@ -167,31 +167,37 @@ def write_release(folder: Path, manifest: Manifest, files: Mapping[str, Path]) -
 def read_release(folder: Path) -> tuple[Manifest, bytes]:
     """The manifest of a release folder and its exact bytes, whose digest is the release's identity.
 
-    Raises ``InvalidManifest`` when there is none.
+    Raises ``InvalidManifest``, which names the folder, when there is none that can be read.
     """
-    path = folder / MANIFEST_FILE
+    path = folder.absolute() / MANIFEST_FILE
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_MANIFEST + 1)
     except OSError as error:
-        raise InvalidManifest(f"{path}: not a release folder ({error.strerror})") from error
+        raise InvalidManifest(
+            f"{path.parent} is no release folder: its {MANIFEST_FILE} cannot be read ({error.strerror}); "
+            "give a folder that outpost-compile wrote"
+        ) from error
     if len(data) > MAX_MANIFEST:
         raise InvalidManifest(f"{path}: more than {MAX_MANIFEST} bytes")
-    return Manifest.parse(data), data
+    try:
+        return Manifest.parse(data), data
+    except ModelsError as error:
+        raise InvalidManifest(f"{path}: {error}") from error
 
 
 def verify_release(folder: Path) -> Manifest:
     """Hash every file of a release folder. Raises ``DigestMismatch`` or ``InvalidManifest``."""
     manifest, _ = read_release(folder)
     for file in manifest.files:
-        _check(file, folder / file.path)
+        _check(file, folder.absolute() / file.path)
     return manifest
 
 
 def _check(file: File, path: Path) -> None:
     if path.is_symlink() or not path.is_file():
-        raise InvalidManifest(f"{file.path}: not a regular file of the release")
+        raise InvalidManifest(f"{path}: not a regular file of the release")
     if path.stat().st_size != file.size:
-        raise DigestMismatch(f"{file.path}: {path.stat().st_size} bytes, not {file.size}")
+        raise DigestMismatch(f"{path}: {path.stat().st_size} bytes, not {file.size}")
     if describe_file(path, file.path) != file:
-        raise DigestMismatch(f"{file.path}: the bytes are not those of the manifest")
+        raise DigestMismatch(f"{path}: the bytes are not those of the manifest")

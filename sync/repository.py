@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from securesystemslib.signer import CryptoSigner
-from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
+from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (
     Metadata,
     MetaFile,
@@ -37,11 +37,14 @@ from tuf.api.serialization.json import JSONSerializer
 from models.digest import Digest
 from models.manifest import Manifest
 from models.store import copy_durably, make_folder, read_release, verify_release, write_durably
-from sync.errors import RolledBack, UntrustedRelease, WrongKeys
+from sync.errors import InvalidMessage, RolledBack, UntrustedRelease, WrongKeys
 from sync.identity import load_device_key, private_pem
 from sync.trust import AUDITOR_KEY_FIELD
 
 S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
+
+CARRIED = ("root.json", "targets.json", "snapshot.pem", "timestamp.pem")
+"""The files of the folder that ``keys_init`` makes for the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +119,12 @@ def sign_release(
     A new release raises the version and drops old signatures. A release that is listed already only gains
     signatures: with a threshold above one, each holder of a key signs the same file in turn. Raises
     ``DigestMismatch`` or ``InvalidManifest`` for a folder that is not whole, ``UntrustedRelease`` when this
-    name and version was signed with other bytes before.
+    name and version was signed with other bytes before, ``InvalidMessage`` naming a file that is no key.
     """
+    keys = [_read_key(path) for path in key_files]
     manifest = verify_release(release)
     _, data = read_release(release)
-    metadata = _load(targets_json.read_bytes(), Targets)
+    metadata = _load(targets_json.read_bytes(), Targets, targets_json)
     listed = metadata.signed.targets.get(manifest.target_path)
     target = TargetFile.from_data(manifest.target_path, data, ["sha256"])
     if listed is None:
@@ -133,7 +137,6 @@ def sign_release(
             f"{manifest.name} {manifest.version} was signed with other bytes: a version never changes, "
             "choose a new one"
         )
-    keys = [load_device_key(path.read_bytes()) for path in key_files]
     write_durably(targets_json, _signed(metadata, keys))
     return Published(manifest, Digest.of(data), manifest.target_path, metadata.signed.version)
 
@@ -169,39 +172,41 @@ class Repository:
 
         Running it again with the same folder changes nothing.
         """
-        root_data = (carried / "root.json").read_bytes()
+        given = carried / "root.json"
+        root_data = given.read_bytes()
         first = self.metadata / "1.root.json"
         if first.exists() and first.read_bytes() != root_data:
             raise UntrustedRelease(f"{self._folder} belongs to another root")
-        root = _load(root_data, Root)
+        root = _load(root_data, Root, given)
         if root.signed.version != 1:
-            raise UntrustedRelease("a repository starts from version 1 of its root")
-        _verify(root.signed, Root.type, root)
+            raise UntrustedRelease(f"{given}: a repository starts from version 1 of its root")
+        _verify(root.signed, Root.type, root, given)
         for role in (Snapshot.type, Timestamp.type):
-            pem = (carried / f"{role}.pem").read_bytes()
-            if CryptoSigner(load_device_key(pem)).public_key.keyid not in root.signed.roles[role].keyids:
-                raise WrongKeys(f"{role}.pem is not the key that this root names")
-            write_durably(self._folder / "keys" / f"{role}.pem", pem, mode=0o600)
+            path = carried / f"{role}.pem"
+            key = _read_key(path)
+            if CryptoSigner(key).public_key.keyid not in root.signed.roles[role].keyids:
+                raise WrongKeys(f"{path} is not the key that {given} names")
+            write_durably(self._folder / "keys" / path.name, private_pem(key), mode=0o600)
         write_durably(first, root_data)
         make_folder(self.targets)
         if not (self.metadata / "timestamp.json").exists():
             data = (carried / "targets.json").read_bytes()
-            targets = _load(data, Targets)
-            _verify(root.signed, Targets.type, targets)
+            targets = _load(data, Targets, carried / "targets.json")
+            _verify(root.signed, Targets.type, targets, carried / "targets.json")
             self._advance(targets.signed.version, data, now)
 
     def publish(self, release: Path, targets_json: Path, now: datetime) -> Published:
         """Offer a signed release. Running it again changes nothing.
 
         Blobs and manifest are in place before metadata names them, and the timestamp moves last. Raises
-        ``WrongKeys`` when the root's threshold is not met, ``RolledBack`` for older targets,
+        ``WrongKeys`` when the newest root's threshold is not met, ``RolledBack`` for older targets,
         ``UntrustedRelease`` when the release is not listed as it is, ``DigestMismatch`` for a broken folder.
         """
         manifest = verify_release(release)
         _, data = read_release(release)
         signed_data = targets_json.read_bytes()
-        metadata = _load(signed_data, Targets)
-        _verify(self._root(), Targets.type, metadata)
+        metadata = _load(signed_data, Targets, targets_json)
+        _verify(self._newest_root(), Targets.type, metadata, targets_json)
         listed = metadata.signed.targets.get(manifest.target_path)
         if listed is None or listed.hashes.get("sha256") != Digest.of(data).hex:
             raise UntrustedRelease(
@@ -258,40 +263,70 @@ class Repository:
         self._write_online(Timestamp.type, Metadata(timestamp), "timestamp.json")
 
     def _write_online(self, role: str, metadata: Metadata[Snapshot] | Metadata[Timestamp], name: str) -> None:
-        key = load_device_key((self._folder / "keys" / f"{role}.pem").read_bytes())
+        key = _read_key(self._folder / "keys" / f"{role}.pem")
         metadata.signatures.clear()
         write_durably(self.metadata / name, _signed(metadata, [key]))
 
-    def _root(self) -> Root:
-        return _load(self.root, Root).signed
+    def _newest_root(self) -> Root:
+        """The last root of the chain that devices walk: each is signed as the one before it and as itself
+        demand (TUF 1.0, section 5.3)."""
+        trusted = self._read("1.root.json", Root).signed
+        while (path := self.metadata / f"{trusted.version + 1}.root.json").exists():
+            offered = self._read(path.name, Root)
+            for judge in (trusted, offered.signed):
+                _verify(judge, Root.type, offered, path)
+            if offered.signed.version != trusted.version + 1:
+                raise UntrustedRelease(f"{path}: it holds version {offered.signed.version} of the root")
+            trusted = offered.signed
+        return trusted
 
     def _current_timestamp(self) -> Metadata[Timestamp]:
-        return _load((self.metadata / "timestamp.json").read_bytes(), Timestamp)
+        return self._read("timestamp.json", Timestamp)
 
     def _current_snapshot(self) -> Metadata[Snapshot]:
         version = self._current_timestamp().signed.snapshot_meta.version
-        return _load((self.metadata / f"{version}.snapshot.json").read_bytes(), Snapshot)
+        return self._read(f"{version}.snapshot.json", Snapshot)
 
     def _current_targets(self) -> Metadata[Targets]:
         version = self._current_snapshot().signed.meta["targets.json"].version
-        return _load((self.metadata / f"{version}.targets.json").read_bytes(), Targets)
+        return self._read(f"{version}.targets.json", Targets)
+
+    def _read(self, name: str, kind: type[S]) -> Metadata[S]:
+        path = self.metadata / name
+        return _load(path.read_bytes(), kind, path)
 
 
-def _load(data: bytes, kind: type[S]) -> Metadata[S]:
+def _load(data: bytes, kind: type[S], path: Path) -> Metadata[S]:
+    """Metadata out of ``data``, which was read from ``path``: errors name it."""
+    name = f"{kind.type}.json"
     try:
         metadata = Metadata[S].from_bytes(data)
     except (DeserializationError, RepositoryError) as error:
-        raise UntrustedRelease(f"not TUF metadata: {error}") from error
+        raise UntrustedRelease(f"{path} is no {name} that outpost-hub keys init made: {error}") from error
     if not isinstance(metadata.signed, kind):
-        raise UntrustedRelease(f"{metadata.signed.type} metadata where {kind.__name__} is expected")
+        raise UntrustedRelease(f"{path} holds {metadata.signed.type} metadata; a {name} is expected")
     return metadata
 
 
-def _verify(root: Root, role: str, metadata: Metadata[S]) -> None:
+def _verify(root: Root, role: str, metadata: Metadata[S], path: Path) -> None:
+    """Raises ``WrongKeys`` unless as many keys of ``role`` signed as ``root`` demands."""
+    result = root.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
+    if result:
+        return
+    more = f"{result.missing} more {'is' if result.missing == 1 else 'are'} needed"
+    if role == Targets.type:
+        more += ": outpost-hub release sign … --key KEY"
+    raise WrongKeys(
+        f"{path} is signed by {len(result.signed)} of the {result.threshold} {role} keys that must sign; "
+        + more
+    )
+
+
+def _read_key(path: Path) -> Ed25519PrivateKey:
     try:
-        root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-    except UnsignedMetadataError as error:
-        raise WrongKeys(str(error)) from error
+        return load_device_key(path.read_bytes())
+    except InvalidMessage as error:
+        raise InvalidMessage(f"{path} is no key that outpost-hub keys init made: {error}") from error
 
 
 def _signed(metadata: Metadata[Any], keys: Sequence[Ed25519PrivateKey]) -> bytes:
