@@ -26,7 +26,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from cloud_hub.errors import StorageFailed, WrongUse
 
@@ -212,7 +212,7 @@ class Database:
 
     @classmethod
     def open(cls, url: str) -> "Database":
-        """Connect to an SQLAlchemy URL (``sqlite:///path`` or ``postgresql+psycopg://...``).
+        """Over an SQLAlchemy URL (``sqlite:///path`` or ``postgresql://...``).
 
         Raises ``WrongUse`` for a URL of another kind; nothing is read or written yet.
         """
@@ -225,17 +225,21 @@ class Database:
                 event.listen(engine, "connect", _prepare_sqlite)
                 event.listen(engine, "begin", _begin_sqlite)
             elif parsed.get_backend_name() == "postgresql":
-                engine = create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+                engine = create_engine(
+                    parsed.set(drivername="postgresql+psycopg"),
+                    pool_pre_ping=True,
+                    connect_args={"connect_timeout": parsed.query.get("connect_timeout", 10)},
+                )
             else:
-                raise WrongUse(f"database: SQLite or PostgreSQL, not {parsed.get_backend_name()!r}")
-        except (ArgumentError, NoSuchModuleError) as error:
-            raise WrongUse(f"database: not a URL that can be opened: {error}") from error
+                raise WrongUse(f"--database: SQLite or PostgreSQL, not {parsed.get_backend_name()!r}")
+        except (ArgumentError, NoSuchModuleError, ValueError) as error:
+            raise WrongUse(f"--database: not a URL that can be opened: {error}") from error
         return cls(engine)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction: all of it is committed, or none. Raises ``StorageFailed``."""
-        with _converted(), self._engine.connect() as connection:
+        with self._converted(), self._engine.connect() as connection:
             connection = connection.execution_options(outpost_write=True)
             with connection.begin():
                 yield connection
@@ -243,7 +247,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A consistent view for reading. Raises ``StorageFailed``."""
-        with _converted(), self._engine.connect() as connection, connection.begin():
+        with self._converted(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     async def reading(self, function: Callable[[Connection], T]) -> T:
@@ -292,13 +296,17 @@ class Database:
         """Give every connection back."""
         self._engine.dispose()
 
-
-@contextlib.contextmanager
-def _converted() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise StorageFailed(str(error).splitlines()[0]) from error
+    @contextlib.contextmanager
+    def _converted(self) -> Iterator[None]:
+        """One line that names the database and says what the driver says, without its password."""
+        try:
+            yield
+        except SQLAlchemyError as error:
+            said = str(error.orig if isinstance(error, DBAPIError) else error)
+            where = self._engine.url.set(drivername=self._engine.url.get_backend_name())
+            raise StorageFailed(
+                f"the database {where.render_as_string(hide_password=True)}: {' '.join(said.split())[:500]}"
+            ) from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -1,5 +1,6 @@
 """What both listeners share: who is asking, errors in OpenAI's shape, bounded bodies, passing on."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from cloud_hub.gateway import MAX_BODY, Gateway
 from models.errors import ModelsError
 from models.openai.errors import ApiError
 from sync.errors import SyncError
+
+log = logging.getLogger("outpost.hub")
 
 _STATUS: dict[type[Exception], int] = {
     InvalidToken: 401,
@@ -38,6 +41,9 @@ def answer_errors(app: FastAPI) -> None:
     """Make every error of ``app`` an OpenAI-shaped body; FastAPI's own 422 never leaks."""
 
     async def ours(_request: Request, error: Exception) -> Response:
+        if isinstance(error, StorageFailed):  # it names the database, which is not for whoever asks
+            log.error("%s", error)
+            return _response(ApiError(503, "the hub's database cannot be used now"))
         return _response(api_error(error))
 
     async def http(_request: Request, error: Exception) -> Response:

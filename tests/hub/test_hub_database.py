@@ -48,9 +48,21 @@ def test_a_newer_database_is_refused_and_a_failed_transaction_leaves_nothing(dat
 
 
 def test_urls_of_other_kinds_are_refused() -> None:
-    for url in ("mysql://x/y", "nonsense"):
-        with pytest.raises(WrongUse, match="database"):
+    for url in ("mysql://x/y", "nonsense", "postgresql://hub@here:port/x"):
+        with pytest.raises(WrongUse, match="--database"):
             Database.open(url)
+
+
+def test_a_database_that_cannot_be_reached_is_named_in_one_line_without_its_password(tmp_path: Path) -> None:
+    for url, shown in (
+        ("postgresql://hub:hunter2@127.0.0.1:1/outpost", "postgresql://hub:***@127.0.0.1:1/outpost: "),
+        (f"sqlite:///{tmp_path}/nowhere/hub.db", f"sqlite:///{tmp_path}/nowhere/hub.db: unable to open"),
+    ):
+        with pytest.raises(StorageFailed) as caught:
+            Database.open(url).migrate()
+        message = str(caught.value)
+        assert message.startswith(f"the database {shown}") and "Error)" not in message
+        assert "\n" not in message and "hunter2" not in message
 
 
 def test_tokens_and_sessions_end_together(database: Database) -> None:
