@@ -16,7 +16,7 @@ from edge_agent import policy
 from edge_agent.admission import Admission
 from edge_agent.catalog import Catalog, Outcome, Served, run
 from edge_agent.egress import Egress
-from edge_agent.errors import HubUnreachable, PolicyViolation, UnknownModel
+from edge_agent.errors import EdgeError, HubUnreachable, PolicyViolation, UnknownModel
 from edge_agent.journal import Entry, Journal
 from edge_agent.metrics import Metrics
 from edge_agent.policy import DataClass, Decision, PolicyInput, RunAt
@@ -24,7 +24,13 @@ from edge_agent.receipt import Receipt
 from models import canonical
 from models.digest import Digest
 from models.engines.base import Finish, GenerateRequest, Sampling, Usage
-from models.errors import ContextLengthExceeded, EngineError, ModelsError, UnsupportedRequest
+from models.errors import (
+    ContextLengthExceeded,
+    EngineError,
+    InvalidDigest,
+    ModelsError,
+    UnsupportedRequest,
+)
 from models.openai.errors import bad_request
 from models.prompts import Prompt
 from sync.errors import SyncError
@@ -34,6 +40,9 @@ _BYTES_PER_TOKEN = 3
 
 ANONYMOUS = "anonymous"
 """Subject of a call whose caller names nobody."""
+
+UNKNOWN = "unknown"
+"""Stands in leaves for a model that is not published on this device."""
 
 Endpoint = Literal["chat", "completions"]
 
@@ -95,10 +104,16 @@ class _Answer:
         return "".join(self.texts)
 
     def facts(self, error: BaseException | None = None) -> dict[str, Any]:
+        """What the leaf of the result says: what answered, and how it ended."""
+        receipt = self.receipt
         return {
             "finish": None if self.finish is None else str(self.finish),
-            "served_by": None if self.receipt is None else self.receipt.served_by,
-            "provisional": self.receipt is not None and self.receipt.provisional,
+            "served_by": None if receipt is None else receipt.served_by,
+            "release": None if receipt is None else receipt.release,
+            "adapter": None if receipt is None else receipt.adapter,
+            "prompt": None if receipt is None else receipt.prompt,
+            "upstream": None if self.upstream is None else _vouched(self.upstream),
+            "provisional": receipt is not None and receipt.provisional,
             "prompt_tokens": self.usage.prompt_tokens,
             "completion_tokens": self.usage.completion_tokens,
             "error": None if error is None else type(error).__name__,
@@ -164,32 +179,34 @@ class Service:
             self._admission.leave(self._monotonic() - began)
 
     def _decide(self, ask: Ask) -> Decision:
-        known = any(served.model_id == ask.model for served in self._catalog.list())
-        decision = policy.decide(
+        return policy.decide(
             PolicyInput(
                 declared=ask.declared_class,
                 default=self._rules.default_class,
                 body=Digest.of(ask.outgoing or b""),
                 prompt_tokens=len(ask.body) // _BYTES_PER_TOKEN,
                 max_tokens=ask.sampling.max_tokens or 0,
-                model_known_locally=known,
+                model_known_locally=self._published(ask),
                 hub_allowed=self._egress is not None and ask.outgoing is not None,
                 heavy_tokens=self._rules.heavy_tokens,
             )
         )
-        if decision.run_at is RunAt.REFUSE:
-            if decision.reason is policy.Reason.RESTRICTED_NOT_HERE and self._egress is not None:
-                raise PolicyViolation(
-                    f"model {ask.model!r:.200} is not here, and a restricted request never leaves this device"
-                )
-            raise UnknownModel(f"no model {ask.model!r:.200} is published on this device")
-        return decision
+
+    def _published(self, ask: Ask) -> bool:
+        return any(served.model_id == ask.model for served in self._catalog.list())
+
+    def _refusal(self, ask: Ask, decision: Decision) -> EdgeError:
+        if decision.reason is policy.Reason.RESTRICTED_NOT_HERE and self._egress is not None:
+            return PolicyViolation(
+                f"model {ask.model!r:.200} is not here, and a restricted request never leaves this device"
+            )
+        return UnknownModel(f"no model {ask.model!r:.200} is published on this device")
 
     async def _recorded(self, ask: Ask, decision: Decision) -> AsyncGenerator[Part, None]:
         """The parts of an answer with the intent before them and the result before the last."""
         data_class = str(decision.data_class)
         entry = Entry(self._journal, ask.id, data_class, ask.subject or ANONYMOUS)
-        entry.begin(_intent_facts(ask, decision), ask.body)
+        entry.begin(_intent_facts(ask, decision, self._published(ask)), ask.body)
         answer = _Answer()
         try:
             async with aclosing(self._placed(ask, decision, entry, answer)) as parts:
@@ -208,6 +225,8 @@ class Service:
     async def _placed(
         self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
     ) -> AsyncGenerator[Started | str, None]:
+        if decision.run_at is RunAt.REFUSE:
+            raise self._refusal(ask, decision)
         if decision.run_at is RunAt.HUB:
             try:
                 async with aclosing(self._from_hub(ask, decision, entry, answer)) as parts:
@@ -291,14 +310,27 @@ class Service:
         self._catalog.record(outcome)
 
 
-def _intent_facts(ask: Ask, decision: Decision) -> dict[str, Any]:
+def _intent_facts(ask: Ask, decision: Decision, published: bool) -> dict[str, Any]:
+    """A name that is no model of this device is the caller's text: it stays in the sealed body."""
     return {
         "endpoint": ask.endpoint,
-        "model": ask.model,
+        "model": ask.model if published else UNKNOWN,
         "run_at": str(decision.run_at),
         "reason": str(decision.reason),
         "policy": policy.VERSION,
     }
+
+
+def _vouched(upstream: dict[str, Any]) -> dict[str, str | None]:
+    """What another's receipt says that answered there, as far as it is digests: leaves hold no free text."""
+    return {name: _digest(upstream.get(name)) for name in ("release", "adapter", "prompt")}
+
+
+def _digest(value: object) -> str | None:
+    try:
+        return Digest(value) if isinstance(value, str) else None
+    except InvalidDigest:
+        return None
 
 
 def _violates(served: Served, ask: Ask, answer: _Answer) -> bool:

@@ -32,7 +32,8 @@ from sync.requests import HEADER, open_request
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 CHAT = "/v1/chat/completions"
-RECEIPT = {"served_by": "edge", "model": "big"}
+RELEASE = Digest.of(b"the release above")
+RECEIPT = {"served_by": "edge", "model": "big", "release": RELEASE, "adapter": "what the caller asked"}
 
 
 class Hub:
@@ -99,23 +100,31 @@ async def test_a_heavy_request_runs_at_the_hub_and_says_so(stream: bool) -> None
     assert b"bob" not in hub.received[0]
 
 
-async def test_a_model_that_is_only_at_the_hub_is_asked_there() -> None:
-    hub = Hub("hi")
-    async with device(catalog_of(), hub) as client:
+async def test_a_model_that_is_only_at_the_hub_is_asked_there_and_the_leaf_says_what_answered() -> None:
+    hub, journal = Hub("hi"), MemoryJournal()
+    async with device(catalog_of(), hub, journal=journal) as client:
         response = await client.post(CHAT, json=chat(model="big"))
     assert response.json()["usage"]["prompt_tokens"] == 7
     assert response.json()["model"] == "big"
+    intent, result = journal.records
+    assert (intent.facts["model"], intent.facts["reason"]) == ("unknown", "not-here")
+    assert (result.facts["served_by"], result.facts["release"]) == ("hub", None)
+    # Only digests of another's receipt get into a leaf: the rest could be anything.
+    assert result.facts["upstream"] == {"release": RELEASE, "adapter": None, "prompt": None}
 
 
 @pytest.mark.parametrize("declared", ["restricted", "RESTRICTED", "top secret"])
 async def test_restricted_content_never_reaches_the_hub(declared: str) -> None:
-    hub, headers = Hub("hi"), {"x-outpost-data-class": declared}
-    async with device(catalog_of(served(ScriptedEngine())), hub, rules=HEAVY) as client:
+    hub, headers, journal = Hub("hi"), {"x-outpost-data-class": declared}, MemoryJournal()
+    catalog = catalog_of(served(ScriptedEngine()))
+    async with device(catalog, hub, journal=journal, rules=HEAVY) as client:
         here = await client.post(CHAT, json=chat(), headers=headers)
         elsewhere = await client.post(CHAT, json=chat(model="big"), headers=headers)
     assert here.headers["x-outpost-served-by"] == "edge"
     assert (elsewhere.status_code, elsewhere.json()["error"]["code"]) == (403, "restricted")
     assert hub.received == []
+    assert [record.facts.get("error") for record in journal.records] == [None, None, None, "PolicyViolation"]
+    assert {record.data_class for record in journal.records} == {"restricted"}
 
 
 async def test_without_an_intent_on_record_nothing_leaves() -> None:

@@ -14,6 +14,7 @@ from scripted_engine import ScriptedEngine
 
 from edge_agent.admission import Limits
 from edge_agent.catalog import Outcome
+from models.digest import Digest
 from models.errors import EngineError
 from models.prompts import ChatTemplate
 
@@ -51,6 +52,47 @@ async def test_intent_and_result_surround_an_answer() -> None:
     assert journal.records[1].body == b"all is well"
     assert {record.subject for record in journal.records} == {"shift-3"}
     assert "hello" not in json.dumps([record.facts for record in journal.records])
+
+
+async def test_a_leaf_says_which_release_answered() -> None:
+    journal = MemoryJournal()
+    rider = served(
+        ScriptedEngine(),
+        "smol:tickets",
+        adapter_release=Digest.of(b"adapter"),
+        prompt_version=Digest.of(b"prompt"),
+    )
+    async with (
+        running(edge_app(catalog_of(rider), journal=journal)) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        await client.post(CHAT, json=chat(model="smol:tickets"))
+    intent, result = journal.records
+    assert intent.facts["model"] == "smol:tickets"
+    assert {
+        name: result.facts[name] for name in ("served_by", "release", "adapter", "prompt", "upstream")
+    } == {
+        "served_by": "edge",
+        "release": rider.release,
+        "adapter": rider.adapter_release,
+        "prompt": rider.prompt_version,
+        "upstream": None,
+    }
+
+
+async def test_a_call_that_is_refused_is_on_record_and_its_name_for_a_model_is_not_in_a_leaf() -> None:
+    journal = MemoryJournal()
+    async with (
+        running(edge_app(catalog_of(served(ScriptedEngine())), journal=journal)) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        response = await client.post(CHAT, json=chat(model="anna is ill"))
+    assert response.status_code == 404
+    intent, result = journal.records
+    assert (intent.facts["run_at"], intent.facts["reason"]) == ("refuse", "unknown-model")
+    assert (result.facts["error"], result.facts["served_by"]) == ("UnknownModel", None)
+    assert "anna" not in json.dumps([intent.facts, result.facts])
+    assert b"anna" in intent.body
 
 
 @pytest.mark.parametrize("stream", [False, True])
