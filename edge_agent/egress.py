@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_agent.errors import HubBroke, HubRefused, HubUnreachable, PolicyViolation
+from edge_agent.errors import HubBroke, HubLacksModel, HubRefused, HubUnreachable, PolicyViolation
 from edge_agent.policy import Decision, RunAt
 from models.digest import Digest
 from models.engines.base import Finish, Usage
@@ -65,7 +65,8 @@ class Egress:
         """The hub's answer to ``body``, a streaming chat request, piece by piece; the last one has a finish.
 
         Raises ``PolicyViolation`` before anything is sent, ``HubUnreachable`` when no answer began,
-        ``HubRefused`` for an answer that is an error of the caller, ``HubBroke`` for one cut short.
+        ``HubLacksModel`` when nothing there serves the model, ``HubRefused`` for another answer that is
+        an error of the caller, ``HubBroke`` for one cut short.
         """
         if not isinstance(decision, Decision) or decision.run_at is not RunAt.HUB:
             raise PolicyViolation("this request may not leave the device")
@@ -109,7 +110,7 @@ async def _check(response: httpx.Response) -> None:
         stated = {name: error[name] for name in ("message", "type", "param", "code")}
     except (ValueError, KeyError, TypeError) as cause:
         raise HubBroke(f"the hub answered {response.status_code} without saying why") from cause
-    raise HubRefused(response.status_code, stated)
+    raise (HubLacksModel if response.status_code == 404 else HubRefused)(response.status_code, stated)
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:

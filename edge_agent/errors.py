@@ -17,6 +17,7 @@
     └── HubError                 a request that was to run at the hub did not
         ├── HubUnreachable           nothing was answered; the device may answer in its stead
         ├── HubRefused               the hub answered with an error of its own
+        │   └── HubLacksModel            nothing there serves the model; the device may answer in its stead
         └── HubBroke                 the answer stopped half-way, or was no answer
 
     models.errors.EngineError
@@ -93,6 +94,10 @@ class HubRefused(HubError):
         super().__init__(str(error.get("message", f"the hub answered {status}")))
         self.status = status
         self.error = error
+
+
+class HubLacksModel(HubRefused):
+    """Nothing behind the hub serves the model that was asked for."""
 
 
 class HubBroke(HubError):

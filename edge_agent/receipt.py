@@ -19,7 +19,7 @@ class Receipt:
 
     ``release`` and ``adapter`` are digests of manifests, None for a bare file or for what the hub chose;
     then ``upstream`` holds the receipt that came with the answer, if one did. ``provisional``: the hub
-    should have answered and could not be reached.
+    should have answered and could not.
     """
 
     request_id: str

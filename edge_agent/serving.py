@@ -16,7 +16,7 @@ from edge_agent import policy
 from edge_agent.admission import Admission
 from edge_agent.catalog import Catalog, Outcome, Served, run
 from edge_agent.egress import Egress
-from edge_agent.errors import EdgeError, HubUnreachable, PolicyViolation, UnknownModel
+from edge_agent.errors import EdgeError, HubLacksModel, HubUnreachable, PolicyViolation, UnknownModel
 from edge_agent.journal import Entry, Journal
 from edge_agent.metrics import Metrics
 from edge_agent.policy import DataClass, Decision, PolicyInput, RunAt
@@ -233,7 +233,7 @@ class Service:
                     async for part in parts:
                         yield part
                 return
-            except HubUnreachable:
+            except (HubUnreachable, HubLacksModel):
                 if not decision.local_fallback:
                     raise
         async with aclosing(self._from_engine(ask, decision, entry, answer)) as parts:

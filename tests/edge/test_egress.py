@@ -148,11 +148,30 @@ async def test_an_unreachable_hub_means_a_provisional_answer_from_here_or_a_503(
     assert journal.kinds == ["intent", "result"] * 2
 
 
-async def test_a_hub_in_trouble_counts_as_unreachable() -> None:
-    hub = Hub(answer=lambda body: JSONResponse({"error": "down"}, 502))
+@pytest.mark.parametrize(
+    "answer",
+    [
+        JSONResponse({"error": "down"}, 502),
+        JSONResponse(ApiError(503, "No upstream can be reached.", code="no_upstream").body(), 503),
+        JSONResponse(ApiError(404, "No upstream serves it.", code="model_not_found").body(), 404),
+    ],
+    ids=["down", "no upstream", "no model"],
+)
+async def test_a_hub_that_has_no_answer_means_a_provisional_one_from_here(answer: Response) -> None:
+    hub = Hub(answer=lambda body: answer)
     async with device(catalog_of(served(ScriptedEngine())), hub, rules=HEAVY) as client:
         response = await client.post(CHAT, json=chat())
     assert response.json()["outpost"]["provisional"] is True
+    assert response.headers["x-outpost-served-by"] == "edge"
+
+
+async def test_what_the_hub_refuses_of_a_heavy_request_is_not_answered_here() -> None:
+    refusal = JSONResponse(ApiError(400, "Too long.", code="context_length_exceeded").body(), 400)
+    engine, hub = ScriptedEngine(), Hub(answer=lambda body: refusal)
+    async with device(catalog_of(served(engine)), hub, rules=HEAVY) as client:
+        response = await client.post(CHAT, json=chat())
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert engine.requests == []
 
 
 @pytest.mark.parametrize(
@@ -164,6 +183,7 @@ async def test_a_hub_in_trouble_counts_as_unreachable() -> None:
             "context_length_exceeded",
         ),
         (JSONResponse(ApiError(403, "Revoked.").body(), 403), 502, "hub_refused"),
+        (JSONResponse(ApiError(404, "None.", code="model_not_found").body(), 404), 404, "model_not_found"),
         (JSONResponse({"nothing": "useful"}, 404), 502, "hub_broke"),
         (Response("<html>", media_type="text/html"), 502, "hub_broke"),
         (Response(b"data: {}\n\n", media_type="text/event-stream"), 502, "hub_broke"),
