@@ -13,6 +13,8 @@ import httpx
 
 from cloud_hub.errors import NotFound, NoUpstream
 from cloud_hub.routing import Health, Upstream, choose
+from models import data_class
+from models.data_class import DataClass, classify
 from models.openai import sse
 from models.openai.errors import ApiError, bad_request
 
@@ -21,7 +23,7 @@ MAX_BODY = 4 << 20
 MAX_ANSWER = 32 << 20
 """Bytes of an answer that is not streamed."""
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-_PASSED_ON = ("x-outpost-data-class", "x-request-id")
+_PASSED_ON = (data_class.HEADER, "x-request-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Gateway:
         A request that has reached an upstream is not tried elsewhere: it may have cost something.
         Raises ``ApiError``.
         """
-        if headers.get("x-outpost-data-class") == "restricted":
+        if classify(headers.get(data_class.HEADER), DataClass.PUBLIC) is DataClass.RESTRICTED:
             raise ApiError(
                 403,
                 "restricted content stays where it is; the hub does not take it",

@@ -23,13 +23,12 @@ from edge_agent.journal import Journal
 from edge_agent.metrics import MEDIA_TYPE, Metrics
 from edge_agent.readiness import Readiness
 from edge_agent.serving import Ask, Rules, Service
+from models import data_class
 from models.engines.base import Sampling
 from models.openai.errors import ApiError
 from models.openai.requests import ChatRequest, CompletionRequest
 from models.openai.responses import ChatWriter, CompletionWriter, model_json, models_json
 from models.prompts import Prompt
-
-DATA_CLASS_HEADER = "x-outpost-data-class"
 
 
 def create_app(
@@ -81,7 +80,7 @@ def create_app(
             prompt_for=lambda served: _chat_prompt(asked, served),
             sampling=_sampling(asked, asked.token_limit),
             body=body,
-            declared_class=request.headers.get(DATA_CLASS_HEADER),
+            declared_class=request.headers.get(data_class.HEADER),
             outgoing=asked.upstream() if egress is not None else None,
             json_schema=asked.json_schema,
             subject=asked.subject,
@@ -103,7 +102,7 @@ def create_app(
             prompt_for=lambda served: Prompt(asked.prompt),
             sampling=_sampling(asked, asked.token_limit),
             body=body,
-            declared_class=request.headers.get(DATA_CLASS_HEADER),
+            declared_class=request.headers.get(data_class.HEADER),
             subject=asked.subject,
         )
         writer = CompletionWriter(f"cmpl-{request_id}", int(now()), asked.model, asked.include_usage)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_agent.errors import HubBroke, HubLacksModel, HubRefused, HubUnreachable, PolicyViolation
 from edge_agent.policy import Decision, RunAt
+from models import data_class
 from models.digest import Digest
 from models.engines.base import Finish, Usage
 from models.openai import sse
@@ -75,7 +76,7 @@ class Egress:
         headers = {
             "content-type": "application/json",
             "x-request-id": request_id,
-            "x-outpost-data-class": str(decision.data_class),
+            data_class.HEADER: str(decision.data_class),
             HEADER: sign_request(self._key, self._device, self._now(), body),
         }
         began = False

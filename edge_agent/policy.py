@@ -9,18 +9,11 @@ from dataclasses import InitVar, dataclass
 from enum import StrEnum
 
 from edge_agent.errors import PolicyViolation
+from models.data_class import DataClass, classify
 from models.digest import Digest
 
 VERSION = "builtin-1"
 """Stands on receipts; changes whenever a rule below changes."""
-
-
-class DataClass(StrEnum):
-    """How sensitive a request is, mildest first."""
-
-    PUBLIC = "public"
-    INTERNAL = "internal"
-    RESTRICTED = "restricted"
 
 
 class RunAt(StrEnum):
@@ -81,18 +74,6 @@ class Decision:
     def __post_init__(self, proof: object) -> None:
         if proof is not _PROOF:
             raise PolicyViolation("a decision is made by the policy and by nothing else")
-
-
-def classify(declared: str | None, default: DataClass) -> DataClass:
-    """The strictest of what the caller says and what is configured; an unknown word is ``restricted``."""
-    if declared is None:
-        return default
-    try:
-        said = DataClass(declared.strip().lower())
-    except ValueError:
-        return DataClass.RESTRICTED
-    order = list(DataClass)
-    return max(said, default, key=order.index)
 
 
 def decide(given: PolicyInput) -> Decision:

@@ -19,9 +19,10 @@ from edge_agent.egress import Egress
 from edge_agent.errors import EdgeError, HubLacksModel, HubUnreachable, PolicyViolation, UnknownModel
 from edge_agent.journal import Entry, Journal
 from edge_agent.metrics import Metrics
-from edge_agent.policy import DataClass, Decision, PolicyInput, RunAt
+from edge_agent.policy import Decision, PolicyInput, RunAt
 from edge_agent.receipt import Receipt
 from models import canonical
+from models.data_class import DataClass
 from models.digest import Digest
 from models.engines.base import Finish, GenerateRequest, Sampling, Usage
 from models.errors import (

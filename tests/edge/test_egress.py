@@ -21,8 +21,9 @@ from starlette.routing import Route
 from edge_agent.catalog import Catalog
 from edge_agent.egress import Egress
 from edge_agent.errors import PolicyViolation
-from edge_agent.policy import DataClass, PolicyInput, decide
+from edge_agent.policy import PolicyInput, decide
 from edge_agent.serving import Rules
+from models.data_class import DataClass
 from models.digest import Digest
 from models.engines.base import Finish, Usage
 from models.openai import sse

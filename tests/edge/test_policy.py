@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.errors import PolicyViolation
-from edge_agent.policy import DataClass, Decision, PolicyInput, Reason, RunAt, classify, decide
+from edge_agent.policy import Decision, PolicyInput, Reason, RunAt, decide
+from models.data_class import DataClass, classify
 from models.digest import Digest
 
 INPUTS = st.builds(
@@ -51,6 +52,8 @@ def test_a_caller_can_only_make_it_stricter(said: str, default: DataClass) -> No
 
 def test_a_word_that_nobody_knows_means_restricted() -> None:
     assert classify("confidential", DataClass.PUBLIC) is DataClass.RESTRICTED
+    assert classify("", DataClass.PUBLIC) is DataClass.RESTRICTED
+    assert classify(" Internal\t", DataClass.PUBLIC) is DataClass.INTERNAL
 
 
 def test_a_decision_cannot_be_made_or_altered_elsewhere() -> None:

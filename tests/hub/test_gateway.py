@@ -61,6 +61,9 @@ async def test_a_stream_is_passed_on_and_a_broken_one_ends_in_an_error() -> None
     ("body", "headers", "status", "code"),
     [
         (BODY, {"x-outpost-data-class": "restricted"}, 403, "data_class_restricted"),
+        (BODY, {"x-outpost-data-class": " Restricted"}, 403, "data_class_restricted"),
+        (BODY, {"x-outpost-data-class": "top secret"}, 403, "data_class_restricted"),
+        (BODY, {"x-outpost-data-class": ""}, 403, "data_class_restricted"),
         (b"{", {}, 400, None),
         (b'{"messages":[]}', {}, 400, None),
         (b'{"model":"other"}', {}, 404, "model_not_found"),
