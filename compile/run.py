@@ -239,7 +239,10 @@ def _base_manifest(
 def _probes(
     build: Build, findings: Findings, chosen: judge.VariantResult, passing: list[judge.VariantResult]
 ) -> tuple[Probe, ...]:
-    """Test tickets whose right answer every passing base gives, of as many classes as there are."""
+    """Test tickets that every passing base answers alike, right ones first, of as many classes as there are.
+
+    Fewer than the recipe wants, when there are no more such tickets.
+    """
     recipe, probes = build.recipe, []
     scored = list(zip(findings.tested, chosen.answers, strict=True))
     agreed = [
@@ -264,10 +267,9 @@ def _probes(
                 tolerance=recipe.release.tolerance,
             )
         )
-    if len(probes) < recipe.release.probes:
+    if not probes:
         raise CompileError(
-            f"release.probes: {recipe.release.probes} are wanted, and only {len(probes)} test tickets get "
-            "the same valid answer from every passing base"
+            "no test ticket gets the same valid answer from every passing base: nothing to probe"
         )
     return tuple(probes)
 

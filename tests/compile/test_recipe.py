@@ -21,7 +21,7 @@ def test_the_examples_are_sound(name):
         ("prompt:", "promt:", "promt", "prompt"),
         ("{name: q8_0, type: Q8_0}", "{name: q8_0, typ: Q8_0}", "variants.0.typ", "type"),
         ("  valid_json:", "  valid_jsn:", "budgets.valid_jsn", "valid_json"),
-        ("{max_loss: 0.4}", "{max_los: 0.4}", "budgets.class_accuracy.max_los", "max_loss"),
+        ("{max_loss: 0.5}", "{max_los: 0.4}", "budgets.class_accuracy.max_los", "max_loss"),
     ],
 )
 def test_an_unknown_key_is_refused_with_its_line_and_the_nearest_key(tmp_path, good, bad, key, near):
