@@ -76,6 +76,14 @@ DEVICES = Table(
     Column("status", LargeBinary),  # canonical bytes of the last Status
     Column("heard_at", Double),  # when the hub last received a live message, by the hub's clock
 )
+DEVICE_KEYS = Table(
+    "device_key",
+    _METADATA,
+    Column("device", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("public_key", LargeBinary, nullable=False),  # raw Ed25519
+    Column("enrolled_at", Double, nullable=False),
+)
 RELEASES = Table(
     "release",
     _METADATA,
@@ -195,6 +203,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         " found_at DOUBLE PRECISION NOT NULL)",
         "CREATE TABLE upstream (name TEXT PRIMARY KEY, url TEXT NOT NULL, model TEXT NOT NULL,"
         " accepts TEXT NOT NULL, key_file TEXT)",
+    ),
+    (
+        "CREATE TABLE device_key (device TEXT NOT NULL, epoch BIGINT NOT NULL, public_key {bytes} NOT NULL,"
+        " enrolled_at DOUBLE PRECISION NOT NULL, PRIMARY KEY (device, epoch))",
+        # Until here every device began at epoch 1, and its last key is the only one that was kept.
+        "INSERT INTO device_key (device, epoch, public_key, enrolled_at)"
+        " SELECT id, 1, public_key, enrolled_at FROM device",
     ),
 )
 

@@ -34,6 +34,8 @@ class Enroller:
     def enroll(self, connection: Connection, request: EnrolRequest, now: float) -> EnrolReply:
         """Spend the secret, register the device, issue its certificate: all in one transaction.
 
+        The reply names the epoch of the device's audit trail. Whoever asks again gets the same one.
+
         Raises ``InvalidToken``, ``Refused`` for an id that is taken, and what ``issue_device`` raises;
         the secret is spent only when the device got in.
         """
@@ -43,9 +45,10 @@ class Enroller:
         )
         key = device_public_key(certificate)
         if first:
-            registry.add_device(connection, request.device, group, key.public_bytes_raw(), now)
+            epoch = registry.add_device(connection, request.device, group, key.public_bytes_raw(), now)
         else:
             _demand_same_key(connection, request.device, key.public_bytes_raw())
+            epoch = registry.last_epoch(connection, request.device)
         settings = self._settings
         return EnrolReply(
             certificate=certificate.decode("ascii"),
@@ -53,6 +56,7 @@ class Enroller:
             device_url=f"https://{settings.hosts[0]}:{settings.device_port}",
             broker_host=settings.hosts[0],
             broker_port=settings.broker_port,
+            epoch=epoch,
         )
 
 

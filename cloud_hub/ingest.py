@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
+from cloud_hub import registry
 from cloud_hub.database import AUDIT_EPOCHS, AUDIT_EVIDENCE, AUDIT_RECORDS, AUDIT_RING
 from cloud_hub.errors import NotFound
 from cloud_hub.view import AuditRow, EvidenceRow
@@ -36,8 +37,10 @@ def ingest(
 ) -> IngestReceipt | Contradiction:
     """Commit a segment, or keep it as evidence. The receipt is good once the transaction is.
 
-    Records that are here already are compared, not stored again, so a device that missed a receipt
-    just sends again. Raises ``BadSignature`` or ``InvalidMessage`` for what the device did not sign.
+    ``key`` is the one on file for the device. An epoch belongs to the key that enrolled for it: the trail of
+    a device that came back under its id is another one. Records that are here already are compared, not
+    stored again, so a device that missed a receipt just sends again. Raises ``BadSignature`` or
+    ``InvalidMessage`` for what the device did not sign.
     """
     segment = AuditSegment.from_bytes(open_envelope(envelope, SEGMENT, key))
     kept = _epoch(connection, device, segment.epoch)
@@ -45,6 +48,8 @@ def ingest(
     try:
         if segment.device != device:
             raise AuditBroken(f"{device} sent a segment of {segment.device}")
+        if registry.key_of_epoch(connection, device, segment.epoch) != key:
+            raise AuditBroken(f"{device}: epoch {segment.epoch} was not given to the key that signs for it")
         fresh = _unseen(connection, segment, before.size)
         if fresh is None:
             return _receipt(device, segment.epoch, before, now)

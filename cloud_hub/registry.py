@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from cloud_hub.database import DEVICES, RELEASES, ROLLOUT_MEMBERS, ROLLOUTS, UPSTREAMS
+from cloud_hub.database import DEVICE_KEYS, DEVICES, RELEASES, ROLLOUT_MEMBERS, ROLLOUTS, UPSTREAMS
 from cloud_hub.errors import NotFound, Refused, WrongUse
 from cloud_hub.rollout import Rollout, RolloutState, Step
 from cloud_hub.routing import Upstream
@@ -57,10 +57,11 @@ class ReleaseRow:
         )
 
 
-def add_device(connection: Connection, device: str, group: str, public_key: bytes, now: float) -> None:
-    """Register a device; a known id gets its new key only after it was revoked.
+def add_device(connection: Connection, device: str, group: str, public_key: bytes, now: float) -> int:
+    """Register a device and return the epoch in which its audit trail begins: one that its id never had.
 
-    Raises ``Refused`` for an id that another device holds.
+    A known id gets its new key only after it was revoked. Raises ``Refused`` for an id that another device
+    holds.
     """
     row = connection.execute(select(DEVICES).where(DEVICES.c.id == device)).mappings().first()
     values = {"group_name": group, "public_key": public_key, "enrolled_at": now, "revoked_at": None}
@@ -70,6 +71,35 @@ def add_device(connection: Connection, device: str, group: str, public_key: byte
         connection.execute(update(DEVICES).where(DEVICES.c.id == device).values(**values))
     else:
         raise Refused(f"device: the id {device!r} is taken by a device with another key; revoke it first")
+    epoch = 1 + last_epoch(connection, device)
+    connection.execute(
+        insert(DEVICE_KEYS).values(device=device, epoch=epoch, public_key=public_key, enrolled_at=now)
+    )
+    return epoch
+
+
+def last_epoch(connection: Connection, device: str) -> int:
+    """The epoch that was given to the last device of this id, 0 when there was none."""
+    query = select(func.max(DEVICE_KEYS.c.epoch)).where(DEVICE_KEYS.c.device == device)
+    return connection.execute(query).scalar() or 0
+
+
+def key_of_epoch(connection: Connection, device: str, epoch: int) -> Ed25519PublicKey | None:
+    """The key that signs a device's trail in an epoch; None for an epoch that was never given out."""
+    query = select(DEVICE_KEYS.c.public_key).where(
+        DEVICE_KEYS.c.device == device, DEVICE_KEYS.c.epoch == epoch
+    )
+    found = connection.execute(query).scalar()
+    return None if found is None else Ed25519PublicKey.from_public_bytes(found)
+
+
+def keys_of(connection: Connection, device: str) -> dict[int, Ed25519PublicKey]:
+    """Every key that signed a trail of this id, by epoch; those of revoked devices too."""
+    query = select(DEVICE_KEYS).where(DEVICE_KEYS.c.device == device).order_by(DEVICE_KEYS.c.epoch)
+    return {
+        row["epoch"]: Ed25519PublicKey.from_public_bytes(row["public_key"])
+        for row in connection.execute(query).mappings()
+    }
 
 
 def revoke_device(connection: Connection, device: str, now: float) -> None:

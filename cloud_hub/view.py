@@ -184,6 +184,8 @@ def _audit(row: DeviceRow, rows: Rows) -> dict[str, Any]:
     mine = [each for each in rows.audits if each.device == row.id]
     latest = max(mine, key=lambda each: each.epoch, default=None)
     said = row.reported.audit if row.reported else None
+    if said and latest and said.epoch > latest.epoch:
+        latest = None  # it came back under its id, and nothing of its new trail is here yet
     committed = latest.size if latest else 0
     written = said.size if said and (latest is None or said.epoch >= latest.epoch) else committed
     return {

@@ -195,7 +195,10 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
         trail = Trail(
             database,
             TrailIdentity(
-                membership.device, home.key(), X25519PublicKey.from_public_bytes(auditor_key(root))
+                membership.device,
+                home.key(),
+                X25519PublicKey.from_public_bytes(auditor_key(root)),
+                membership.epoch,
             ),
             now=time.time,
             random_bytes=os.urandom,

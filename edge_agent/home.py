@@ -25,7 +25,11 @@ from sync.protocol import DeviceId, Message
 
 
 class Membership(Message):
-    """What ``device.json`` says. ``director`` is the hub's signing key for desired state, base64."""
+    """What ``device.json`` says. ``director`` is the hub's signing key for desired state, base64.
+
+    ``epoch`` is that of the audit trail, given by the hub: a device that comes back under its old id begins
+    a new trail.
+    """
 
     device: DeviceId
     hub_url: str
@@ -33,6 +37,7 @@ class Membership(Message):
     broker_host: str
     broker_port: int = Field(gt=0, lt=65536)
     director: str
+    epoch: int = Field(default=1, ge=1)
 
     @property
     def director_key(self) -> Ed25519PublicKey:
@@ -110,6 +115,7 @@ class Home:
             broker_host=enrolment.broker_host,
             broker_port=enrolment.broker_port,
             director=encode_public(enrolment.director),
+            epoch=enrolment.epoch,
         )
         write_durably(self._membership_file, membership.to_bytes())
 

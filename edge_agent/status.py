@@ -18,7 +18,10 @@ async def read_status(home: Home) -> dict[str, Any]:
     """The stored state of a device as JSON. Raises ``NotEnrolled``, ``StoreUnusable``."""
     membership = home.membership()
     identity = TrailIdentity(
-        membership.device, home.key(), X25519PublicKey.from_public_bytes(auditor_key(home.trusted_root()))
+        membership.device,
+        home.key(),
+        X25519PublicKey.from_public_bytes(auditor_key(home.trusted_root())),
+        membership.epoch,
     )
     database = Database.open(home.database, SCHEMA)
     try:

@@ -99,13 +99,17 @@ class EnrolRequest(Message):
 
 
 class EnrolReply(Message):
-    """What an enrolled device gets: certificate (PEM), director key (base64, raw Ed25519), addresses."""
+    """What an enrolled device gets: certificate (PEM), director key (base64, raw Ed25519), addresses.
+
+    ``epoch`` is that of its audit trail: no device of its id had it before.
+    """
 
     certificate: str
     director: str
     device_url: str
     broker_host: str
     broker_port: int = Field(gt=0, lt=65536)
+    epoch: int = Field(default=1, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class Enrolment:
     device_url: str
     broker_host: str
     broker_port: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +347,7 @@ def enroll(
         device_url=reply.device_url,
         broker_host=reply.broker_host,
         broker_port=reply.broker_port,
+        epoch=reply.epoch,
     )
 
 

@@ -6,7 +6,8 @@ bytes, the devices' public keys and, to read contents, the key ring and the audi
 A trail file is JSON lines: ``{"format", "device", "epoch"}`` first, then ``{"record": AuditRecord}`` in
 order from 0, with a ``{"checkpoint": signed note}`` after the last record of each segment; the last line
 is a checkpoint, so nothing can be added or cut off unseen. A key ring file is JSON lines of
-``{"key_id", "sealed"}``. A file of device keys is one JSON object, device id to raw Ed25519 key in base64.
+``{"key_id", "sealed"}``. A file of device keys is one JSON object: device id to epoch (in decimal) to raw
+Ed25519 key in base64, for a device that enrolled again under its id has another key.
 """
 
 import base64
@@ -29,6 +30,9 @@ from sync.protocol import AuditRecord
 from sync.sealing import context, open_body, open_key
 
 FORMAT = "outpost-trail/1"
+
+DeviceKeys = Mapping[str, Mapping[int, Ed25519PublicKey]]
+"""Public keys by device id and epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ def ring_line(key_id: str, sealed: str) -> bytes:
     return canonical.encode({"key_id": key_id, "sealed": sealed}) + b"\n"
 
 
-def verify_trail(lines: Iterable[bytes], keys: Mapping[str, Ed25519PublicKey]) -> TrailFacts:
+def verify_trail(lines: Iterable[bytes], keys: DeviceKeys) -> TrailFacts:
     """Verify a trail file from its lines. Raises ``AuditBroken`` naming the record or the line."""
     reader = _TrailReader(keys)
     for _ in reader.read(lines):
@@ -81,7 +85,7 @@ def verify_trail(lines: Iterable[bytes], keys: Mapping[str, Ed25519PublicKey]) -
     return reader.facts()
 
 
-def verify_file(path: Path, keys: Mapping[str, Ed25519PublicKey]) -> TrailFacts:
+def verify_file(path: Path, keys: DeviceKeys) -> TrailFacts:
     """``verify_trail`` of a file. Raises ``AuditBroken``, ``InvalidMessage`` when it cannot be read."""
     with _reading(path), path.open("rb") as file:
         return verify_trail(file, keys)
@@ -89,7 +93,7 @@ def verify_file(path: Path, keys: Mapping[str, Ed25519PublicKey]) -> TrailFacts:
 
 def open_trail(
     path: Path,
-    keys: Mapping[str, Ed25519PublicKey],
+    keys: DeviceKeys,
     ring: Mapping[str, str],
     auditor: X25519PrivateKey,
 ) -> Iterator[OpenedRecord]:
@@ -105,19 +109,13 @@ def open_trail(
                 yield _opened(record, leaf, ring, auditor)
 
 
-def read_device_keys(path: Path) -> dict[str, Ed25519PublicKey]:
+def read_device_keys(path: Path) -> DeviceKeys:
     """The devices' public keys. Raises ``InvalidMessage`` naming the device."""
     with _reading(path):
         content = canonical.decode(path.read_bytes())
     if not isinstance(content, dict):
         raise InvalidMessage(f"{path}: an object of device ids and keys is expected")
-    keys = {}
-    for device, text in content.items():
-        try:
-            keys[device] = Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
-        except (ValueError, TypeError, binascii.Error) as error:
-            raise InvalidMessage(f"{path}: the key of {device} is not a raw Ed25519 key") from error
-    return keys
+    return {device: _keys_of(path, device, epochs) for device, epochs in content.items()}
 
 
 def read_ring(path: Path) -> dict[str, str]:
@@ -146,10 +144,22 @@ def read_auditor_key(path: Path) -> X25519PrivateKey:
     return key
 
 
+def _keys_of(path: Path, device: str, epochs: Any) -> dict[int, Ed25519PublicKey]:
+    if not isinstance(epochs, dict):
+        raise InvalidMessage(f"{path}: an object of epochs and keys is expected for {device}")
+    try:
+        return {
+            int(epoch): Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+            for epoch, text in epochs.items()
+        }
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise InvalidMessage(f"{path}: a key of {device} is not an epoch and a raw Ed25519 key") from error
+
+
 class _TrailReader:
     """Walks the lines of a trail file, believing nothing that the next checkpoint does not cover."""
 
-    def __init__(self, keys: Mapping[str, Ed25519PublicKey]) -> None:
+    def __init__(self, keys: DeviceKeys) -> None:
         self._keys = keys
         self._device = ""
         self._epoch = 0
@@ -195,10 +205,12 @@ class _TrailReader:
         if fields.get("format") != FORMAT:
             raise AuditBroken(f"line 1: not a trail file of the format {FORMAT}")
         device, epoch = fields.get("device"), fields.get("epoch")
-        if not isinstance(device, str) or device not in self._keys:
-            raise AuditBroken(f"line 1: no public key is at hand for the device {device!r:.80}")
         if type(epoch) is not int:
             raise AuditBroken("line 1: the epoch is not a number")
+        if not isinstance(device, str) or epoch not in self._keys.get(device, {}):
+            raise AuditBroken(
+                f"line 1: no public key is at hand for the device {device!r:.80} in epoch {epoch}"
+            )
         self._device, self._epoch = device, epoch
 
     def _record(self, value: Any, where: str) -> tuple[AuditRecord, Leaf | None]:
@@ -217,7 +229,7 @@ class _TrailReader:
         return record, leaf
 
     def _checkpoint(self, note: str, number: int) -> None:
-        key = self._keys[self._device]
+        key = self._keys[self._device][self._epoch]
         try:
             self._last = check_root(note, self._device, self._epoch, self._tree, key, self._covered)
         except AuditBroken as error:

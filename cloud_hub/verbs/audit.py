@@ -35,7 +35,10 @@ def export(home: Home, out: Path, only: tuple[str, ...], keyring: bool, as_json:
     with database(home) as opened, opened.read() as connection:
         for row in registry.devices(connection):
             if not only or row.id in only:
-                keys[row.id] = encode_public(row.public_key)
+                keys[row.id] = {
+                    str(epoch): encode_public(key)
+                    for epoch, key in registry.keys_of(connection, row.id).items()
+                }
                 ring += list(ingest.export_ring(connection, row.id))
         for kept in ingest.audit_rows(connection):
             if kept.device in keys:

@@ -206,7 +206,7 @@ class SimulatedDevice:
         self.news = asyncio.Event()
         self._database = Database.open(self.root / "trail.db", MIGRATIONS)
         auditor = X25519PublicKey.from_public_bytes(auditor_key(self.enrolment.root))
-        identity = TrailIdentity(self.id, self.key, auditor)
+        identity = TrailIdentity(self.id, self.key, auditor, self.enrolment.epoch)
         self.trail = Trail(self._database, identity, now=time.time, random_bytes=os.urandom)
         self.link = Link(
             LinkSettings(self.enrolment.broker_host, self.enrolment.broker_port, self.tls, self.id),

@@ -18,7 +18,7 @@ from models.manifest import Manifest
 from sync.audit import TOMBSTONE, Checkpoint, Frontier, Leaf, leaf_hash, origin_of
 from sync.errors import BadSignature
 from sync.protocol import AuditRecord, AuditSegment, IngestReceipt, ProbationTerms
-from sync.signing import sign
+from sync.signing import open_envelope, sign
 from sync.verify import verify_trail
 
 KEY = Ed25519PrivateKey.generate()
@@ -32,7 +32,7 @@ def test_the_migrations_make_the_tables_that_the_queries_name(database: Database
             assert found.keys() == set(table.columns.keys()), table.name
             wanted = {each.name: each.nullable for each in table.columns if not each.primary_key}
             assert {name: found[name] for name in wanted} == wanted, table.name
-    assert database.migrate() == 1
+    assert database.migrate() == 2
 
 
 def test_a_newer_database_is_refused_and_a_failed_transaction_leaves_nothing(database: Database) -> None:
@@ -105,14 +105,26 @@ def test_of_two_devices_with_one_secret_one_gets_in(database: Database) -> None:
 def test_an_id_is_not_taken_over_unless_it_was_revoked(database: Database) -> None:
     one, two = (Ed25519PrivateKey.generate().public_key().public_bytes_raw() for _ in range(2))
     with database.write() as connection:
-        registry.add_device(connection, "a", "g", one, 1.0)
+        assert registry.add_device(connection, "a", "g", one, 1.0) == 1
         with pytest.raises(Refused, match="taken"):
             registry.add_device(connection, "a", "g", two, 2.0)
         registry.revoke_device(connection, "a", 3.0)
         with pytest.raises(NotFound):
             registry.device(connection, "a")
-        registry.add_device(connection, "a", "g", two, 4.0)
+        assert registry.add_device(connection, "a", "g", two, 4.0) == 2
         assert registry.device(connection, "a").public_key.public_bytes_raw() == two
+        keys = registry.keys_of(connection, "a")
+        assert {epoch: key.public_bytes_raw() for epoch, key in keys.items()} == {1: one, 2: two}
+
+
+def test_devices_of_the_first_schema_keep_their_key_and_their_epoch(database: Database) -> None:
+    with database.write() as connection:
+        registry.add_device(connection, "a", "g", KEY.public_key().public_bytes_raw(), 1.0)
+        connection.exec_driver_sql("DROP TABLE device_key")
+        connection.exec_driver_sql("DELETE FROM migration WHERE number = 2")
+    database.migrate()
+    with database.read() as connection:
+        assert registry.keys_of(connection, "a") == {1: KEY.public_key()}
 
 
 def release(connection: object, version: str, note: str = "") -> Digest:
@@ -197,12 +209,21 @@ class Log:
         return sign(KEY, "audit-segment", segment.to_bytes())
 
 
+@pytest.fixture
+def joined(database: Database) -> Database:
+    """A database in which device ``a`` has enrolled with ``KEY``."""
+    with database.write() as connection:
+        registry.add_device(connection, "a", "g", KEY.public_key().public_bytes_raw(), 1.0)
+    return database
+
+
 def take(database: Database, envelope: bytes) -> IngestReceipt | Contradiction:
     with database.write() as connection:
         return ingest(connection, "a", KEY.public_key(), envelope, 5.0)
 
 
-def test_segments_are_committed_once_and_overlaps_are_compared(database: Database) -> None:
+def test_segments_are_committed_once_and_overlaps_are_compared(joined: Database) -> None:
+    database = joined
     log = Log()
     for n in range(7):
         log.add(n=n)
@@ -215,10 +236,27 @@ def test_segments_are_committed_once_and_overlaps_are_compared(database: Databas
     with database.read() as connection:
         lines = list(export_trail(connection, "a", 1))
         assert audit_rows(connection)[0].size == 7 and evidence_rows(connection) == []
-    assert verify_trail(lines, {"a": KEY.public_key()}).records == 7
+    assert verify_trail(lines, {"a": {1: KEY.public_key()}}).records == 7
 
 
-def test_a_rewritten_record_and_a_gap_are_kept_as_evidence_and_change_nothing(database: Database) -> None:
+def test_a_device_speaks_in_its_own_epoch_alone(joined: Database) -> None:
+    log = Log()
+    log.add()
+    assert isinstance(take(joined, log.segment(0, 1)), IngestReceipt)
+    other = Ed25519PrivateKey.generate()
+    with joined.write() as connection:
+        registry.revoke_device(connection, "a", 2.0)
+        registry.add_device(connection, "a", "g", other.public_key().public_bytes_raw(), 3.0)
+    for epoch in (1, 3):  # another's, and one that nobody was given
+        segment = AuditSegment.from_bytes(open_envelope(log.segment(0, 1), "audit-segment", KEY.public_key()))
+        claimed = sign(other, "audit-segment", segment.model_copy(update={"epoch": epoch}).to_bytes())
+        with joined.write() as connection:
+            outcome = ingest(connection, "a", other.public_key(), claimed, 5.0)
+        assert isinstance(outcome, Contradiction) and f"epoch {epoch} was not given" in outcome.reason
+
+
+def test_a_rewritten_record_and_a_gap_are_kept_as_evidence_and_change_nothing(joined: Database) -> None:
+    database = joined
     honest, liar = Log(), Log()
     for n in range(4):
         honest.add(n=n)
@@ -239,7 +277,8 @@ def test_a_rewritten_record_and_a_gap_are_kept_as_evidence_and_change_nothing(da
         ingest(connection, "a", Ed25519PrivateKey.generate().public_key(), honest.segment(3, 5), 5.0)
 
 
-def test_an_erased_key_stays_erased_when_old_segments_are_replayed(database: Database) -> None:
+def test_an_erased_key_stays_erased_when_old_segments_are_replayed(joined: Database) -> None:
+    database = joined
     log = Log()
     log.add()
     old = log.segment(0, 1, ring=({"key_id": "k1", "sealed": "x"}, {"key_id": "k2", "sealed": "y"}))

@@ -125,6 +125,33 @@ class BlobReader:
         return None
 
 
+async def test_a_device_that_comes_back_under_its_id_begins_a_new_trail(tmp_path: Path) -> None:
+    hub = make_hub(tmp_path)
+    with hub.serving():
+        homes = [SimulatedDevice("press-01", tmp_path / f"home-{number}") for number in (1, 2)]
+        for number, home in enumerate(homes, 1):
+            await asyncio.to_thread(home.enroll, hub, "line-1")
+            assert home.enrolment.epoch == number
+            async with home:
+                for n in range(number):
+                    await home.trail.append("intent", f"r{n}", "internal", "anna", {}, b"in home %d" % number)
+                await home.push()
+                await home.until(lambda home=home: home.receipts)
+                await home.report()
+                assert (await home.trail.report()).acknowledged == number
+            hub.cli("device", "revoke", "press-01")
+        assert hub.get("audit")["evidence"] == []
+        assert [(each["epoch"], each["committed"]) for each in hub.get("audit")["audit"]] == [(2, 2)]
+
+    exported = hub.cli("audit", "export", "--out", tmp_path / "export")
+    keys = ("--device-keys", exported["device_keys"])
+    verified = hub.cli("audit", "verify", *exported["trails"], *keys, home=False)["verified"]
+    assert [(each["epoch"], each["records"]) for each in verified] == [(1, 1), (2, 2)]
+    auditor = ("--keyring", exported["keyring"], "--auditor-key", tmp_path / "offline" / "auditor.pem")
+    opened = hub.cli("audit", "open", *exported["trails"], *keys, *auditor, home=False)["records"]
+    assert [each["body"] for each in opened] == ["in home 1", "in home 2", "in home 2"]
+
+
 def test_enrolment_is_for_the_first_and_for_its_own_retry(tmp_path: Path) -> None:
     hub = make_hub(tmp_path)
     with hub.serving():
@@ -135,6 +162,7 @@ def test_enrolment_is_for_the_first_and_for_its_own_retry(tmp_path: Path) -> Non
         hub.cli = lambda *a, **k: spent if a[:2] == ("device", "token") else original(*a, **k)  # type: ignore[method-assign]
         device.enroll(hub, "line-1")
         device.enroll(hub, "line-1")  # the reply got lost: the same key may ask again
+        assert device.enrolment.epoch == 1
         with pytest.raises(EnrolmentRefused):
             SimulatedDevice("press-01", tmp_path / "thief").enroll(hub, "line-1")
         with pytest.raises(EnrolmentRefused):

@@ -22,7 +22,7 @@ from sync.trail import MIGRATIONS, Trail, TrailIdentity
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 AUDITOR = X25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
-KEYS = {"dev-a": KEY.public_key()}
+KEYS = {"dev-a": {1: KEY.public_key()}}
 
 
 def open_trail(folder: Path, clock=lambda: 1_795_000_000.0):

@@ -71,8 +71,9 @@ def test_a_changed_record_is_named(lines):
     changed[2] = changed[2].replace(b"req-1", b"req-9")
     with pytest.raises(AuditBroken, match="record 1/1 of dev-a"):
         verify.verify_trail(changed, KEYS)
-    with pytest.raises(AuditBroken, match="no public key"):
-        verify.verify_trail(lines, {})
+    for keys in ({}, {"dev-a": {2: KEY.public_key()}}):
+        with pytest.raises(AuditBroken, match="no public key"):
+            verify.verify_trail(lines, keys)
     with pytest.raises(AuditBroken, match="no checkpoint"):
         verify.verify_trail(lines[:3], KEYS)
     with pytest.raises(AuditBroken):
@@ -81,11 +82,12 @@ def test_a_changed_record_is_named(lines):
 
 def test_files_of_keys_are_read_or_refused_by_name(tmp_path):
     path = tmp_path / "keys.json"
-    path.write_text(f'{{"dev-a":"{encode_public(KEY.public_key())}"}}')
-    assert verify.read_device_keys(path).keys() == {"dev-a"}
-    path.write_text('{"dev-a":"AAAA"}')
-    with pytest.raises(InvalidMessage, match="dev-a"):
-        verify.read_device_keys(path)
+    path.write_text(f'{{"dev-a":{{"1":"{encode_public(KEY.public_key())}"}}}}')
+    assert verify.read_device_keys(path) == KEYS
+    for wrong in ('{"dev-a":"AAAA"}', '{"dev-a":{"1":"AAAA"}}', '{"dev-a":{"one":"AAAA"}}'):
+        path.write_text(wrong)
+        with pytest.raises(InvalidMessage, match="dev-a"):
+            verify.read_device_keys(path)
     with pytest.raises(InvalidMessage, match="line 1"):
         verify.read_ring(path)
     with pytest.raises(InvalidMessage, match="cannot be read"):
