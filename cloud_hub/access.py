@@ -13,7 +13,7 @@ from enum import StrEnum
 from sqlalchemy import Connection, delete, insert, select, update
 
 from cloud_hub.database import ENROLMENTS, SESSIONS, TOKENS
-from cloud_hub.errors import InvalidToken, NotFound
+from cloud_hub.errors import InvalidToken, NotFound, WrongUse
 
 TOKEN_PREFIX = "oph_"  # noqa: S105 (public: leaked tokens can be searched for)
 SESSION_SECONDS = 12 * 3600.0
@@ -135,7 +135,12 @@ def end_session(connection: Connection, secret: str) -> None:
 def create_enrolment(
     connection: Connection, group: str, now: float, lifetime: float, random: RandomBytes
 ) -> str:
-    """Store a one-time enrolment secret for a device of ``group`` and return it."""
+    """Store a one-time enrolment secret for a device of ``group`` and return it.
+
+    Raises ``WrongUse`` for a group that cannot be named in a rollout.
+    """
+    if not group or group != group.strip() or not group.isprintable():
+        raise WrongUse(f"--group: a name without blanks around it, not {group!r}")
     secret = _encode(random(32))
     connection.execute(
         insert(ENROLMENTS).values(

@@ -47,6 +47,11 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except (HubError, SyncError, ModelsError) as error:
             raise failure(error) from error
+        except BrokenPipeError:
+            raise  # whoever read our output has left; click ends quietly
+        except OSError as error:  # a path among the arguments, or in the home, that cannot be used
+            named = f"{error.filename}: " if error.filename is not None else ""
+            raise click.ClickException(f"{named}{error.strerror or error}") from error
 
 
 class _WrongUse(click.ClickException):

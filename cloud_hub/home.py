@@ -13,16 +13,20 @@ Owns where things lie and how they are made once, by ``create``. Refuses to over
 
 import contextlib
 import fcntl
+import ipaddress
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cloud_hub.errors import Refused, WrongUse
 from models.store import make_folder, write_durably
+from sync.errors import InvalidMessage
 from sync.identity import (
     CertificateAuthority,
     create_ca,
@@ -36,13 +40,27 @@ from sync.repository import Repository
 SETTINGS_FILE = "hub.json"
 
 
+def _host(text: str) -> str:
+    """An IP address or a DNS name that fits a certificate's common name (64 characters)."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        label = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+        if len(text) > 64 or not re.fullmatch(rf"{label}([.]{label})*", text):
+            raise ValueError(f"a name or an address such as hub.example or 10.0.0.5, not {text!r}") from None
+        return text
+
+
+Host = Annotated[str, AfterValidator(_host)]
+
+
 class Settings(BaseModel):
     """What an operator chooses. ``hosts`` are the names and addresses in the server certificate; the
     first is the one that devices are told."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hosts: tuple[str, ...] = Field(min_length=1)
+    hosts: tuple[Host, ...] = Field(min_length=1)
     bind: str = "127.0.0.1"
     people_port: int = Field(default=8443, ge=0, le=65535)
     device_port: int = Field(default=8444, ge=0, le=65535)
@@ -97,7 +115,9 @@ class Home:
         try:
             return Settings.model_validate_json(self.settings_file.read_bytes())
         except FileNotFoundError as error:
-            raise WrongUse(f"--home: {self.root} is no hub's home; run outpost-hub init first") from error
+            raise WrongUse(
+                f"--home: {self.root} is no hub's home; name one, or make one with outpost-hub init"
+            ) from error
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "file"
@@ -116,12 +136,20 @@ class Home:
 
     def director(self) -> Ed25519PrivateKey:
         """The key that signs desired states and ingest receipts."""
-        return load_device_key((self.root / "keys" / "director.pem").read_bytes())
+        path = self.root / "keys" / "director.pem"
+        with _naming(path):
+            return load_device_key(path.read_bytes())
 
     def authority(self) -> CertificateAuthority:
         """The authority that signs device certificates."""
-        key = (self.root / "keys" / "ca.key").read_bytes()
-        return CertificateAuthority.from_pem(key, self.ca_certificate.read_bytes())
+        path = self.root / "keys" / "ca.key"
+        with _naming(path, self.ca_certificate):
+            return CertificateAuthority.from_pem(path.read_bytes(), self.ca_certificate.read_bytes())
+
+    def demand_new(self) -> None:
+        """Raises ``Refused`` when there is a hub here already."""
+        if self.settings_file.exists():
+            raise Refused(f"--home: {self.root} holds a hub already; its keys are never overwritten")
 
     def create(self, settings: Settings, carried: Path, now: datetime) -> None:
         """Make keys and certificates, and a repository from the folder that ``keys init`` carried here.
@@ -129,8 +157,7 @@ class Home:
         Settings are written last, so a home that has them is whole. Raises ``Refused`` when there is
         a home already, and what ``Repository.create`` raises.
         """
-        if self.settings_file.exists():
-            raise Refused(f"--home: {self.root} holds a hub already; its keys are never overwritten")
+        self.demand_new()
         make_folder(self.root)
         self.root.chmod(0o700)
         self.repository.create(carried, now)
@@ -143,3 +170,11 @@ class Home:
         issue_server(authority, settings.hosts, now).write(self.server_key, self.server_certificate)
         issue_hub_client(authority, now).write(self.link_key, self.link_certificate)
         write_durably(self.settings_file, settings.model_dump_json(indent=2).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _naming(*paths: Path) -> Iterator[None]:
+    try:
+        yield
+    except InvalidMessage as error:
+        raise InvalidMessage(f"{' and '.join(map(str, paths))}: {error}") from error

@@ -168,9 +168,10 @@ class Repository:
         return self.targets / "blobs" / digest.hex
 
     def create(self, carried: Path, now: datetime) -> None:
-        """Start from the ``hub/`` folder that ``keys_init`` made. Raises ``UntrustedRelease``.
+        """Start from the ``hub/`` folder that ``keys_init`` made.
 
-        Running it again with the same folder changes nothing.
+        Nothing is written unless everything carried is right, and running it again with the same folder
+        changes nothing. Raises ``UntrustedRelease``, and ``InvalidMessage`` for what is no key.
         """
         given = carried / "root.json"
         root_data = given.read_bytes()
@@ -181,18 +182,21 @@ class Repository:
         if root.signed.version != 1:
             raise UntrustedRelease(f"{given}: a repository starts from version 1 of its root")
         _verify(root.signed, Root.type, root, given)
+        online = {}
         for role in (Snapshot.type, Timestamp.type):
             path = carried / f"{role}.pem"
             key = _read_key(path)
             if CryptoSigner(key).public_key.keyid not in root.signed.roles[role].keyids:
                 raise WrongKeys(f"{path} is not the key that {given} names")
-            write_durably(self._folder / "keys" / path.name, private_pem(key), mode=0o600)
+            online[path.name] = key
+        data = (carried / "targets.json").read_bytes()
+        targets = _load(data, Targets, carried / "targets.json")
+        _verify(root.signed, Targets.type, targets, carried / "targets.json")
+        for name, key in online.items():
+            write_durably(self._folder / "keys" / name, private_pem(key), mode=0o600)
         write_durably(first, root_data)
         make_folder(self.targets)
         if not (self.metadata / "timestamp.json").exists():
-            data = (carried / "targets.json").read_bytes()
-            targets = _load(data, Targets, carried / "targets.json")
-            _verify(root.signed, Targets.type, targets, carried / "targets.json")
             self._advance(targets.signed.version, data, now)
 
     def publish(self, release: Path, targets_json: Path, now: datetime) -> Published:

@@ -1,14 +1,19 @@
 """``outpost-hub audit``: export trails; verify and open them with no hub at all."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from cloud_hub import ingest, registry
+from cloud_hub.errors import NotFound
 from cloud_hub.home import Home
-from cloud_hub.verbs.common import database, emit, home_option, json_option
+from cloud_hub.verbs.common import counted, database, emit, home_option, json_option
+from models.errors import ModelsError
 from models.store import make_folder, write_durably
+from sync.errors import AuditBroken, InvalidMessage
 from sync.identity import encode_public
 from sync.verify import open_trail, read_auditor_key, read_device_keys, read_ring, verify_file
 
@@ -30,10 +35,13 @@ def audit() -> None:
 @json_option
 def export(home: Home, out: Path, only: tuple[str, ...], keyring: bool, as_json: bool) -> None:
     """Write trail files, the devices' public keys and the sealed key ring to a folder."""
-    make_folder(out)
     trails, keys, ring = [], {}, []
     with database(home) as opened, opened.read() as connection:
-        for row in registry.devices(connection):
+        rows = registry.devices(connection)
+        if unknown := sorted(set(only) - {row.id for row in rows}):
+            raise NotFound(f"--device: no device {unknown[0]!r} ever enrolled here")
+        make_folder(out)
+        for row in rows:
             if not only or row.id in only:
                 keys[row.id] = {
                     str(epoch): encode_public(key)
@@ -56,7 +64,7 @@ def export(home: Home, out: Path, only: tuple[str, ...], keyring: bool, as_json:
             "device_keys": str(out / "device-keys.json"),
             "keyring": str(out / "keyring.jsonl") if keyring else None,
         },
-        f"{len(trails)} trails written to {out}. Check: outpost-hub audit verify {out}/*-*.jsonl "
+        f"{counted(len(trails), 'trail')} written to {out}. Check: outpost-hub audit verify {out}/*-*.jsonl "
         f"--device-keys {out}/device-keys.json",
     )
 
@@ -67,11 +75,15 @@ def export(home: Home, out: Path, only: tuple[str, ...], keyring: bool, as_json:
 @json_option
 def verify(files: tuple[Path, ...], device_keys: Path, as_json: bool) -> None:
     """Verify trail files from the files and the public keys alone. Exit 3 names the broken record."""
-    keys = read_device_keys(device_keys)
-    facts = [verify_file(path, keys) for path in files]
+    with _naming(device_keys):
+        keys = read_device_keys(device_keys)
+    facts = []
+    for path in files:
+        with _naming(path):
+            facts.append(verify_file(path, keys))
     lines = [
-        f"{each.device} epoch {each.epoch}: {each.records} records verify"
-        f" ({each.withheld} by hash alone), root {each.root[:16]}"
+        f"{each.device} epoch {each.epoch}: {counted(each.records, 'record')}"
+        f" verif{'ies' if each.records == 1 else 'y'} ({each.withheld} by hash alone), root {each.root[:16]}"
         for each in facts
     ]
     verified = [
@@ -98,10 +110,14 @@ def open_files(
     files: tuple[Path, ...], device_keys: Path, keyring: Path, auditor_key: Path, as_json: bool
 ) -> None:
     """Decrypt verified trail files, as the auditor."""
-    keys, ring, auditor = read_device_keys(device_keys), read_ring(keyring), read_auditor_key(auditor_key)
+    with _naming(device_keys):
+        keys = read_device_keys(device_keys)
+    ring, auditor = read_ring(keyring), read_auditor_key(auditor_key)
     opened = []
     for path in files:
-        for each in open_trail(path, keys, ring, auditor):
+        with _naming(path):
+            records = list(open_trail(path, keys, ring, auditor))
+        for each in records:
             leaf = each.leaf
             opened.append(
                 {
@@ -123,3 +139,14 @@ def open_files(
         for each in opened
     )
     emit(as_json, {"records": opened}, text)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What is wrong, and in which of the files."""
+    try:
+        yield
+    except AuditBroken as error:
+        raise AuditBroken(f"{path}: {error}") from error
+    except ModelsError as error:
+        raise InvalidMessage(f"{path}: {error}") from error

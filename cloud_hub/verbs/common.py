@@ -40,6 +40,11 @@ def emit(as_json: bool, value: dict[str, Any], text: str) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 device``, ``2 devices``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def now() -> datetime:
     """The clock of every verb."""
     return datetime.now(UTC)

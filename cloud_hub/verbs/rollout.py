@@ -6,7 +6,7 @@ from cloud_hub import registry
 from cloud_hub import rollout as decide
 from cloud_hub.control import rollout_facts, start_rollout, steer_rollout
 from cloud_hub.home import Home
-from cloud_hub.verbs.common import database, emit, home_option, json_option, seconds, table
+from cloud_hub.verbs.common import counted, database, emit, home_option, json_option, seconds, table
 from sync.protocol import ProbationTerms
 
 DEFAULTS = ProbationTerms()
@@ -51,12 +51,13 @@ def create(
     fractions = decide.parse_waves(waves)
     with database(home) as opened, opened.write() as connection:
         made = start_rollout(connection, reference, group, fractions, terms, seconds())
-        members = [row for row in registry.devices(connection) if row.group == group]
+        members = sum(row.group == group for row in registry.devices(connection))
     facts = rollout_facts(made)
     emit(
         as_json,
         facts,
-        f"Rollout {made.id}: {facts['release']} to group {group} ({len(members)} devices), waves {waves}.",
+        f"Rollout {made.id}: {facts['release']} to group {group} ({counted(members, 'device')}), "
+        f"waves {waves}.",
     )
 
 

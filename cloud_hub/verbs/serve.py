@@ -31,7 +31,8 @@ def serve(home: Home, broker: str | None, tap: Path | None, as_json: bool) -> No
     from cloud_hub.hub import Clocks, run
 
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     home.settings()
     if tap is not None:
         tap.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def serve(home: Home, broker: str | None, tap: Path | None, as_json: bool) -> No
                 home,
                 Clocks(time.time, time.monotonic),
                 lambda: secrets.token_hex(8),
-                _address(broker) if broker else None,
+                _address(broker) if broker is not None else None,
                 tap.absolute() if tap else None,
                 ready,
             )
@@ -59,7 +60,11 @@ def serve(home: Home, broker: str | None, tap: Path | None, as_json: bool) -> No
 
 
 def _address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    if parts.scheme != "mqtts" or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise WrongUse(f"--broker: {url!r}: {error}") from error
+    if parts.scheme != "mqtts" or not host or port == 0:
         raise WrongUse(f"--broker: mqtts://HOST:PORT, not {url!r}")
-    return parts.hostname, parts.port or 8883
+    return host, port or 8883

@@ -37,9 +37,9 @@ def add(
     as_json: bool,
 ) -> None:
     """Add an upstream, or replace the one of that name."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise WrongUse(f"--url: an http or https address, not {url!r}")
+    _demand_address(url)
+    if key_file is not None:
+        _demand_key(key_file)
     made = Upstream(
         name,
         url.rstrip("/").removesuffix("/v1"),
@@ -76,6 +76,23 @@ def list_upstreams(home: Home, as_json: bool) -> None:
         {"upstreams": [_facts(each) for each in found]},
         table(("NAME", "MODEL", "ALSO ACCEPTS", "URL"), rows),
     )
+
+
+def _demand_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise WrongUse(f"--url: {url!r}: {error}") from error
+    if not whole:
+        raise WrongUse(f"--url: an http or https address, not {url!r}")
+
+
+def _demand_key(path: Path) -> None:
+    """The gateway reads it at each request; a file that is no key should be found out now."""
+    key = path.read_bytes().strip()
+    if not key or not key.isascii() or len(key.split()) != 1:
+        raise WrongUse(f"--key-file: {path} does not hold an API key: one line of ASCII")
 
 
 def _facts(upstream: Upstream) -> dict[str, object]:

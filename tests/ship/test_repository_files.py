@@ -93,6 +93,7 @@ def test_errors_name_the_file(tmp_path, offline, release, content):
         spoilt.write_bytes(content)
         with pytest.raises((InvalidMessage, UntrustedRelease), match=str(spoilt)):
             Repository(tmp_path / name / "repository").create(spoilt.parent, NOW)
+        assert not (tmp_path / name / "repository").exists()
     (release / "release.json").write_bytes(content)
     with pytest.raises(InvalidManifest, match=str(release / "release.json")):
         read_release(release)
