@@ -158,7 +158,7 @@ def _read(body: bytes) -> dict[str, Any]:
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise bad_request("the body is not JSON") from error
+        raise bad_request("the body is not JSON", code="invalid_json") from error
     if not isinstance(request, dict) or not isinstance(request.get("model"), str):
-        raise bad_request("name a model", param="model")
+        raise bad_request("name a model", param="model", code="missing_required_parameter")
     return request

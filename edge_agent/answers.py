@@ -12,7 +12,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from edge_agent.api_errors import Known, to_api_error
+from edge_agent.api_errors import Known, Named, to_api_error
 from edge_agent.serving import Finished, Part, Started
 from models.openai import sse
 from models.openai.errors import ApiError
@@ -28,7 +28,7 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 class Answer(Response):
-    """Runs a call while it is being answered. ``prompt_param`` is the endpoint's word for its prompt."""
+    """Runs a call while it is being answered. ``named``: the request's words for what errors are about."""
 
     def __init__(
         self,
@@ -36,14 +36,14 @@ class Answer(Response):
         writer: Writer,
         *,
         stream: bool,
-        prompt_param: str,
+        named: Named,
         headers: Mapping[str, str],
     ) -> None:
         super().__init__()
         self._parts = parts
         self._writer = writer
         self._stream = stream
-        self._prompt_param = prompt_param
+        self._named = named
         self._extra = dict(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +65,7 @@ class Answer(Response):
                         )
                         response = JSONResponse(body, headers=self._extra | part.receipt.headers())
         except Known as error:
-            response = error_response(to_api_error(error, self._prompt_param))
+            response = error_response(to_api_error(error, self._named))
         await response(scope, receive, send)
 
     async def _streamed(self, send: Send) -> None:
@@ -82,7 +82,7 @@ class Answer(Response):
                         chunks = self._writer.closing(part.finish, part.usage, part.receipt.to_json())
                         await _send(send, b"".join(map(sse.event, chunks)) + sse.DONE)
         except Known as error:
-            await self._fail(send, to_api_error(error, self._prompt_param), begun)
+            await self._fail(send, to_api_error(error, self._named), begun)
         except Exception:
             if begun:  # before, whoever catches this can still answer with a status
                 await self._fail(send, _DEFECT, begun)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_agent.admission import Admission, Limits
 from edge_agent.answers import Answer, error_response
-from edge_agent.api_errors import to_api_error
+from edge_agent.api_errors import Named, to_api_error
 from edge_agent.catalog import Catalog, Served
 from edge_agent.egress import Egress
 from edge_agent.errors import EdgeError
@@ -86,9 +86,8 @@ def create_app(
             subject=asked.subject,
         )
         writer = ChatWriter(f"chatcmpl-{request_id}", int(now()), asked.model, asked.include_usage)
-        return Answer(
-            service.answer(ask), writer, stream=asked.stream, prompt_param="messages", headers=places()
-        )
+        named = Named("messages", asked.limit_name)
+        return Answer(service.answer(ask), writer, stream=asked.stream, named=named, headers=places())
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -106,9 +105,8 @@ def create_app(
             subject=asked.subject,
         )
         writer = CompletionWriter(f"cmpl-{request_id}", int(now()), asked.model, asked.include_usage)
-        return Answer(
-            service.answer(ask), writer, stream=asked.stream, prompt_param="prompt", headers=places()
-        )
+        named = Named("prompt")
+        return Answer(service.answer(ask), writer, stream=asked.stream, named=named, headers=places())
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -206,7 +204,7 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _edge_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, EdgeError):
         raise error
-    return error_response(to_api_error(error, "messages"))
+    return error_response(to_api_error(error, Named()))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -1,5 +1,7 @@
 """From this product's errors to OpenAI's, in one place: status, code, and the parameter to mend."""
 
+from dataclasses import dataclass
+
 from edge_agent.errors import (
     EdgeError,
     HubBroke,
@@ -10,6 +12,7 @@ from edge_agent.errors import (
     UnknownModel,
 )
 from models.errors import (
+    AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
     InvalidTemplate,
@@ -22,12 +25,21 @@ from sync.errors import SyncError
 Known = (EdgeError, ModelsError, SyncError)
 """What ``to_api_error`` takes; anything else is a defect of ours and answered with 500."""
 
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a request calls its prompt, and the most tokens that its answer may have."""
+
+    prompt: str = "messages"
+    limit: str = "max_tokens"
+
+
 _RETRY_SECONDS = 2
 """Within this a crashed engine is usually back."""
 
 
-def to_api_error(error: EdgeError | ModelsError | SyncError, prompt_param: str) -> ApiError:
-    """The answer for ``error``; ``prompt_param`` is what the endpoint calls its prompt."""
+def to_api_error(error: EdgeError | ModelsError | SyncError, named: Named) -> ApiError:
+    """The answer for ``error``, in the words of the request that it is about."""
     message = str(error)
     match error:
         case ApiError():
@@ -46,12 +58,14 @@ def to_api_error(error: EdgeError | ModelsError | SyncError, prompt_param: str) 
             return ApiError(503, _sentence(message), code="hub_unreachable", retry_after=_RETRY_SECONDS)
         case HubBroke():
             return ApiError(502, _sentence(message), code="hub_broke")
+        case AnswerTooLong():
+            return ApiError(400, _sentence(message), code="context_length_exceeded", param=named.limit)
         case ContextLengthExceeded():
-            return ApiError(400, _sentence(message), code="context_length_exceeded", param=prompt_param)
+            return ApiError(400, _sentence(message), code="context_length_exceeded", param=named.prompt)
         case UnsupportedRequest():
-            return ApiError(400, _sentence(message), code="invalid_value", param=prompt_param)
+            return ApiError(400, _sentence(message), code="invalid_value", param=named.prompt)
         case InvalidTemplate():
-            return ApiError(400, _sentence(message), code="invalid_value", param=prompt_param)
+            return ApiError(400, _sentence(message), code="invalid_value", param=named.prompt)
         case EngineError():
             return ApiError(503, _sentence(message), code="engine_failed", retry_after=_RETRY_SECONDS)
         case SyncError():

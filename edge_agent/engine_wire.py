@@ -17,6 +17,7 @@ from typing import Any
 
 from models.engines.base import Event, Finish, GenerateRequest, ModelFacts, Sampling, Usage
 from models.errors import (
+    AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
     ModelsError,
@@ -30,7 +31,14 @@ HEAD = struct.Struct(">I")
 
 _ERRORS: Mapping[str, type[ModelsError]] = {
     kind.__name__: kind
-    for kind in (EngineError, ContextLengthExceeded, UnsupportedRequest, UnknownAdapter, UnsafeFile)
+    for kind in (
+        EngineError,
+        AnswerTooLong,
+        ContextLengthExceeded,
+        UnsupportedRequest,
+        UnknownAdapter,
+        UnsafeFile,
+    )
 }
 
 

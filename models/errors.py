@@ -10,6 +10,7 @@
     ├── InvalidTemplate          a chat template that fails or breaks out of its sandbox
     └── EngineError              an engine could not do what was asked
         ├── ContextLengthExceeded    prompt and answer do not fit the context
+        │   └── AnswerTooLong            the prompt fits; the answer that was asked for does not fit beside it
         ├── UnsupportedRequest       the engine cannot honour an option, and will not ignore it
         └── UnknownAdapter           no adapter of that name is attached
 """
@@ -45,6 +46,10 @@ class EngineError(ModelsError):
 
 class ContextLengthExceeded(EngineError):
     """Prompt plus answer need more positions than the context has."""
+
+
+class AnswerTooLong(ContextLengthExceeded):
+    """The prompt fits the context, and the most that the answer may have does not fit beside it."""
 
 
 class UnsupportedRequest(EngineError):

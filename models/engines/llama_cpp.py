@@ -23,6 +23,7 @@ from models.engines import schedule
 from models.engines.base import Event, Finish, GenerateRequest, ModelFacts, Sampling, Usage
 from models.engines.stream import TextStream
 from models.errors import (
+    AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
     UnknownAdapter,
@@ -179,7 +180,7 @@ class LlamaEngine:
         room = self._settings.context_tokens - len(prompt)
         wanted = room if sampling.max_tokens is None else sampling.max_tokens
         if wanted > room or room < 1:
-            raise ContextLengthExceeded(
+            raise (AnswerTooLong if room >= 1 else ContextLengthExceeded)(
                 f"the context has {self._settings.context_tokens} tokens; the prompt takes {len(prompt)}"
                 + (f" and the answer may take {sampling.max_tokens}" if sampling.max_tokens else "")
             )

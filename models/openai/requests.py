@@ -209,6 +209,11 @@ class ChatRequest(_Request):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def limit_name(self) -> str:
+        """By which of its two names the caller gave the limit."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
     def subject(self) -> str | None:
         """The person behind the request, as the caller names them."""
         return self.safety_identifier or self.user
@@ -296,15 +301,17 @@ def _decode(data: bytes) -> dict[str, Any]:
         # A lone surrogate is JSON but no text; 1e999 is JSON but no number that anyone can pass on.
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError as error:
-        raise bad_request("The body is nested too deeply.") from error
+        raise bad_request("The body is nested too deeply.", code="invalid_json") from error
     except UnicodeEncodeError as error:
-        raise bad_request("The body holds half of a surrogate pair, which is no text.") from error
+        message = "The body holds half of a surrogate pair, which is no text."
+        raise bad_request(message, code="invalid_json") from error
     except ValueError as error:
-        raise bad_request("The body holds a number that is too large.") from error
+        message = "The body holds a number that is too large."
+        raise bad_request(message, code="invalid_json") from error
     except ModelsError as error:
-        raise bad_request(f"The body is {error}.") from error
+        raise bad_request(f"The body is {error}.", code="invalid_json") from error
     if not isinstance(body, dict):
-        raise bad_request("The body must be a JSON object.")
+        raise bad_request("The body must be a JSON object.", code="invalid_type")
     return body
 
 

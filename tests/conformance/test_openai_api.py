@@ -197,6 +197,13 @@ def test_more_than_the_context_holds(target: Target, stream: bool) -> None:
     assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
 
 
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_that_the_context_does_not_hold_is_named(target: Target, limit: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(target, **{"max_tokens": None, limit: 999_999})
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", limit)
+
+
 def test_an_unknown_model_is_404(target: Target) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         ask(target, model="gpt-nowhere")
@@ -232,6 +239,7 @@ def test_whatever_comes_in_an_error_object_comes_out(
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"][-1] in ".?"
+    assert error["code"]
     assert response.headers["x-request-id"]
 
 

@@ -146,6 +146,32 @@ async def test_a_client_that_leaves_cancels_its_request_and_the_result_says_so()
     }
 
 
+@pytest.mark.parametrize(
+    ("path", "request_", "param"),
+    [
+        (CHAT, chat(max_tokens=999_999), "max_tokens"),
+        (CHAT, chat(max_completion_tokens=999_999), "max_completion_tokens"),
+        (CHAT, chat(messages=[{"role": "user", "content": "word " * 300}], max_tokens=1), "messages"),
+        ("/v1/completions", {"model": "smol", "prompt": "hi", "max_tokens": 999_999}, "max_tokens"),
+        ("/v1/completions", {"model": "smol", "prompt": "word " * 300}, "prompt"),
+    ],
+)
+async def test_what_does_not_fit_the_context_is_named(
+    path: str, request_: dict[str, Any], param: str
+) -> None:
+    app = edge_app(catalog_of(served(ScriptedEngine())))
+    async with running(app) as url, httpx.AsyncClient(base_url=url) as client:
+        error = (await client.post(path, json=request_)).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+
+
+async def test_a_body_that_is_no_json_is_an_error_with_a_code() -> None:
+    async with running(edge_app(catalog_of())) as url, httpx.AsyncClient(base_url=url) as client:
+        for body, code in [(b"{nope", "invalid_json"), (b"", "invalid_json"), (b"[]", "invalid_type")]:
+            response = await client.post(CHAT, content=body)
+            assert (response.status_code, response.json()["error"]["code"]) == (400, code)
+
+
 async def test_more_than_the_queue_holds_is_told_when_to_come_back() -> None:
     gate = asyncio.Semaphore(0)
     app = edge_app(catalog_of(served(ScriptedEngine("done", gate=gate))), limits=Limits(running=1, waiting=1))

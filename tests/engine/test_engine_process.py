@@ -16,7 +16,7 @@ import pytest
 from edge_agent.engine_process import EngineProcess, EngineSettings
 from edge_agent.errors import EngineCrashed
 from models.engines.base import Finish, GenerateRequest
-from models.errors import ContextLengthExceeded, EngineError, UnknownAdapter, UnsafeFile
+from models.errors import AnswerTooLong, ContextLengthExceeded, EngineError, UnknownAdapter, UnsafeFile
 
 pytestmark = pytest.mark.model
 
@@ -63,6 +63,8 @@ async def test_it_answers_many_at_once_and_errors_keep_their_names(
     assert all("Paris" in text for text, _ in answers)
     with pytest.raises(ContextLengthExceeded, match="512 tokens"):
         await answer(engine, chat("long", "word " * 600))
+    with pytest.raises(AnswerTooLong, match="512 tokens"):
+        await answer(engine, chat("far", "Hi", max_tokens=512))
     with pytest.raises(UnknownAdapter):
         await answer(engine, chat("x", "Hi", adapter="ghost"))
     assert (engine.facts.architecture, engine.facts.context_tokens) == ("llama", 512)

@@ -9,7 +9,14 @@ import pytest
 
 from models.engines.base import Finish, GenerateRequest, Sampling
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings
-from models.errors import ContextLengthExceeded, EngineError, UnknownAdapter, UnsafeFile, UnsupportedRequest
+from models.errors import (
+    AnswerTooLong,
+    ContextLengthExceeded,
+    EngineError,
+    UnknownAdapter,
+    UnsafeFile,
+    UnsupportedRequest,
+)
 from models.prompts import ChatTemplate
 
 pytestmark = pytest.mark.model
@@ -92,7 +99,7 @@ def test_too_long_and_too_odd_requests_are_refused_at_submission(
 ) -> None:
     with pytest.raises(ContextLengthExceeded, match=r"512 tokens; the prompt takes \d+"):
         engine.submit(chat("x", "word " * 600))
-    with pytest.raises(ContextLengthExceeded, match="may take 512"):
+    with pytest.raises(AnswerTooLong, match="may take 512"):
         engine.submit(chat("x", "Hi", max_tokens=512))
     with pytest.raises(UnknownAdapter, match="ghost"):
         engine.submit(chat("x", "Hi", adapter="ghost"))

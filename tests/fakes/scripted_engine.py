@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncIterator
 
 from models.engines.base import Event, Finish, GenerateRequest, Usage
-from models.errors import ContextLengthExceeded, EngineError
+from models.errors import AnswerTooLong, ContextLengthExceeded, EngineError
 
 JSON_ANSWER = '{"severity": "stop"}'
 
@@ -41,7 +41,9 @@ class ScriptedEngine:
         room = self.context_tokens - prompt_tokens
         limit = room if request.sampling.max_tokens is None else request.sampling.max_tokens
         if room < 1 or limit > room:
-            raise ContextLengthExceeded(f"the context has {self.context_tokens} tokens")
+            raise (AnswerTooLong if room >= 1 else ContextLengthExceeded)(
+                f"the context has {self.context_tokens} tokens"
+            )
         answer, stopped = self._cut(request)
         words = re.findall(r"\S+\s*", answer)
         done = False
