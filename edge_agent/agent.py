@@ -34,6 +34,7 @@ from edge_agent.serving import Rules
 from edge_agent.staging import Stage
 from edge_agent.state import MIGRATIONS as RELEASE_MIGRATIONS
 from edge_agent.state import ReleaseTable
+from models.digest import Digest
 from models.grammar import json_schema_to_grammar
 from models.manifest import File
 from models.store import BlobStore
@@ -207,14 +208,13 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
         blocking = stack.enter_context(httpx.Client(verify=tls, timeout=30, trust_env=False))
         link = _link(membership, home, tls)
         courier = Courier(membership, home, link, trail, now=time.time)
-        over_mqtt = MqttBlobSource(link, membership.device)
-        over_https = HttpBlobSource(web, f"{membership.device_url}/tuf/targets/blobs")
         carried: dict[str, str] = {}
+        blobs_url = f"{membership.device_url}/tuf/targets/blobs"
+        over_mqtt = _Noted(MqttBlobSource(link, membership.device), "mqtt", carried)
+        over_https = _Noted(HttpBlobSource(web, blobs_url), "https", carried)
 
         def source(file: File) -> BlobSource:
-            small = file.size <= MQTT_BLOB_LIMIT
-            carried[file.sha256] = "mqtt" if small else "https"
-            return over_mqtt if small else over_https
+            return over_mqtt if file.size <= MQTT_BLOB_LIMIT else over_https
 
         tuf = TufClient(home.tuf, f"{membership.device_url}/tuf", root, HttpFetcher(blocking, time.monotonic))
         catalog = Catalog()
@@ -281,6 +281,21 @@ def free_memory() -> int:
     raise SyncError("/proc/meminfo does not say how much memory is available")
 
 
+class _Noted:
+    """A source of blobs that notes, when bytes have come, which way they came."""
+
+    def __init__(self, source: BlobSource, way: str, ways: dict[str, str]) -> None:
+        self._source = source
+        self._way = way
+        self._ways = ways
+
+    async def read(self, digest: Digest, offset: int, length: int) -> bytes:
+        """See ``BlobSource``."""
+        piece = await self._source.read(digest, offset, length)
+        self._ways[digest] = self._way
+        return piece
+
+
 async def _for_ever(errand: Callable[[], Awaitable[None]]) -> None:
     """Run an errand; one that fails is reported and begun again: serving must not depend on it."""
     while True:
@@ -317,7 +332,7 @@ def _facts(activator: Activator, link: Link, carried: dict[str, str]) -> dict[st
     """What a report says besides releases: which engines run, and how the latest files came."""
     return {
         "engines": [
-            {"release": release, "loads": engine.loads, "restarts": engine.restarts}
+            {"release": release, "pid": engine.pid, "loads": engine.loads, "restarts": engine.restarts}
             for release, engine in activator.engines.items()
             if isinstance(engine, EngineProcess)
         ],
