@@ -7,7 +7,8 @@ Owns where things lie and how they are made once, by ``create``. Refuses to over
     hub.json                settings
     hub.db                  database (unless settings name PostgreSQL)
     keys/                   director, certificate authority; mode 0600
-    tls/                    server certificate, the hub's client certificate for the broker
+    tls/                    server certificate, the hub's client certificate for the broker, and a
+                            certificate for a broker on another machine
     repository/             TUF metadata and blobs (``sync.repository``)
 """
 
@@ -56,7 +57,8 @@ Host = Annotated[str, AfterValidator(_host)]
 
 class Settings(BaseModel):
     """What an operator chooses. ``hosts`` are the names and addresses in the server certificate; the
-    first is the one that devices are told."""
+    first is the one that devices are told, and they find the broker there unless ``broker_host`` says
+    otherwise. One that is not among ``hosts`` is another machine's, so no broker is embedded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,8 +67,19 @@ class Settings(BaseModel):
     people_port: int = Field(default=8443, ge=0, le=65535)
     device_port: int = Field(default=8444, ge=0, le=65535)
     broker_port: int = Field(default=8883, ge=0, le=65535)
+    broker_host: Host | None = None
     database: str | None = None
     stale_after_seconds: float = Field(default=90.0, gt=0)
+
+    @property
+    def broker(self) -> tuple[str, int]:
+        """Where devices are told to find the broker."""
+        return self.broker_host or self.hosts[0], self.broker_port
+
+    @property
+    def external_broker(self) -> tuple[str, int] | None:
+        """The same, when it is another machine."""
+        return self.broker if self.broker[0] not in self.hosts else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +182,10 @@ class Home:
         )
         issue_server(authority, settings.hosts, now).write(self.server_key, self.server_certificate)
         issue_hub_client(authority, now).write(self.link_key, self.link_certificate)
+        if settings.external_broker is not None:
+            tls = self.root / "tls"
+            hosts = settings.external_broker[:1]
+            issue_server(authority, hosts, now).write(tls / "broker.key", tls / "broker.pem")
         write_durably(self.settings_file, settings.model_dump_json(indent=2).encode() + b"\n")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import httpx
+from sqlalchemy import Connection
 
 from cloud_hub import console, devices, people, registry, view
 from cloud_hub.broker_child import broker, write_config
@@ -25,7 +26,7 @@ from cloud_hub.home import Home, Settings
 from cloud_hub.listeners import Listener, listen
 from cloud_hub.live import Fragments, Live
 from cloud_hub.snapshot import read_rows
-from sync.identity import device_tls_context, server_tls_context
+from sync.identity import EnrolReply, EnrolRequest, device_tls_context, server_tls_context
 from sync.link import Link, LinkSettings
 from sync.protocol import HUB
 
@@ -43,6 +44,15 @@ class Clocks:
 
     now: Callable[[], float]
     monotonic: Callable[[], float]
+
+
+class _Enroller(Enroller):
+    """Sends devices to the broker of the settings, which may be another machine's."""
+
+    def enroll(self, connection: Connection, request: EnrolRequest, now: float) -> EnrolReply:
+        host, port = self._settings.broker
+        reply = super().enroll(connection, request, now)
+        return reply.model_copy(update={"broker_host": host, "broker_port": port})
 
 
 async def run(
@@ -84,7 +94,7 @@ async def run(
         people_app = people.create_app(
             database,
             gateway,
-            Enroller(home.authority(), public_director(home), settings),
+            _Enroller(home.authority(), public_director(home), settings),
             anchor(home),
             console.create_router(database, pages, live, clocks.now, settings.hosts[0]),
             lambda: {**director.counts, "link_connections": link.connections},

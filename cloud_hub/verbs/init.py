@@ -31,6 +31,7 @@ PORT = click.IntRange(1, 65535)
 @click.option("--people-port", type=PORT, default=8443, show_default=True)
 @click.option("--device-port", type=PORT, default=8444, show_default=True)
 @click.option("--broker-port", type=PORT, default=8883, show_default=True)
+@click.option("--broker-host", help="Where devices find a broker that is not this hub's.  [the first --host]")
 @click.option("--database", "url", help="PostgreSQL URL.  [SQLite in the home]")
 @json_option
 def init(
@@ -41,6 +42,7 @@ def init(
     people_port: int,
     device_port: int,
     broker_port: int,
+    broker_host: str | None,
     url: str | None,
     as_json: bool,
 ) -> None:
@@ -56,6 +58,7 @@ def init(
         people_port=people_port,
         device_port=device_port,
         broker_port=broker_port,
+        broker_host=broker_host,
         database=url,
     )
     if url is None:

@@ -19,7 +19,10 @@ from cloud_hub.verbs.common import home_option
 
 @click.command()
 @home_option
-@click.option("--broker", help="An MQTT 5 broker, mqtts://HOST:PORT.  [an embedded one]")
+@click.option(
+    "--broker",
+    help="Where to find an MQTT 5 broker, mqtts://HOST:PORT.  [--broker-host of init, or embedded]",
+)
 @click.option(
     "--tap",
     type=click.Path(file_okay=False, path_type=Path),
@@ -33,7 +36,7 @@ def serve(home: Home, broker: str | None, tap: Path | None, as_json: bool) -> No
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    home.settings()
+    settings = home.settings()
     if tap is not None:
         tap.mkdir(parents=True, exist_ok=True)
 
@@ -50,7 +53,7 @@ def serve(home: Home, broker: str | None, tap: Path | None, as_json: bool) -> No
                 home,
                 Clocks(time.time, time.monotonic),
                 lambda: secrets.token_hex(8),
-                _address(broker) if broker is not None else None,
+                _address(broker) if broker is not None else settings.external_broker,
                 tap.absolute() if tap else None,
                 ready,
             )

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography import x509
 
 from cloud_hub import access
 from cloud_hub.cli import main
 from cloud_hub.database import Database
 from cloud_hub.errors import WrongUse
-from cloud_hub.home import Home
+from cloud_hub.home import Home, Settings
 from models.manifest import Manifest
 from models.store import describe_file, write_release
 
@@ -110,7 +111,7 @@ def test_a_port_that_is_none_is_named(made: Path, tmp_path: Path, port: str, val
 
 
 @pytest.mark.parametrize("host", ["", "https://hub.example", "a b", "hub.example:8443", "fábrica", "a" * 65])
-@pytest.mark.parametrize("option", ["--host"])
+@pytest.mark.parametrize("option", ["--host", "--broker-host"])
 def test_a_host_that_fits_no_certificate_is_named(made: Path, tmp_path: Path, option: str, host: str) -> None:
     root = made / "offline/hub/root.json"
     said = refused("init", "--home", tmp_path / "new", "--root", root, option, host, code=(2,))
@@ -182,3 +183,21 @@ def test_a_home_that_lost_a_key_names_it(made: Path, tmp_path: Path) -> None:
     home.settings_file.write_text('{"hosts": ["a"], "colour": 1}')
     with pytest.raises(WrongUse, match=r"hub\.json: colour"):
         home.settings()
+
+
+def test_devices_are_told_another_machines_broker(made: Path, tmp_path: Path) -> None:
+    root, broker = made / "offline/hub/root.json", "mqtt.plant.example"
+    done = run("init", "--home", tmp_path, "--root", root, "--broker-host", broker, "--broker-port", 8884)
+    assert done.exit_code == 0, done.output
+    settings = Home(tmp_path).settings()
+    assert settings.broker == settings.external_broker == (broker, 8884)
+    certificate = x509.load_pem_x509_certificate((tmp_path / "tls/broker.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [broker]
+    assert (tmp_path / "tls/broker.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_broker_on_the_hub_stays_embedded() -> None:
+    assert Settings(hosts=("hub", "10.0.0.5")).external_broker is None
+    one = Settings(hosts=("hub", "10.0.0.5"), broker_host="10.0.0.5")
+    assert (one.broker, one.external_broker) == (("10.0.0.5", 8883), None)
