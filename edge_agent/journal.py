@@ -36,7 +36,7 @@ class Entry:
         self._journal = journal
         self._head = (request_id, data_class, subject)
         self._intent: asyncio.Task[int] | None = None
-        self._closed = False
+        self._result: asyncio.Task[int] | None = None
 
     def begin(self, facts: dict[str, Any], body: bytes) -> None:
         """Start writing the intent."""
@@ -49,9 +49,16 @@ class Entry:
         return None if self._intent is None else await asyncio.shield(self._intent)
 
     async def result(self, facts: dict[str, Any], body: bytes) -> int | None:
-        """Commit the result, once: a call that fails after its result has none to add."""
-        if self._journal is None or self._closed:
+        """Commit the result, once, and return its number; a call that fails after its result has none to add.
+
+        Being cancelled ends the waiting, not the writing: who calls again waits for the same record.
+        """
+        if self._journal is None:
             return None
+        if self._result is None:
+            self._result = asyncio.create_task(self._write_result(self._journal, facts, body))
+        return await asyncio.shield(self._result)
+
+    async def _write_result(self, journal: Journal, facts: dict[str, Any], body: bytes) -> int:
         await self.intent()
-        self._closed = True
-        return await self._journal.append("result", *self._head, facts, body)
+        return await journal.append("result", *self._head, facts, body)
