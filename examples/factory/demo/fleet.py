@@ -5,6 +5,8 @@ Everything goes through the commands and routes that its users have; nothing rea
 
 from __future__ import annotations
 
+import html
+import socket
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 from processes import Processes, free_port, run, run_json, wait_until
+from taps import holds
 from traffic import Load, client
 
 from models.manifest import Manifest
@@ -73,11 +76,12 @@ class Fleet:
             *(part for key in keys for part in ("--key", key)),
         )
 
-    def publish(self, folder: Path) -> None:
-        """Put a signed release into the hub's repository."""
-        run(
+    def publish(self, folder: Path, expect: int = 0) -> str:
+        """Put a signed release into the hub's repository; returns what the command said."""
+        return run(
             *("outpost-hub", "release", "publish", folder, "--home", self.hub_home),
             *("--targets", self.offline / "targets.json"),
+            expect=expect,
         )
 
     def roll_out(self, release: Manifest, waves: str = "100%") -> None:
@@ -112,7 +116,12 @@ class Fleet:
         )
         recorder = Path(__file__).parent / "processes.py"
         self.processes.start(
-            "recorder", "python", recorder, str(self.recorder), str(self.upstream), self.taps / "upstream.bin"
+            "recorder",
+            "python",
+            recorder,
+            str(self.recorder),
+            str(self.upstream),
+            self.taps / "upstream.bytes",
         )
         run(
             *("outpost-hub", "upstream", "add", "--home", self.hub_home, "--name", "bigger"),
@@ -211,9 +220,10 @@ class Fleet:
         carried = self.device(device)["facts"]["carried"]
         return {carried[file.sha256] for file in release.files}
 
-    def base_loads(self, device: str) -> list[int]:
-        """How many times each engine of a device has loaded its base."""
-        return [int(engine["loads"]) for engine in self.device(device)["facts"]["engines"]]
+    def base_processes(self, device: str) -> list[tuple[str, int, int]]:
+        """Release, process and loads of each engine of a device: any reload changes one of them."""
+        engines = self.device(device)["facts"]["engines"]
+        return sorted((engine["release"], engine["pid"], engine["loads"]) for engine in engines)
 
     def console(self) -> str:
         """The fleet page's HTML, as a logged-in person gets it."""
@@ -224,32 +234,56 @@ class Fleet:
             browser.post("/console/login", data={"token": self.admin}, headers=origin)
             page = browser.get("/console")
             page.raise_for_status()
-            return page.text
+            return html.unescape(page.text)
 
     # What was received, and what can be proved
 
-    def received(self, canary: str) -> list[str]:
-        """The names of the recordings in which a string occurs."""
-        needle = canary.encode()
-        return sorted(tap.name for tap in self.taps.iterdir() if needle in tap.read_bytes())
+    def received(self, text: str) -> set[str]:
+        """The recordings in which a text occurs, in the clear or under base64."""
+        return {tap.stem for tap in self.taps.iterdir() if holds(tap, text.encode())}
 
     def tapped_bytes(self) -> int:
         """How much was recorded."""
         return sum(tap.stat().st_size for tap in self.taps.iterdir())
 
+    def refuses_strangers(self, port: int) -> bool:
+        """Whether a listener ends a connection that shows no client certificate."""
+        try:
+            with (
+                socket.create_connection(("localhost", port), timeout=10) as plain,
+                self._tls().wrap_socket(plain, server_hostname="localhost") as stranger,
+            ):
+                # In TLS 1.3 a missing certificate is refused after the client's side of the handshake.
+                stranger.sendall(b"GET /tuf/metadata/timestamp.json HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                return stranger.recv(1) == b""
+        except (ssl.SSLError, ConnectionError):
+            return True
+
     def export_audit(self) -> tuple[list[Path], Path]:
         """The trails of both devices as files, and the devices' public keys."""
         folder = self.work / "audit"
         made = run_json("outpost-hub", "audit", "export", "--home", self.hub_home, "--out", folder)
-        return [Path(trail) for trail in made["trails"]], Path(made["device_keys"])
+        return sorted(Path(trail) for trail in made["trails"]), Path(made["device_keys"])
 
-    def open_audit(self, file: Path) -> str:
-        """What the auditor reads with the private key from the offline machine."""
+    def open_audit(self, file: Path, key: Path, expect: int | None = 0) -> str:
+        """What someone with a private key reads in an exported trail."""
         return run(
             *("outpost-hub", "audit", "open", file, "--device-keys", file.with_name("device-keys.json")),
-            *("--keyring", file.with_name("keyring.jsonl")),
-            *("--auditor-key", self.offline / "auditor.pem"),
+            *("--keyring", file.with_name("keyring.jsonl"), "--auditor-key", key),
+            expect=expect,
         )
+
+    def hub_keys(self) -> list[Path]:
+        """Every private key that the hub holds."""
+        return [
+            path
+            for path in sorted(self.hub_home.rglob("*"))
+            if path.is_file() and path.suffix in (".pem", ".key") and b"PRIVATE" in path.read_bytes()
+        ]
+
+    def hub_database_holds(self, text: str) -> bool:
+        """Whether a text stands in the hub's database, in the clear or under base64."""
+        return any(holds(path, text.encode()) for path in self.hub_home.glob("hub.db*"))
 
     def _api(self, path: str) -> Any:
         answer = self._browser().get(path)

@@ -51,8 +51,8 @@ def drifting_adapter(original: Path, base: Path, folder: Path, version: str) -> 
     return _release(whole, folder, version, factor=0.15, probes=probes)
 
 
-def flip_one_byte(exported: Path) -> int:
-    """Flip one bit of a sealed body in an exported trail; returns the number of its record."""
+def flip_one_byte(exported: Path) -> str:
+    """Change one byte of a sealed body in an exported trail; returns how its record is called."""
     lines = exported.read_text(encoding="utf-8").splitlines()
     for index, line in enumerate(lines):
         record = json.loads(line).get("record", {})
@@ -61,7 +61,8 @@ def flip_one_byte(exported: Path) -> int:
             swapped = "A" if body[8] != "A" else "B"
             lines[index] = line.replace(body, body[:8] + swapped + body[9:], 1)
             exported.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            return int(record["seq"])
+            leaf = json.loads(record["leaf"])
+            return f"record {leaf['epoch']}/{leaf['seq']} of {leaf['device']}"
     raise ValueError(f"{exported} holds no sealed body")
 
 

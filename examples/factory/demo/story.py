@@ -53,15 +53,15 @@ class Story:
 
     @contextmanager
     def step(self, number: int, title: str, sentence: str) -> Iterator[Step]:
-        """Run one step; a ``StepFailed`` inside becomes a failed check, and is raised again."""
+        """Run one step; whatever goes wrong inside becomes a failed check and a ``StepFailed``."""
         step = Step(number, title, sentence, self.now())
         self.steps.append(step)
         say(f"\n\033[1mStep {number} of 8. {title}\033[0m\n  {sentence}")
         try:
             yield step
-        except StepFailed as failure:
-            self.check("the step runs to its end", False, str(failure))
-            raise
+        except Exception as failure:  # whatever a client library raises ends the step, and is told
+            self.check("the step runs to its end", False, f"{type(failure).__name__}: {failure}")
+            raise StepFailed(f"step {number} stopped: {failure}") from failure
         finally:
             step.ended = self.now()
 

@@ -110,16 +110,23 @@ class Load:
             turn += 1
             try:
                 answer = ask(self.agents[name], self.model, self.system, ticket, stream=turn % 3 == 0)
+                if not answer.text or not answer.receipt.get("adapter"):
+                    raise ValueError(f"an answer without text or receipt: {answer}")
                 self.answered.append((name, time.time(), answer))
-            except openai.OpenAIError as error:
-                self.failed.append((name, time.time(), str(error)))
+            except Exception as error:  # noqa: BLE001 - every way of failing counts as a failed request
+                self.failed.append((name, time.time(), f"{type(error).__name__}: {error}"))
                 time.sleep(0.2)
 
     def releases_seen(self, name: str) -> list[str]:
         """The adapter releases that answered on one agent, in order of appearance."""
         seen: list[str] = []
         for agent, _, answer in self.answered:
-            digest = str(answer.receipt.get("adapter"))
+            digest = str(answer.receipt["adapter"])
             if agent == name and digest not in seen:
                 seen.append(digest)
         return seen
+
+    def valid_share(self, release: str) -> float:
+        """The share of one release's answers that are JSON objects; 0 without answers."""
+        texts = [answer for _, _, answer in self.answered if answer.receipt["adapter"] == release]
+        return sum(answer.as_json is not None for answer in texts) / max(len(texts), 1)
