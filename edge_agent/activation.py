@@ -49,6 +49,9 @@ STALLED_AGAIN = 15.0
 IDLE, BUSY = 30.0, 1.0
 """Seconds between steps when nothing wakes the activator; ``BUSY`` while something is underway or watched."""
 
+WINDOWS_STORED = 60.0
+"""Seconds between two times that the answers seen of what serves are stored: a power cut costs no more."""
+
 REPORTED_PER_SLOT = 6
 """Releases of one slot that are reported, latest first: a report must fit one message."""
 
@@ -95,6 +98,7 @@ class Activator:
         self._changed = changed
         self._releases: dict[Digest, Release] = {}
         self._windows: dict[Digest, Window] = {}
+        self._windows_due = 0.0
         self._serving: set[Digest] = set()
         self._not_before: dict[Digest, float] = {}
         self._accepted: Accepted | None = None
@@ -212,6 +216,7 @@ class Activator:
                 await self._withdraw_unwanted(desired)
                 for assignment in sorted(desired.assignments, key=lambda one: one.kind is not Kind.MODEL):
                     await self._pursue(desired, assignment)
+            await self._store_windows()
             await self._stage.collect(self._needs())
 
     async def close(self) -> None:
@@ -291,9 +296,11 @@ class Activator:
             active = update.advance(active, State.COMMITTED, self._now())
         is_adapter = verified(release).kind is Kind.ADAPTER
         changes = [replace(release, progress=active, base=staged[0].release if is_adapter else None)]
-        if current is not None and current.progress.state is State.ACTIVE:
-            superseded = update.advance(current.progress, State.SUPERSEDED, self._now())
-            changes.append(replace(current, progress=superseded))
+        if current is not None:
+            if current.progress.state is State.ACTIVE:
+                superseded = update.advance(current.progress, State.SUPERSEDED, self._now())
+                current = replace(current, progress=superseded)
+            changes.append(current)  # with its latest answers: the new release is held against them
         if not is_adapter:
             changes += [replace(rider, base=release.digest) for rider in self._riders(release)]
         self._windows[release.digest] = Window()
@@ -484,6 +491,18 @@ class Activator:
         await self._table.save(*rows)
         self._releases.update({release.digest: release for release in rows})
         self._changed()
+
+    async def _store_windows(self) -> None:
+        if self._monotonic() < self._windows_due:
+            return
+        self._windows_due = self._monotonic() + WINDOWS_STORED
+        await self._save(
+            *(
+                release
+                for release in self._releases.values()
+                if release.progress.state in update.SERVING and release.window != self._window(release)
+            )
+        )
 
     async def _move(self, release: Release, progress: Progress | None = None) -> Release:
         moved = release if progress is None else replace(release, progress=progress)

@@ -195,6 +195,10 @@ def judge_probation(previous: Window, current: Window, terms: ProbationTerms, el
     It is asked after every answer, so the significance is shared out (Bonferroni): half of ``alpha`` over the
     looks before ``min_requests``, half for the last look, and each half over the two counts. The release is
     committed at ``min_requests`` answers, or at ``max_seconds`` with fewer, when nothing speaks against it.
+
+    Where the release before gave fewer than ``min_requests`` answers, a comparison may be blind. Then harm in
+    significantly more than half of the answers speaks against a release by itself, and while more than half
+    are harmed but too few to be sure, it is watched on.
     """
     last = current.requests >= terms.min_requests or elapsed >= terms.max_seconds
     level = terms.alpha / 4 if last else terms.alpha / (4 * terms.min_requests)
@@ -202,6 +206,7 @@ def judge_probation(previous: Window, current: Window, terms: ProbationTerms, el
         ("failed", current.failures, previous.failures),
         ("broke the output schema", current.violations, previous.violations),
     )
+    blind = previous.requests < terms.min_requests
     for what, now, before in counts:
         p = fisher_greater(now, current.requests, before, previous.requests)
         if p < level:
@@ -210,7 +215,14 @@ def judge_probation(previous: Window, current: Window, terms: ProbationTerms, el
                 f"{now} of {current.requests} answers {what}, "
                 f"{before} of {previous.requests} before (p={p:.2g})",
             )
-    if not last:
+        p = mostly(now, current.requests)
+        if blind and p < level:
+            return Judgement(
+                Verdict.ROLL_BACK,
+                f"{now} of {current.requests} answers {what}, "
+                f"and only {previous.requests} before to compare with (p={p:.2g})",
+            )
+    if not last or (blind and 2 * max(current.failures, current.violations) > current.requests):
         return Judgement(Verdict.CONTINUE)
     slower = _slower(previous, current, terms)
     return Judgement(Verdict.ROLL_BACK, slower) if slower else Judgement(Verdict.COMMIT)
@@ -229,6 +241,11 @@ def fisher_greater(hits: int, size: int, hits_before: int, size_before: int) -> 
         comb(size, k) * comb(size_before, total_hits - k) for k in range(hits, min(size, total_hits) + 1)
     )
     return tail / comb(total, total_hits)
+
+
+def mostly(hits: int, size: int) -> float:
+    """One-sided p of the exact binomial test: the chance of ``hits`` or more of ``size`` at even odds."""
+    return sum(comb(size, k) for k in range(hits, size + 1)) / (1 << size)
 
 
 def _slower(previous: Window, current: Window, terms: ProbationTerms) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ship_world import Device, World
 
+from edge_agent.state import ReleaseTable
 from sync.errors import BadSignature, StaleDesired
 from sync.protocol import ProbationTerms
 from sync.signing import sign
@@ -127,6 +128,39 @@ async def test_a_release_that_degrades_in_probation_is_rolled_back(world, base, 
         await device.activator.desire(world.desire(base, bad, terms=TERMS))
         await device.activator.step()
         assert device.where()["tickets 2.0.0"] == "rolled_back"  # it holds
+
+
+async def test_a_release_that_only_fails_is_rolled_back_though_nothing_was_asked_before(
+    world, base, tmp_path
+):
+    bad = world.release("tiny", "2.0.0", {"says": "!error"})
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(base))
+        await device.activator.step()
+        await device.activator.desire(world.desire(bad, terms=TERMS))
+        await device.activator.step()
+        for _ in range(7):
+            assert await device.ask("tiny") == "!error"
+            await device.activator.step()
+        assert device.where()["tiny 2.0.0"] == "rolled_back"
+        assert await device.ask("tiny") == "base one"
+
+
+@pytest.mark.parametrize("activates", [True, False])
+async def test_a_power_cut_does_not_forget_how_what_serves_has_answered(world, base, tmp_path, activates):
+    second = world.release("tiny", "2.0.0", {"says": "base two"})
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(base))
+        await device.activator.step()
+        for _ in range(3):
+            await device.ask("tiny")
+        if activates:
+            await device.activator.desire(world.desire(second))
+        else:
+            device.clock += 61
+        await device.activator.step()
+        rows = {row.digest: row for row in await ReleaseTable(device.database).all()}  # as a start finds them
+        assert rows[base.release].window.requests == 3
 
 
 async def test_an_engine_that_crashes_while_staging_is_tried_three_times(world, base, tmp_path):

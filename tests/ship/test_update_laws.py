@@ -10,7 +10,7 @@ from models.probes import judge, similarity
 from sync import update
 from sync.errors import IllegalTransition
 from sync.protocol import Assignment, ProbationTerms, State
-from sync.update import Observation, Verdict, Window, fisher_greater, judge_probation
+from sync.update import Observation, Verdict, Window, fisher_greater, judge_probation, mostly
 
 ASSIGNMENT = Assignment(
     kind=Kind.MODEL, name="tiny", version="1.0.0", release=Digest.of(b"r"), target_path="releases/r"
@@ -113,12 +113,30 @@ def test_one_more_failure_never_turns_a_rollback_into_a_commit(before, size, fai
         assert second.verdict is Verdict.ROLL_BACK
 
 
+@given(st.integers(0, 19), sizes, sizes, st.floats(0, 1e9), st.booleans())
+def test_what_mostly_fails_is_never_committed_blindly(before, size, harmless, elapsed, violates):
+    harmed = size - min(harmless, max(size - 1, 0) // 2)  # more than half, from the first answer on
+    current = window(size, violations=harmed) if violates else window(size, failures=harmed)
+    for earlier in (window(before), window(before, failures=before), window(before, violations=before)):
+        judgement = judge_probation(earlier, current, TERMS, elapsed)
+        assert size == 0 or judgement.verdict is not Verdict.COMMIT
+        if harmed == size >= 11:  # 2 ** -11 is below a quarter of alpha shared over 20 looks
+            assert judgement.verdict is Verdict.ROLL_BACK
+
+
+def test_even_odds_agree_with_pascal_s_triangle():
+    assert [mostly(hits, 4) for hits in range(5)] == [1.0, 15 / 16, 11 / 16, 5 / 16, 1 / 16]
+    assert mostly(0, 0) == 1.0
+
+
 def test_probation_names_what_went_wrong():
     healthy = window(40)
     early = judge_probation(healthy, window(5, violations=5), TERMS, 1)
     assert early.verdict is Verdict.ROLL_BACK
     assert "5 of 5 answers broke the output schema, 0 of 40 before" in early.reason
     assert judge_probation(healthy, window(1, failures=1), TERMS, 1).verdict is Verdict.CONTINUE
+    alone = judge_probation(window(0), window(20, failures=20), TERMS, 1)
+    assert "20 of 20 answers failed, and only 0 before to compare with" in alone.reason
     slow = judge_probation(healthy, window(20, pace=0.03), TERMS, 1)
     assert (slow.verdict, "30.0 ms a token" in slow.reason) == (Verdict.ROLL_BACK, True)
     assert judge_probation(healthy, window(20, pace=0.015), TERMS, 1).verdict is Verdict.COMMIT
