@@ -371,6 +371,9 @@ def _pareto(findings: Findings) -> str:
 
     matplotlib.rcParams["svg.hashsalt"] = "outpost"
     plots = []
+    everyone = (findings.reference, *findings.variants)
+    # A shape for each, because variants of one size lie on top of each other.
+    markers = {one.name: "osD^vP*X"[number % 8] for number, one in enumerate(everyone)}
     for label, horizontal in (
         ("base, megabytes", lambda one: (one.bytes / 1e6, one.bytes / 1e6, one.bytes / 1e6)),
         ("decode with adapter, tokens/s", lambda one: judge.spread(one.speeds)),
@@ -379,7 +382,7 @@ def _pareto(findings: Findings) -> str:
         for name, metrics in findings.baselines.items():
             line = "--" if "TF-IDF" in name else ":"
             axes.axhline(metrics["class_accuracy"].value, linestyle=line, color=_SOFT, linewidth=1)
-        for number, one in enumerate((findings.reference, *findings.variants)):
+        for one in everyone:
             colour = _SOFT if one.name == "reference" else (_GOOD if one.passed else _BAD)
             accuracy = _metric(one, "class_accuracy")
             low, high = accuracy.interval or (accuracy.value, accuracy.value)
@@ -389,23 +392,18 @@ def _pareto(findings: Findings) -> str:
                 accuracy.value,
                 yerr=[[max(0.0, accuracy.value - low)], [max(0.0, high - accuracy.value)]],
                 xerr=[[max(0.0, middle - left)], [max(0.0, right - middle)]],
-                fmt="o",
+                fmt=markers[one.name],
                 color=colour,
                 capsize=3,
                 markersize=7,
-            )
-            axes.annotate(
-                one.name,
-                (middle, accuracy.value),
-                textcoords="offset points",
-                xytext=(9, 6 + 3 * number),
-                color=colour,
-                fontweight="bold",
+                alpha=0.85,
+                label=one.name,
             )
         axes.set_xlabel(label)
         axes.set_ylabel("class accuracy")
         axes.set_ylim(0, 1)
-        axes.margins(x=0.3)
+        axes.margins(x=0.15)
+        axes.legend(loc="lower right", frameon=False, fontsize=9)
         plots.append(_svg(figure))
     return "".join(plots)
 
