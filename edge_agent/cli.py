@@ -17,7 +17,7 @@ import click
 
 from edge_agent.errors import EdgeError, PolicyViolation, ReleaseRefused, WrongUse
 from models.errors import DigestMismatch, InvalidManifest, InvalidTemplate, ModelsError, UnsafeFile
-from sync.errors import SyncError, VerificationFailed
+from sync.errors import EnrolmentRefused, SyncError, VerificationFailed
 
 FAILED, WRONG_USE, REFUSED = 1, 2, 3
 
@@ -27,6 +27,7 @@ _REFUSALS = (
     PolicyViolation,
     ReleaseRefused,
     DigestMismatch,
+    EnrolmentRefused,
     InvalidManifest,
     InvalidTemplate,
     UnsafeFile,
@@ -50,8 +51,8 @@ def exit_codes() -> Iterator[None]:
 def main() -> None:
     """Serve models on this device, with or without a hub."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # These say at INFO what the metrics count.
-    for name in ("httpx", "uvicorn"):
+    # These say at INFO what the metrics count, and of a threshold each key that did not sign.
+    for name in ("httpx", "uvicorn", "tuf.api._payload"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -4,13 +4,13 @@
 
     EdgeError
     ├── WrongUse                 a command line that cannot be carried out; names the flag
-    │   └── NotLoopback              an address that other machines could reach
+    │   ├── NotLoopback              an address that other machines could reach
+    │   ├── NotEnrolled              a home that belongs to no device yet
+    │   └── AlreadyEnrolled          a home that belongs to a device already
     ├── CannotListen             the port cannot be had
     ├── UnknownModel             no model of that name is published on this device
     ├── Overloaded               more requests than the device will queue; carries when to come back
     ├── PolicyViolation          content was about to leave under a decision that does not cover it
-    ├── NotEnrolled              a home that belongs to no device yet
-    ├── AlreadyEnrolled          a home that belongs to a device already
     ├── ReleaseRefused           a verdict on a release: it is not tried again by itself
     │   ├── UnfitRelease             it does not fit this device, or its base
     │   └── ProbeFailed              it does not answer as its maker saw it answer
@@ -59,11 +59,11 @@ class PolicyViolation(EdgeError):
     """Content was about to leave the device under a decision that does not cover it."""
 
 
-class NotEnrolled(EdgeError):
+class NotEnrolled(WrongUse):
     """A home holds no device identity yet; the message says how to get one."""
 
 
-class AlreadyEnrolled(EdgeError):
+class AlreadyEnrolled(WrongUse):
     """A home belongs to a device already."""
 
 

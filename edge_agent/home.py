@@ -120,18 +120,18 @@ class Home:
         write_durably(self._membership_file, membership.to_bytes())
 
     def membership(self) -> Membership:
-        """Who we are. Raises ``NotEnrolled``."""
+        """Who we are. Raises ``NotEnrolled``, or ``InvalidMessage`` for a file that someone has changed."""
         data = self._read(self._membership_file)
         try:
             return Membership.from_bytes(data)
         except InvalidMessage as error:
-            raise NotEnrolled(f"{self._membership_file} cannot be read: {error}") from error
+            raise InvalidMessage(f"{self._membership_file} cannot be read: {error}") from error
 
     def _read(self, path: Path) -> bytes:
         try:
             return path.read_bytes()
         except FileNotFoundError:
             raise NotEnrolled(
-                f"{self.root} is no home of an enrolled device ({path.name} is missing): "
+                f"--home {self.root}: no home of an enrolled device ({path.name} is missing): "
                 "run outpost-edge enroll --hub URL --token-file FILE --home DIR"
             ) from None

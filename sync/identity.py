@@ -33,7 +33,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import AfterValidator, Field
 
+from models import canonical
 from models.digest import Digest
+from models.errors import ModelsError
 from models.store import write_durably
 from sync.errors import BadSignature, EnrolmentRefused, InvalidMessage, LinkDown
 from sync.protocol import HUB, DeviceId, Message
@@ -374,9 +376,16 @@ def _call(
     if response.status_code >= 500:
         raise LinkDown(f"{url}: the hub answers {response.status_code}")
     if not response.is_success:
-        text = received[:300].decode(errors="replace")
-        raise EnrolmentRefused(f"the hub refuses ({response.status_code}): {text}")
+        raise EnrolmentRefused(f"the hub refuses ({response.status_code}): {_reason(bytes(received))}")
     return bytes(received)
+
+
+def _reason(body: bytes) -> str:
+    """The message in an error of the hub, or what else it said."""
+    try:
+        return str(canonical.decode(body)["error"]["message"])
+    except (ModelsError, KeyError, TypeError):
+        return body[:300].decode(errors="replace")
 
 
 def _blind_tls_context() -> ssl.SSLContext:

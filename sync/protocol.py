@@ -29,7 +29,8 @@ BLOB_PIECE = 128 * 1024
 """Bytes of a blob carried by one MQTT message."""
 
 
-def _device_id(value: str) -> str:
+def check_device_id(value: str) -> str:
+    """``value``, if it can be a device's id. Raises ``ValueError`` with the rule."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
         raise ValueError("a device id is 1 to 63 of a-z 0-9 - and starts with a letter or digit")
     if value == HUB:
@@ -37,7 +38,7 @@ def _device_id(value: str) -> str:
     return value
 
 
-DeviceId = Annotated[str, AfterValidator(_device_id)]
+DeviceId = Annotated[str, AfterValidator(check_device_id)]
 
 
 class Message(BaseModel):
@@ -215,7 +216,7 @@ class Channel:
     def topic(self, device: str) -> str:
         """The concrete topic for a device. Raises ``InvalidTopic`` for an id that is not one."""
         try:
-            return f"{ROOT}/{_device_id(device)}/{self.suffix}"
+            return f"{ROOT}/{check_device_id(device)}/{self.suffix}"
         except ValueError as error:
             raise InvalidTopic(str(error)) from error
 
@@ -261,7 +262,7 @@ def parse_topic(topic: str) -> tuple[Channel, str]:
 
 def _checked(device: str, topic: str) -> str:
     try:
-        return _device_id(device)
+        return check_device_id(device)
     except ValueError as error:
         raise InvalidTopic(f"{topic!r:.200}: {error}") from error
 

@@ -23,6 +23,34 @@ def token(hub: RunningHub, path: Path) -> Path:
     return path
 
 
+def test_what_cannot_be_is_said_in_a_line(tmp_path: Path) -> None:
+    hub = make_hub(tmp_path)
+    good = ("--hub", hub.url, "--token-file", token(hub, tmp_path / "token"))
+    wrong = edge("enroll", *good, "--home", tmp_path / "home", "--device", "Edge_A", expect=2)
+    assert "--device 'Edge_A': a device id is 1 to 63 of a-z 0-9 -" in wrong.stderr
+    for verb in ("serve", "status"):
+        words = edge(verb, "--home", tmp_path / "nowhere", *(["--port", "0"] * (verb == "serve")), expect=2)
+        assert f"--home {tmp_path}/nowhere" in words.stderr
+    with hub.serving():
+        edge("enroll", *good, "--home", tmp_path / "home", "--device", "press-01")
+        again = edge("enroll", *good, "--home", tmp_path / "home", "--device", "press-01", expect=2)
+        assert "belongs to press-01" in again.stderr
+        spent = edge("enroll", *good, "--home", tmp_path / "other", "--device", "press-02", expect=3)
+    assert spent.stderr == (
+        "outpost-edge: the hub refuses (401): the enrolment token is unknown, used or expired\n"
+    )
+
+
+def test_the_log_does_not_name_every_key_that_did_not_sign() -> None:
+    program = (
+        "import logging, click.testing, edge_agent.cli as cli;"
+        "click.testing.CliRunner().invoke(cli.main, ['status', '--home', 'nowhere']);"
+        "print(logging.getLogger('tuf.api._payload').isEnabledFor(logging.INFO), cli.logging.root.level)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "20"]
+
+
 def test_a_device_keeps_the_epoch_that_the_hub_gave_it(tmp_path: Path) -> None:
     hub = make_hub(tmp_path)
     with hub.serving():
