@@ -34,7 +34,7 @@ def serve(home: Home, broker: str | None, tap: Path | None, as_json: bool) -> No
     from cloud_hub.hub import Clocks, run
 
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "uvicorn"):
+    for chatty in ("httpx", "uvicorn", "tuf.api._payload"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     settings = home.settings()
     if tap is not None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from fleet_simulator import RunningHub, make_hub
 
 EDGE = Path(sys.executable).parent / "outpost-edge"
@@ -41,11 +42,12 @@ def test_what_cannot_be_is_said_in_a_line(tmp_path: Path) -> None:
     )
 
 
-def test_the_log_does_not_name_every_key_that_did_not_sign() -> None:
+@pytest.mark.parametrize("cli", ["edge_agent.cli", "cloud_hub.cli"])
+def test_the_log_does_not_name_every_key_that_did_not_sign(cli: str) -> None:
     program = (
-        "import logging, click.testing, edge_agent.cli as cli;"
-        "click.testing.CliRunner().invoke(cli.main, ['status', '--home', 'nowhere']);"
-        "print(logging.getLogger('tuf.api._payload').isEnabledFor(logging.INFO), cli.logging.root.level)"
+        f"import logging, click.testing, {cli} as cli;"
+        "click.testing.CliRunner().invoke(cli.main, ['serve', '--home', 'nowhere']);"
+        "print(logging.getLogger('tuf.api._payload').isEnabledFor(logging.INFO), logging.root.level)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["False", "20"]

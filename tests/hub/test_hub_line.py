@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +152,17 @@ async def test_a_device_that_comes_back_under_its_id_begins_a_new_trail(tmp_path
     auditor = ("--keyring", exported["keyring"], "--auditor-key", tmp_path / "offline" / "auditor.pem")
     opened = hub.cli("audit", "open", *exported["trails"], *keys, *auditor, home=False)["records"]
     assert [each["body"] for each in opened] == ["in home 1", "in home 2", "in home 2"]
+    for trail, says in zip(exported["trails"], ("1 records verify", "2 records verify"), strict=True):
+        assert says in checked_without_us(tmp_path, trail, exported["device_keys"])
+
+
+def checked_without_us(folder: Path, trail: str, keys: str) -> str:
+    """What the program says that the audit page gives to those who do not trust ours."""
+    page = Path(__file__).parents[2] / "docs" / "audit.md"
+    program = folder / "check.py"
+    program.write_text(page.read_text().split("```python\n")[1].split("```")[0])
+    command = [sys.executable, str(program), trail, keys]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def test_enrolment_is_for_the_first_and_for_its_own_retry(tmp_path: Path) -> None:
