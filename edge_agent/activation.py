@@ -34,7 +34,7 @@ from sync.errors import (
     VerificationFailed,
 )
 from sync.protocol import Assignment, Desired, ReleaseReport, State
-from sync.transfer import BlobSource, fetch_blob
+from sync.transfer import BlobSource, fetch_blob, require_room
 from sync.trust import Accepted, Vouched, accept_desired, agree
 from sync.update import Observation, Progress, Verdict, Window
 
@@ -218,6 +218,7 @@ class Activator:
                     await self._pursue(desired, assignment)
             await self._store_windows()
             await self._stage.collect(self._needs())
+            await asyncio.to_thread(self._remove_blobs)
 
     async def close(self) -> None:
         """Store what was learned of the releases that serve, and unload everything."""
@@ -232,6 +233,7 @@ class Activator:
         if release is None:
             release = await self._move(Release(update.offer(assignment, self._now())))
         if release.progress.state in update.SERVING:
+            await self._abandon_others(release)
             current = self._current(release.progress.slot)
             if current is not None and current.digest != release.digest:
                 await self._try_to_go_back(current, "the hub went back to the release before", hold=False)
@@ -267,9 +269,12 @@ class Activator:
         weights_of(manifest)  # what cannot be served here is not fetched
         if manifest.kind is Kind.ADAPTER:
             self._base_for(manifest)
+        # Known from here on, so that what arrives can be found and deleted if it is given up.
+        release = await self._move(replace(release, manifest=manifest))
+        require_room(manifest.files, self._store)
         for file in manifest.files:
             await fetch_blob(file, self._store, _WhileWanted(self._source(file), self._is_latest(desired)))
-        release = await self._advance(replace(release, manifest=manifest), State.VERIFIED)
+        release = await self._advance(release, State.VERIFIED)
         staged = await self._load_new(release)
         release = await self._advance(release, State.STAGED)
         for served, promised in staged:
@@ -464,6 +469,30 @@ class Activator:
             if release.progress.state in update.SERVING
         }
 
+    def _remove_blobs(self) -> None:
+        """Delete the files of releases that nothing would load; offered again, they are fetched again."""
+        kept = {file.sha256 for release in self._kept() for file in _files(release)}
+        for release in self._releases.values():
+            for file in _files(release):
+                if file.sha256 not in kept:
+                    self._store.remove(file.sha256)
+
+    def _kept(self) -> list[Release]:
+        """What serves and would be fallen back to, what is underway or tried again, and their bases."""
+        wanted = {a.release for a in self._desired.assignments} if self._desired is not None else set()
+        kept: list[Release] = []
+        for release in self._releases.values():
+            progress = release.progress
+            if progress.state in update.SERVING:
+                before = self._before(release)
+                kept += [release] if before is None else [release, before]
+            elif progress.state in update.UNDERWAY or (
+                release.digest in wanted and update.may_retry(progress)
+            ):
+                kept.append(release)
+        bases = [self._releases.get(release.base) for release in kept if release.base is not None]
+        return kept + [base for base in bases if base is not None]
+
     def _is_latest(self, desired: Desired) -> Callable[[], bool]:
         return lambda: self.desired_version == desired.version
 
@@ -572,6 +601,10 @@ class _WhileWanted:
         if not self._is_latest():
             raise StaleDesired("a newer desired state came while files were fetched")
         return await self._source.read(digest, offset, length)
+
+
+def _files(release: Release) -> tuple[File, ...]:
+    return release.manifest.files if release.manifest is not None else ()
 
 
 def _latest(release: Release) -> float:

@@ -191,7 +191,7 @@ def weights_of(manifest: Manifest) -> File:
 
 
 def verified(release: Release) -> Manifest:
-    """The manifest of a release that was verified here. Raises ``UnfitRelease`` before that."""
+    """The manifest of a release that was vouched for here. Raises ``UnfitRelease`` before that."""
     if release.manifest is None:
         raise UnfitRelease(f"{release.progress.slot} was never verified on this device")
     return release.manifest

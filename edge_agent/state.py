@@ -24,8 +24,9 @@ from sync.update import Observation, Progress, Window
 class Release:
     """One release on this device.
 
-    ``manifest`` is there from ``verified`` on. ``base`` is, for an adapter that serves or served, the digest
-    of the base release that it rides on. ``window`` holds its latest answers.
+    ``manifest`` is there as soon as both keys vouch for it, before its files are fetched. ``base`` is, for an
+    adapter that serves or served, the digest of the base release that it rides on. ``window`` holds its
+    latest answers.
     """
 
     progress: Progress

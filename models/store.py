@@ -7,8 +7,9 @@ paths that leave a release. Knows nothing of where bytes come from.
 
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from models.digest import CHUNK_SIZE, Digest
@@ -93,14 +94,26 @@ def describe_file(path: Path, relative: str) -> File:
     return File(path=relative, sha256=Digest.from_hex(whole.hexdigest()), size=size, chunks=tuple(chunks))
 
 
+def free_space(folder: Path) -> int:
+    """Bytes that may still be written to the disk of ``folder``."""
+    return shutil.disk_usage(folder).free
+
+
 class BlobStore:
     """Content-addressed files under ``root``: whole blobs, and partial ones that are still arriving.
 
-    A file under ``blobs/`` is complete, verified and never changes. Its name is its digest.
+    A file under ``blobs/`` is complete, verified and never changes. Its name is its digest. ``free_space``
+    tells how many bytes the disk of a folder has left.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, free_space: Callable[[Path], int] = free_space) -> None:
         self._root = root
+        self._free_space = free_space
+
+    def free(self) -> int:
+        """Bytes that the store may still grow by until the disk is full."""
+        make_folder(self._root)
+        return self._free_space(self._root)
 
     def path(self, digest: Digest) -> Path:
         """Where the blob is, or would be."""
@@ -141,6 +154,11 @@ class BlobStore:
         partial.replace(target)
         sync_folder(target.parent)
         return target
+
+    def remove(self, digest: Digest) -> None:
+        """Forget a blob, whole or partial. Whoever has it open keeps its bytes; none is no error."""
+        self.path(digest).unlink(missing_ok=True)
+        self.partial(digest).unlink(missing_ok=True)
 
 
 def write_release(folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> Digest:

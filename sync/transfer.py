@@ -8,7 +8,7 @@ caller.
 
 import asyncio
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,9 @@ from models.manifest import File
 from models.store import BlobStore, chunks_of, make_folder
 from sync.errors import BlobMissing, EndlessData, LinkDown, StoreFull
 
+RESERVE = 256 << 20
+"""Bytes of the disk that no release may take: without room for its records a device answers nothing."""
+
 
 class BlobSource(Protocol):
     """Where bytes of blobs come from."""
@@ -29,22 +32,30 @@ class BlobSource(Protocol):
         """1 to ``length`` bytes of a blob from ``offset``. Raises ``LinkDown``, ``BlobMissing``."""
 
 
-async def fetch_blob(file: File, store: BlobStore, source: BlobSource) -> Path:
+def require_room(files: Iterable[File], store: BlobStore, reserve: int = RESERVE) -> None:
+    """Raise ``StoreFull`` unless what is missing of ``files`` fits and ``reserve`` bytes stay free."""
+    absent = {file.sha256: file for file in files if not store.has(file.sha256)}
+    _demand(store, sum(file.size - _arrived(store, file) for file in absent.values()), reserve)
+
+
+async def fetch_blob(file: File, store: BlobStore, source: BlobSource, reserve: int = RESERVE) -> Path:
     """Bring a file of a verified manifest into the store; returns its path.
 
-    A blob that is there already costs nothing. Raises ``LinkDown`` (what arrived is kept), ``DigestMismatch``
-    when the source sent other bytes, ``EndlessData`` when it sent too many, ``StoreFull``.
+    A blob that is there already costs nothing. ``reserve`` bytes of the disk stay free. Raises ``LinkDown``
+    (what arrived is kept), ``DigestMismatch`` when the source sent other bytes, ``EndlessData`` when it sent
+    too many, ``StoreFull``.
     """
     if store.has(file.sha256):
         return store.path(file.sha256)
     partial = store.partial(file.sha256)
-    with _room():
+    with _room(partial):
         done = await asyncio.to_thread(_keep_verified, file, partial)
     for index in range(done, len(file.chunks)):
+        _demand(store, file.size - index * CHUNK_SIZE, reserve)  # others write to the disk meanwhile
         chunk = await _read_chunk(file, index, source)
-        with _room():
+        with _room(partial):
             await asyncio.to_thread(_append, partial, chunk)
-    with _room():
+    with _room(partial):
         return await asyncio.to_thread(store.adopt, file.sha256)
 
 
@@ -111,11 +122,27 @@ def _append(partial: Path, chunk: bytes) -> None:
         stream.write(chunk)
 
 
+def _arrived(store: BlobStore, file: File) -> int:
+    partial = store.partial(file.sha256)
+    return min(partial.stat().st_size, file.size) if partial.exists() else 0
+
+
+def _demand(store: BlobStore, missing: int, reserve: int) -> None:
+    free = store.free()
+    if missing and free < missing + reserve:
+        raise StoreFull(
+            f"{missing >> 20} MiB to fetch and {reserve >> 20} MiB to stay free; "
+            f"the disk has {free >> 20} MiB"
+        )
+
+
 @contextmanager
-def _room() -> Iterator[None]:
+def _room(partial: Path) -> Iterator[None]:
+    """A disk that is full all the same gets back what this transfer took."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            partial.unlink(missing_ok=True)
             raise StoreFull("the disk has no room for this release") from error
         raise

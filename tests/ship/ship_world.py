@@ -194,12 +194,13 @@ class Device:
         self.loads = 0
         self.clock = NOW.timestamp()
         self.free = 1 << 40
+        self.disk = 1 << 40
         self.fetcher = FolderFetcher(world.repository.metadata.parent)
         self.source = FolderSource(world.repository)
         self.note = note
         home.mkdir(exist_ok=True)
         self.database = Database.open(home / "state.db", MIGRATIONS)
-        store = BlobStore(home / "store")
+        self.store = store = BlobStore(home / "store", lambda folder: self.disk)
         tuf = TufClient(home / "tuf", "https://hub/tuf", world.repository.root, self.fetcher)
 
         async def vouch(path: str):

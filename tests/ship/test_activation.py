@@ -14,6 +14,7 @@ from edge_agent.state import ReleaseTable
 from sync.errors import BadSignature, StaleDesired
 from sync.protocol import ProbationTerms
 from sync.signing import sign
+from sync.transfer import RESERVE
 
 TERMS = ProbationTerms(min_requests=6, max_seconds=600)
 
@@ -263,6 +264,65 @@ async def test_a_newer_desire_ends_a_fetch_that_is_underway(world, base, tmp_pat
         assert await device.ask("tiny") == "base one"
         assert device.where()["tiny 2.0.0"] == "rolled_back"
         assert device.why("tiny 2.0.0") == "another release is wanted"
+
+
+async def test_a_release_that_does_not_fit_the_disk_stalls_and_writes_nothing(world, base, tmp_path):
+    big = world.release("tiny", "2.0.0", {"says": "big"}, padding=3 << 20)
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(base))
+        await device.activator.step()
+        device.disk, reads = RESERVE + (3 << 20), len(device.source.reads)
+        await device.activator.desire(world.desire(big))
+        await device.activator.step()
+        assert device.where()["tiny 2.0.0"] == "fetching"
+        assert "the disk has 259 MiB" in device.why("tiny 2.0.0")
+        assert len(device.source.reads) == reads
+        assert await device.ask("tiny") == "base one"
+        device.disk, device.clock = 1 << 40, device.clock + 20
+        await device.activator.step()
+        assert await device.ask("tiny") == "big"
+
+
+async def test_files_that_nothing_would_load_are_deleted_and_fetched_again_when_wanted(world, base, tmp_path):
+    releases = [base] + [world.release("tiny", f"{n}.0.0", {"says": f"base {n}"}) for n in (2, 3)]
+    terms = ProbationTerms(min_requests=1)
+    async with device_of(world, tmp_path / "d") as device:
+
+        async def stored() -> list[bool]:
+            await device.activator.step()
+            device.clock += 60
+            return [device.store.has(one.manifest.files[0].sha256) for one in releases]
+
+        async def activate(release) -> list[bool]:
+            await device.activator.desire(world.desire(release, terms=terms))
+            return await stored()
+
+        async def commit() -> list[bool]:
+            await device.ask("tiny")
+            return await stored()
+
+        assert await activate(releases[0]) == [True, False, False]
+        assert await activate(releases[1]) == await commit() == [True, True, False]
+        assert await activate(releases[2]) == [True, True, True]  # what may be gone back to has one, too
+        assert await commit() == [False, True, True]
+        assert await activate(releases[0]) == [True, True, True]
+        assert await commit() == [True, False, True]
+        assert await device.ask("tiny") == "base one"
+
+
+async def test_what_arrived_of_a_release_that_was_given_up_is_deleted(world, base, tmp_path):
+    big = world.release("tiny", "2.0.0", {"says": "big"}, padding=3 << 20)
+    async with device_of(world, tmp_path / "d") as device:
+        partial = device.store.partial(big.manifest.files[0].sha256)
+        await device.activator.desire(world.desire(base))
+        await device.activator.step()
+        device.source.cuts = [len(device.source.reads) + 12]
+        await device.activator.desire(world.desire(big))
+        await device.activator.step()
+        assert partial.exists()
+        await device.activator.desire(world.desire(base))
+        await device.activator.step()
+        assert not partial.exists()
 
 
 async def test_what_the_director_no_longer_wants_is_withdrawn(world, base, tmp_path):

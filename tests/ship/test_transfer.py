@@ -1,6 +1,8 @@
 """Blobs through bad links and past bad sources."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,8 @@ from models.digest import CHUNK_SIZE, Digest
 from models.errors import DigestMismatch, InvalidManifest
 from models.manifest import Kind, Manifest
 from models.store import BlobStore, describe_file, read_release, verify_release, write_release
-from sync.errors import EndlessData, LinkDown
-from sync.transfer import fetch_blob
+from sync.errors import EndlessData, LinkDown, StoreFull
+from sync.transfer import RESERVE, fetch_blob, require_room
 
 DATA = os.urandom(3 * CHUNK_SIZE + 12_345)
 
@@ -94,6 +96,48 @@ async def test_an_empty_file_arrives(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     file = describe_file(tmp_path / "empty", "labels.json")
     assert (await fetch_blob(file, BlobStore(tmp_path / "store"), Source())).read_bytes() == b""
+
+
+async def test_a_transfer_leaves_the_reserve_free(tmp_path, file):
+    disk = {"free": RESERVE + file.size - 1}
+    store, source = BlobStore(tmp_path / "store", lambda folder: disk["free"]), Source()
+    with pytest.raises(StoreFull, match="3 MiB to fetch and 256 MiB to stay free; the disk has 259 MiB"):
+        require_room([file, file], store)
+    with pytest.raises(StoreFull):
+        await fetch_blob(file, store, source)
+    assert source.offsets == []
+    disk["free"] += 1
+    require_room([file, file], store)  # the same bytes are kept once
+    read = source.read
+
+    async def read_while_others_write(*where: object) -> bytes:
+        disk["free"] = RESERVE
+        return await read(*where)
+
+    source.read = read_while_others_write
+    with pytest.raises(StoreFull):
+        await fetch_blob(file, store, source)
+    assert store.partial(file.sha256).stat().st_size == CHUNK_SIZE
+    disk["free"] = RESERVE + file.size - CHUNK_SIZE
+    require_room([file], store)  # what arrived is there already
+    source.read = read
+    await fetch_blob(file, store, source)
+    disk["free"] = 0
+    require_room([file], store)
+    store.remove(file.sha256)
+    store.remove(file.sha256)
+    assert not store.has(file.sha256)
+
+
+async def test_a_disk_that_is_full_all_the_same_gets_its_room_back(tmp_path, file):
+    class Full(BlobStore):
+        def adopt(self, digest: Digest) -> Path:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    store = Full(tmp_path / "store")
+    with pytest.raises(StoreFull):
+        await fetch_blob(file, store, Source())
+    assert not store.partial(file.sha256).exists()
 
 
 def test_a_release_folder_that_was_touched_is_refused(tmp_path, file):
