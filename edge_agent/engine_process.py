@@ -39,6 +39,8 @@ PATIENCE = 15.0
 """Seconds that a request waits for a restart before it is refused."""
 GRACE = 5.0
 """Seconds that a child gets to end by itself."""
+SLOW_DISK = 20e6
+"""Bytes a second that any disk reads; more time than that takes is no reason to kill a child that loads."""
 GLANCES = 4
 """How often a silent child is looked at before it is killed."""
 
@@ -322,9 +324,15 @@ class _Child:
         return cls(process, reader, writer)
 
     async def load(self, model: Path, settings: EngineSettings) -> ModelFacts:
-        """Have the model loaded. Raises ``EngineError``."""
+        """Have the model loaded. Raises ``EngineError``; kills a child that takes too long."""
+        limit = settings.load_seconds + (await asyncio.to_thread(model.stat)).st_size / SLOW_DISK
         self.writer.write(wire.frame({"load": {"model": str(model), "settings": asdict(settings)}}))
-        message = await self.receive()
+        try:
+            async with asyncio.timeout(limit):
+                message = await self.receive()
+        except TimeoutError as error:
+            self.process.kill()
+            raise EngineCrashed(f"the engine had not loaded {model.name} after {limit:.0f} s") from error
         if message is None:
             await self.end()
             raise EngineCrashed(f"the engine's process ended while loading {model.name}: {self.reason}")

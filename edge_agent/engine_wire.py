@@ -48,6 +48,8 @@ class EngineSettings:
 
     ``silence_seconds``: how long a process that owes an answer may say nothing before it is taken for hung
     and replaced. It speaks after every step, so a step has to fit in, and so has loading an adapter.
+    ``load_seconds``: how long it may take to load a model, besides a second for each 20 MB of its file, as
+    slow flash reads it.
     """
 
     threads: int = 0
@@ -55,6 +57,7 @@ class EngineSettings:
     max_sequences: int = 8  # answered at once, for the base and for each adapter
     batch_tokens: int = 256  # computed in one step
     silence_seconds: float = 60.0
+    load_seconds: float = 120.0
 
 
 def frame(message: Mapping[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf_bytes import build
 
 from edge_agent.engine_process import EngineProcess, EngineSettings
 from edge_agent.errors import EngineCrashed
@@ -122,6 +123,21 @@ async def test_a_child_that_hangs_is_replaced_and_one_that_works_is_not(
         assert engine.pid != hung and not alive(hung)
     finally:
         await engine.close()
+
+
+async def test_a_child_that_hangs_while_it_loads_is_killed(tmp_path: Path) -> None:
+    small = tmp_path / "small.gguf"
+    small.write_bytes(build({"general.architecture": "llama"}))
+    before = children()
+    starting = asyncio.create_task(EngineProcess.start(small, replace(SMALL, load_seconds=1.0)))
+    async with asyncio.timeout(10):
+        while children() == before:  # noqa: ASYNC110 - nothing tells of a new process
+            await asyncio.sleep(0.005)
+        (hung,) = set(children().split()) - set(before.split())
+        os.kill(int(hung), signal.SIGSTOP)
+        with pytest.raises(EngineCrashed, match=r"had not loaded small\.gguf after 1 s"):
+            await starting
+    assert not alive(int(hung))
 
 
 async def test_leaving_the_iterator_cancels(
