@@ -89,6 +89,8 @@ def tick(connection: Connection, now: float) -> list[Desired]:
             )
     changed = []
     for row in rows:
+        if "desired" in row.unreadable:
+            continue  # its next version has to follow the one that cannot be read
         here = [each for each in rollouts if each.group == row.group]
         wanted = rollout.desired(row.id, here, row.desired, now)
         if wanted is not None:

@@ -7,6 +7,7 @@ Every function takes the connection of its caller's transaction. Refuses to deci
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
@@ -18,12 +19,18 @@ from cloud_hub.rollout import Rollout, RolloutState, Step
 from cloud_hub.routing import Upstream
 from models.digest import Digest
 from models.manifest import Kind, Manifest
-from sync.protocol import Assignment, Desired, ProbationTerms, Reported, Status
+from sync.errors import InvalidMessage
+from sync.protocol import Assignment, Desired, Message, ProbationTerms, Reported, Status
+
+M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
-    """A device as the hub knows it. Times are seconds since the epoch by the hub's clock."""
+    """A device as the hub knows it. Times are seconds since the epoch by the hub's clock.
+
+    ``unreadable`` names the stored messages that this program cannot read; they stand as None.
+    """
 
     id: str
     group: str
@@ -34,6 +41,7 @@ class DeviceRow:
     reported: Reported | None
     status: Status | None
     heard_at: float | None
+    unreadable: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +144,16 @@ def set_desired(connection: Connection, desired: Desired) -> None:
 
 
 def set_reported(connection: Connection, reported: Reported, now: float | None) -> None:
-    """Store what a device says it runs. ``now`` is None for a retained message: it proves no life."""
-    _heard(connection, reported.device, now, reported=reported.to_bytes())
+    """Store what a device says it runs. ``now`` is None for a retained message: it proves no life.
+
+    Raises ``InvalidMessage`` for what could not be read again.
+    """
+    _heard(connection, reported.device, now, reported=_readable(reported))
 
 
 def set_status(connection: Connection, status: Status, now: float | None) -> None:
-    """Store a birth or a will. ``now`` is None for a retained message."""
-    _heard(connection, status.device, now, status=status.to_bytes())
+    """Store a birth or a will. ``now`` is None for a retained message. Raises ``InvalidMessage``."""
+    _heard(connection, status.device, now, status=_readable(status))
 
 
 def add_release(connection: Connection, digest: Digest, data: bytes, now: float) -> None:
@@ -310,17 +321,36 @@ def _heard(connection: Connection, device: str, now: float | None, **values: byt
     connection.execute(update(DEVICES).where(DEVICES.c.id == device).values(**values, **heard))
 
 
+def _readable(message: Message) -> bytes:
+    """Canonical bytes, which can be longer than what arrived (``1e20`` has 21 digits): still a message."""
+    data = message.to_bytes()
+    type(message).from_bytes(data)
+    return data
+
+
 def _device(row: RowMapping) -> DeviceRow:
+    unreadable: set[str] = set()
+
+    def stored(kind: type[M]) -> M | None:
+        column = kind.__name__.lower()
+        try:
+            return kind.from_bytes(row[column]) if row[column] else None
+        except InvalidMessage:  # one row must not keep the hub from all the others
+            unreadable.add(column)
+            return None
+
+    desired, reported, status = stored(Desired), stored(Reported), stored(Status)
     return DeviceRow(
         id=row["id"],
         group=row["group_name"],
         public_key=Ed25519PublicKey.from_public_bytes(row["public_key"]),
         enrolled_at=row["enrolled_at"],
         revoked_at=row["revoked_at"],
-        desired=Desired.from_bytes(row["desired"]) if row["desired"] else None,
-        reported=Reported.from_bytes(row["reported"]) if row["reported"] else None,
-        status=Status.from_bytes(row["status"]) if row["status"] else None,
+        desired=desired,
+        reported=reported,
+        status=status,
         heard_at=row["heard_at"],
+        unreadable=frozenset(unreadable),
     )
 
 

@@ -102,7 +102,9 @@ def device_facts(
         "id": row.id,
         "group": row.group,
         "presence": verdict.presence.value,
-        "why": verdict.why,
+        "why": f"stored but unreadable: {', '.join(sorted(row.unreadable))}"
+        if row.unreadable
+        else verdict.why,
         "enrolled_at": row.enrolled_at,
         "heard_at": row.heard_at,
         "desired_version": wanted,

@@ -13,11 +13,12 @@ from cloud_hub.access import Role
 from cloud_hub.database import AUDIT_RING, Database
 from cloud_hub.errors import InvalidToken, NotFound, Refused, StorageFailed, WrongUse
 from cloud_hub.ingest import Contradiction, audit_rows, evidence_rows, export_trail, ingest
+from cloud_hub.view import device_facts
 from models.digest import Digest
 from models.manifest import Manifest
 from sync.audit import TOMBSTONE, Checkpoint, Frontier, Leaf, leaf_hash, origin_of
-from sync.errors import BadSignature
-from sync.protocol import AuditRecord, AuditSegment, IngestReceipt, ProbationTerms
+from sync.errors import BadSignature, InvalidMessage
+from sync.protocol import AuditRecord, AuditSegment, IngestReceipt, ProbationTerms, Reported
 from sync.signing import open_envelope, sign
 from sync.verify import verify_trail
 
@@ -169,6 +170,37 @@ def test_rollouts_survive_their_rows_and_move_desired_states(database: Database)
         assert [each.assignments for each in control.tick(connection, 5.0)] == [(), ()]
         with pytest.raises(NotFound):
             registry.find_release(connection, "m@9.9.9")
+
+
+def saying(device: str, **facts: object) -> Reported:
+    return Reported(
+        device=device, session="s", sequence=1, desired_version=0, releases=(), facts=facts, at=1.0
+    )
+
+
+def test_a_report_that_could_not_be_read_again_is_refused_and_such_a_row_costs_one_device(
+    database: Database,
+) -> None:
+    with database.write() as connection:
+        for name in ("a", "b"):
+            key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+            registry.add_device(connection, name, "g", key, 1.0)
+        release(connection, "1.0.0")
+        control.start_rollout(connection, "m@1.0.0", "g", (1.0,), ProbationTerms(), 1.0)
+    arrived = (
+        b'{"device":"a","session":"s","sequence":1,"desired_version":0,"releases":[],"at":1,"facts":{"n":['
+    )
+    long = Reported.from_bytes(arrived + b",".join([b"1e20"] * 15_000) + b"]}}")
+    with pytest.raises(InvalidMessage), database.write() as connection:
+        registry.set_reported(connection, long, 2.0)
+    with database.write() as connection:
+        registry.set_reported(connection, saying("b", version="1"), 2.0)
+        broken = registry.DEVICES.update().where(registry.DEVICES.c.id == "a")
+        connection.execute(broken.values(reported=b"{", desired=b"{", desired_version=7))
+        assert [each.device for each in control.tick(connection, 3.0)] == ["b"]
+        one, other = registry.devices(connection)
+        assert one.unreadable == {"reported", "desired"} and not other.unreadable
+        assert "unreadable: desired, reported" in device_facts(one, [], 3.0, 60.0)["why"]
 
 
 class Log:
