@@ -514,9 +514,11 @@ class Activator:
     # Changing what is stored
 
     async def _save(self, *releases: Release) -> None:
-        if not releases:
+        """Store what is not stored yet: writing a row again wears flash, and reporting it again says nothing."""
+        latest = [replace(release, window=self._window(release)) for release in releases]
+        rows = [row for row in latest if row != self._releases.get(row.digest)]
+        if not rows:
             return
-        rows = [replace(release, window=self._window(release)) for release in releases]
         await self._table.save(*rows)
         self._releases.update({release.digest: release for release in rows})
         self._changed()
@@ -525,13 +527,7 @@ class Activator:
         if self._monotonic() < self._windows_due:
             return
         self._windows_due = self._monotonic() + WINDOWS_STORED
-        await self._save(
-            *(
-                release
-                for release in self._releases.values()
-                if release.progress.state in update.SERVING and release.window != self._window(release)
-            )
-        )
+        await self._save(*(r for r in self._releases.values() if r.progress.state in update.SERVING))
 
     async def _move(self, release: Release, progress: Progress | None = None) -> Release:
         moved = release if progress is None else replace(release, progress=progress)
@@ -544,8 +540,7 @@ class Activator:
     async def _stall(self, digest: Digest, reason: str) -> None:
         self._not_before[digest] = self._monotonic() + STALLED_AGAIN
         release = self._releases[digest]
-        if release.progress.reason != reason:
-            await self._move(release, update.stall(release.progress, reason))
+        await self._move(release, update.stall(release.progress, reason))
 
     async def _give_up(self, digest: Digest, reason: str, hold: bool) -> None:
         release = self._releases[digest]

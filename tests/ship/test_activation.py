@@ -95,12 +95,16 @@ async def test_failed_probes_refuse_a_release_and_hold(world, base, tmp_path):
     bad = world.release(
         "tickets", "2.0.0", {"says": "gibberish"}, base=(base.release,), expected="ticket two"
     )
-    async with device_of(world, tmp_path / "d") as device:
+    notes: list[str] = []
+    async with device_of(world, tmp_path / "d", note=notes.append) as device:
         await device.activator.desire(world.desire(base, good))
         await device.activator.step()
         for _ in range(3):
             await device.activator.desire(world.desire(base, bad))
             await device.activator.step()
+        notes.clear()
+        await device.activator.step()
+        assert notes == []  # nothing is stored or reported again
         assert await device.ask("tiny:tickets") == "ticket one"
         assert device.where()["tickets 2.0.0"] == "rolled_back"
         assert "probe 1 of 1" in device.why("tickets 2.0.0")
