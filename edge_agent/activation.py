@@ -514,7 +514,7 @@ class Activator:
     # Changing what is stored
 
     async def _save(self, *releases: Release) -> None:
-        """Store what is not stored yet: writing a row again wears flash, and reporting it again says nothing."""
+        """Store what is not stored yet: the same row again would wear flash, and its report say nothing."""
         latest = [replace(release, window=self._window(release)) for release in releases]
         rows = [row for row in latest if row != self._releases.get(row.digest)]
         if not rows:

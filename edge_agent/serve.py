@@ -20,23 +20,19 @@ from models.digest import Digest
 from models.grammar import json_schema_to_grammar
 from models.manifest import MANIFEST_FILE, Kind, Manifest
 from models.prompts import ChatTemplate
-from models.store import verify_release
+from models.store import read_release, verify_files
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A name, and the weights to serve under it; ``manifest`` when they came as a release folder."""
+    """A name, and the weights to serve under it; with manifest and identity when they are of a release."""
 
     name: str
     weights: Path
-    manifest: Manifest | None
-
-    @property
-    def release(self) -> Digest | None:
-        """The identity of the release, None for a bare file."""
-        return None if self.manifest is None else self.manifest.digest
+    manifest: Manifest | None = None
+    release: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +82,16 @@ def _source(flag: str, text: str, kind: Kind) -> Source:
     if path.is_file():
         if path.suffix.lower() == ".onnx":
             raise WrongUse(f"{flag} {text!r}: ONNX is not served by this version; a GGUF file is")
-        return Source(name, path, None)
+        return Source(name, path)
     if not path.exists():
         raise WrongUse(f"{flag} {text!r}: there is no {path}")
     if not (path / MANIFEST_FILE).is_file():
         raise WrongUse(f"{flag} {text!r}: neither a GGUF file nor a folder with {MANIFEST_FILE}")
-    manifest = verify_release(path)
+    manifest, data = read_release(path)
+    verify_files(path, manifest)
     if manifest.kind is not kind:
         raise UnfitRelease(f"{flag} {text!r}: the release is of kind {manifest.kind}, not {kind}")
-    return Source(name, path / weights_of(manifest).path, manifest)
+    return Source(name, path / weights_of(manifest).path, manifest, Digest.of(data))
 
 
 def _check_pair(base: Source, adapter: Source) -> None:

@@ -207,9 +207,14 @@ def read_release(folder: Path) -> tuple[Manifest, bytes]:
 def verify_release(folder: Path) -> Manifest:
     """Hash every file of a release folder. Raises ``DigestMismatch`` or ``InvalidManifest``."""
     manifest, _ = read_release(folder)
+    verify_files(folder, manifest)
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Hash every file of ``manifest`` in ``folder``. Raises ``DigestMismatch`` or ``InvalidManifest``."""
     for file in manifest.files:
         _check(file, folder.absolute() / file.path)
-    return manifest
 
 
 def _check(file: File, path: Path) -> None:

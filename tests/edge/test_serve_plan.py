@@ -7,9 +7,10 @@ import pytest
 from edge_agent.errors import CannotListen, NotLoopback, UnfitRelease, WrongUse
 from edge_agent.serve import read_plan
 from edge_agent.server import listen
+from models import canonical
 from models.digest import Digest
 from models.errors import DigestMismatch
-from models.manifest import AdapterFacts, Kind, Manifest
+from models.manifest import MANIFEST_FILE, AdapterFacts, Kind, Manifest
 from models.store import describe_file, write_release
 
 
@@ -41,6 +42,16 @@ def test_release_folders_are_verified_and_fit_together(tmp_path: Path) -> None:
     plan = read_plan([f"smol={tmp_path}/smol"], [f"tickets={tmp_path}/tickets"])
     assert (plan.models[0].release, plan.adapters[0][0], plan.adapters[0][1].release) == (base, "smol", rider)
     assert plan.models[0].weights == tmp_path / "smol" / "model.gguf"
+
+
+def test_a_release_is_known_by_the_bytes_that_its_maker_wrote(tmp_path: Path) -> None:
+    release(tmp_path / "smol", Kind.MODEL)
+    written = tmp_path / "smol" / MANIFEST_FILE
+    written.write_bytes(
+        canonical.encode({**canonical.decode(written.read_bytes()), "from_a_later": "version"})
+    )
+    plan = read_plan([f"smol={tmp_path}/smol"], [])
+    assert plan.models[0].release == Digest.of(written.read_bytes())
 
 
 def test_a_release_that_does_not_hold_is_refused(tmp_path: Path) -> None:
