@@ -306,7 +306,8 @@ def _load(data: bytes, kind: type[S], path: Path) -> Metadata[S]:
     try:
         metadata = Metadata[S].from_bytes(data)
     except (DeserializationError, RepositoryError) as error:
-        raise UntrustedRelease(f"{path} is no {name} that outpost-hub keys init made: {error}") from error
+        carried = " that outpost-hub keys init made" if name in CARRIED else ""
+        raise UntrustedRelease(f"{path} is no {name}{carried}: {error}") from error
     if not isinstance(metadata.signed, kind):
         raise UntrustedRelease(f"{path} holds {metadata.signed.type} metadata; a {name} is expected")
     return metadata

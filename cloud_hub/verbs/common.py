@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -38,6 +39,22 @@ def json_option(function: F) -> F:
 def emit(as_json: bool, value: dict[str, Any], text: str) -> None:
     """Print the result, as JSON or for people."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+class _Positive(click.FloatRange):
+    """A number above 0. NaN compares with nothing, so a range alone would take it."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no length of time.", param, ctx)
+        return number
+
+
+POSITIVE = _Positive()
 
 
 def counted(number: int, noun: str) -> str:

@@ -7,7 +7,7 @@ import click
 
 from cloud_hub import access, registry
 from cloud_hub.home import Home
-from cloud_hub.verbs.common import database, emit, home_option, json_option, seconds
+from cloud_hub.verbs.common import POSITIVE, database, emit, home_option, json_option, seconds
 from models.digest import Digest
 from models.store import write_durably
 from sync.identity import EnrolmentToken, certificate_digest
@@ -21,7 +21,7 @@ def device() -> None:
 @device.command()
 @home_option
 @click.option("--group", required=True, help="The group that the device joins.")
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=24.0, show_default=True)
+@click.option("--hours", type=POSITIVE, default=24.0, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the token to a file.")
 @json_option
 def token(home: Home, group: str, hours: float, out: Path | None, as_json: bool) -> None:

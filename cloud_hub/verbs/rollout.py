@@ -6,7 +6,7 @@ from cloud_hub import registry
 from cloud_hub import rollout as decide
 from cloud_hub.control import rollout_facts, start_rollout, steer_rollout
 from cloud_hub.home import Home
-from cloud_hub.verbs.common import counted, database, emit, home_option, json_option, seconds, table
+from cloud_hub.verbs.common import POSITIVE, counted, database, emit, home_option, json_option, seconds, table
 from sync.protocol import ProbationTerms
 
 DEFAULTS = ProbationTerms()
@@ -31,7 +31,7 @@ def rollout() -> None:
 )
 @click.option(
     "--probation-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     default=DEFAULTS.max_seconds,
     show_default=True,
     help="Time after which a device commits with less traffic.",

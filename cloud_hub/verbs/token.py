@@ -8,7 +8,7 @@ from sqlalchemy import select
 from cloud_hub import access
 from cloud_hub.database import TOKENS
 from cloud_hub.home import Home
-from cloud_hub.verbs.common import age, database, emit, home_option, json_option, seconds, table
+from cloud_hub.verbs.common import POSITIVE, age, database, emit, home_option, json_option, seconds, table
 
 
 @click.group()
@@ -20,7 +20,7 @@ def token() -> None:
 @home_option
 @click.option("--role", type=click.Choice([role.value for role in access.Role]), required=True)
 @click.option("--name", default="", help="Who or what it is for.")
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), help="Life in days.  [no end]")
+@click.option("--days", type=POSITIVE, help="Life in days.  [no end]")
 @json_option
 def create(home: Home, role: str, name: str, days: float | None, as_json: bool) -> None:
     """Create a token. It is shown once."""

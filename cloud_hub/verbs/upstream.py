@@ -37,6 +37,9 @@ def add(
     as_json: bool,
 ) -> None:
     """Add an upstream, or replace the one of that name."""
+    for option, value in (("--name", name), ("--model", model)):
+        if not value.strip():
+            raise WrongUse(f"{option}: must not be empty")
     _demand_address(url)
     if key_file is not None:
         _demand_key(key_file)

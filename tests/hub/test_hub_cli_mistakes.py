@@ -128,12 +128,22 @@ def test_a_host_that_fits_no_certificate_is_named(made: Path, tmp_path: Path, op
         "upstream add --name n --model m --url http://[half",
         "upstream add --name n --model m --url http://here:port",
         "upstream add --name n --model m --url here",
+        "device token --group g --hours nan",
+        "token create --role viewer --days inf",
+        "rollout create --release x@1.0.0 --group g --probation-seconds nan",
     ],
 )
-def test_an_address_that_is_none_is_named(made: Path, arguments: str) -> None:
+def test_an_address_or_a_time_that_is_none_is_named(made: Path, arguments: str) -> None:
     verb, _, address = arguments.rpartition(" ")
     said = refused(*arguments.split(), "--home", made / "home", code=(2,))
     assert verb.rpartition(" ")[2] in said and address in said
+
+
+@pytest.mark.parametrize("option", ["--name", "--model"])
+def test_an_upstream_has_a_name_and_a_model(made: Path, option: str) -> None:
+    given = {"--name": "n", "--model": "m", "--url": "http://here", "--home": made / "home", option: ""}
+    said = refused("upstream", "add", *(each for pair in given.items() for each in pair), code=(2,))
+    assert said == f"Error: {option}: must not be empty"
 
 
 @pytest.mark.parametrize("group", ["", " ", "line-1 ", "li\nne"])
