@@ -15,7 +15,7 @@ from cloud_hub.database import Database
 from cloud_hub.errors import HubError
 from cloud_hub.ingest import Contradiction, ingest
 from models.digest import Digest
-from sync.errors import BlobMissing, InvalidMessage, LinkDown
+from sync.errors import BlobMissing, InvalidMessage, SyncError
 from sync.link import Incoming, Link, serve_blobs
 from sync.protocol import (
     AUDIT_RECEIPT,
@@ -68,7 +68,7 @@ class Director:
             try:
                 await self._database.writing(lambda connection: control.tick(connection, self._now()))
                 await self._publish()
-            except (HubError, LinkDown) as error:
+            except (HubError, SyncError, OSError) as error:
                 log.warning("director: %s", error)
             await asyncio.sleep(BEAT)
 

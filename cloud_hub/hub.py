@@ -21,11 +21,13 @@ from cloud_hub.broker_child import broker, write_config
 from cloud_hub.database import Database
 from cloud_hub.director import BEAT, Director
 from cloud_hub.enrolment import Enroller, anchor, public_director
+from cloud_hub.errors import HubError
 from cloud_hub.gateway import Gateway
 from cloud_hub.home import Home, Settings
 from cloud_hub.listeners import Listener, listen
 from cloud_hub.live import Fragments, Live
 from cloud_hub.snapshot import read_rows
+from sync.errors import SyncError
 from sync.identity import EnrolReply, EnrolRequest, device_tls_context, server_tls_context
 from sync.link import Link, LinkSettings
 from sync.protocol import HUB
@@ -34,6 +36,8 @@ log = logging.getLogger("outpost.hub")
 
 REFRESH_SECONDS = 600.0
 """How often the online metadata's age is looked at."""
+RETRY_SECONDS = 5.0
+"""How long to wait after that failed."""
 
 UPSTREAM_TIMEOUT = httpx.Timeout(connect=5.0, read=600.0, write=30.0, pool=30.0)
 
@@ -106,9 +110,7 @@ async def run(
             _listening(home, settings, {"people": people_app, "devices": device_app}, tap, stack)
         )
         await stack.enter_async_context(link)
-        await stack.enter_async_context(
-            _looping(stop, director.run(), live.run(), _refresh(home, clocks.now))
-        )
+        await stack.enter_async_context(_looping(stop, director.run(), live.run(), refresh(home, clocks.now)))
         ready(
             {
                 "console": f"{hub_url}/console",
@@ -183,17 +185,25 @@ async def _looping(stop: asyncio.Event, *loops: Any) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _refresh(home: Home, now: Callable[[], float]) -> None:
-    """Keep the online metadata fresh, so that devices can tell a sleeping hub from a frozen one."""
+async def refresh(home: Home, now: Callable[[], float], retry: float = RETRY_SECONDS) -> None:
+    """Keep the online metadata fresh, so that devices can tell a sleeping hub from a frozen one.
 
-    def refresh() -> bool:
+    A failure is logged and tried again after ``retry`` seconds: metadata outlives a fault of the disk.
+    """
+
+    def sign() -> bool:
         with home.repository_lock():
             return home.repository.refresh_timestamp(datetime.fromtimestamp(now(), UTC))
 
     while True:
-        if await asyncio.to_thread(refresh):
-            log.info("the repository's timestamp is signed anew")
-        await asyncio.sleep(REFRESH_SECONDS)
+        wait = REFRESH_SECONDS
+        try:
+            if await asyncio.to_thread(sign):
+                log.info("the repository's timestamp is signed anew")
+        except (HubError, SyncError, OSError) as error:
+            log.warning("refresh of the repository's timestamp: %s", error)
+            wait = retry
+        await asyncio.sleep(wait)
 
 
 async def _read_key(path: str) -> str:

@@ -2,7 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+from cloud_hub.errors import HubError
+
+log = logging.getLogger("outpost.live")
 
 Fragments = Mapping[str, str]
 """HTML by the name of the event that replaces it."""
@@ -50,7 +55,7 @@ class Live:
         return await self._render()
 
     async def run(self) -> None:
-        """Render and tell viewers until cancelled."""
+        """Render and tell viewers until cancelled. A failure is logged and the next beat tries again."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._beat)
@@ -58,7 +63,11 @@ class Live:
             if not self._viewers:
                 self._latest = {}
                 continue
-            fragments = await self._render()
+            try:
+                fragments = await self._render()
+            except (HubError, OSError) as error:
+                log.warning("live: %s", error)
+                continue
             changed = {name: html for name, html in fragments.items() if self._latest.get(name) != html}
             self._latest = dict(fragments)
             for viewer in self._viewers if changed else ():
