@@ -3,11 +3,10 @@
 import random
 
 import pytest
+import torch
 
 from compile.finetune import Example, _batches, _schedule, finetune, write_fixed
 from compile.recipe import FineTune
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def compile_releases(story: Story, recipe: Path, following: Path, work: Path, ca
             adapter,
             _manifest(next_folder),
             first,
-            [ticket["text"] for ticket in first["tickets"]],
+            _tickets(adapter, first),
             _figures(first, second),
         )
 
@@ -404,6 +404,12 @@ def _chosen(report: dict[str, Any]) -> dict[str, Any]:
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]
+
+
+def _tickets(adapter: Manifest, report: dict[str, Any]) -> list[str]:
+    """Tickets that were not trained on: those of the adapter's probes first, then the rest of the test split."""
+    known = [probe.messages[-1]["content"] for probe in adapter.probes]
+    return known + [one["text"] for one in report["tickets"] if one["text"] not in known]
 
 
 def _figures(first: dict[str, Any], second: dict[str, Any]) -> dict[str, str]:
