@@ -3,6 +3,7 @@
 Owns the transactions around a decision. Refuses to talk to devices: what is to be said is returned.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -99,13 +100,15 @@ def tick(connection: Connection, now: float) -> list[Desired]:
     return changed
 
 
-def decision_devices(rows: list[DeviceRow]) -> list[rollout.Device]:
-    """What the decision needs of each row: reports by release digest."""
+def decision_devices(rows: Sequence[DeviceRow]) -> list[rollout.Device]:
+    """What the decision needs of each row."""
     return [
         rollout.Device(
             row.id,
             row.group,
             {each.release: each for each in row.reported.releases} if row.reported else {},
+            row.desired,
+            row.reported.desired_version if row.reported else 0,
         )
         for row in rows
     ]

@@ -16,9 +16,6 @@ from models.digest import Digest
 from models.manifest import Kind
 from sync.protocol import Assignment, Desired, ProbationTerms, ReleaseReport, State
 
-SETTLED = frozenset({State.COMMITTED, State.SUPERSEDED})
-"""States in which a device no longer holds its wave back."""
-
 
 class RolloutState(StrEnum):
     """Where a rollout stands."""
@@ -29,6 +26,10 @@ class RolloutState(StrEnum):
     COMPLETED = "completed"
     SUPERSEDED = "superseded"  # a later rollout of the same slot and group took over
     ABORTED = "aborted"  # its devices go back to what they had
+
+
+UNFINISHED = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.HALTED)
+"""States of a rollout that somebody may still have to look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,14 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a decision needs to know of one device: its group, and its last report by release."""
+    """What a decision needs to know of one device: its group, its last report by release, the desired
+    state that it was given last, and the version of the one that its report answers."""
 
     id: str
     group: str
     releases: Mapping[Digest, ReleaseReport] = field(default_factory=dict)
+    desired: Desired | None = None
+    reported_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def advance(rollout: Rollout, devices: Iterable[Device]) -> Step | None:
     failure = _failure(rollout, group)
     if failure is not None:
         return Step(RolloutState.HALTED, rollout.open_waves, reason=failure)
-    if all(_settled(rollout, group[member]) for member in rollout.members if member in group):
+    if all(settled(rollout, group[member]) for member in rollout.members if member in group):
         if rollout.open_waves == len(rollout.waves) and rollout.members:
             late = _admit(rollout, group, rollout.open_waves)
             state = RolloutState.RUNNING if late else RolloutState.COMPLETED
@@ -146,11 +150,10 @@ def abort(rollout: Rollout) -> Rollout:
 
 def superseded_by(new: Rollout, rollouts: Iterable[Rollout]) -> tuple[int, ...]:
     """The unfinished rollouts that stop advancing because ``new`` fills the same slot of its group."""
-    unfinished = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.HALTED)
     return tuple(
         old.id
         for old in rollouts
-        if old.id != new.id and (old.slot, old.group) == (new.slot, new.group) and old.state in unfinished
+        if old.id != new.id and (old.slot, old.group) == (new.slot, new.group) and old.state in UNFINISHED
     )
 
 
@@ -182,6 +185,28 @@ def desired(device: str, rollouts: Sequence[Rollout], previous: Desired | None, 
     )
 
 
+def settled(rollout: Rollout, device: Device) -> bool:
+    """Whether a member no longer holds its wave back.
+
+    Of an older release a device may still say how it once ended. So while a rollout is unfinished, only a
+    commit counts that is reported under the desired state in which the device was given the release.
+    """
+    if device.id in rollout.excused:
+        return True
+    report = device.releases.get(rollout.assignment.release)
+    if report is None:
+        return False
+    if rollout.state not in UNFINISHED:
+        return report.state in (State.COMMITTED, State.SUPERSEDED)
+    told = device.desired
+    return (
+        report.state is State.COMMITTED
+        and told is not None
+        and rollout.assignment in told.assignments
+        and device.reported_version >= told.version
+    )
+
+
 def _admit(rollout: Rollout, group: Mapping[str, Device], opened: int) -> dict[str, int]:
     """Devices to admit so that the members fill the opened waves, in the release's stable order."""
     if opened == 0:
@@ -207,11 +232,6 @@ def _rolled_back(rollout: Rollout, device: Device) -> str | None:
     if report is None or report.state is not State.ROLLED_BACK:
         return None
     return report.reason or "rolled back, without a reason"
-
-
-def _settled(rollout: Rollout, device: Device) -> bool:
-    report = device.releases.get(rollout.assignment.release)
-    return device.id in rollout.excused or (report is not None and report.state in SETTLED)
 
 
 def _with_state(rollout: Rollout, state: RolloutState, excused: frozenset[str]) -> Rollout:

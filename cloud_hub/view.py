@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloud_hub import fleet
-from cloud_hub.control import rollout_facts
+from cloud_hub.control import decision_devices, rollout_facts
 from cloud_hub.registry import DeviceRow, ReleaseRow
-from cloud_hub.rollout import SETTLED, Rollout, RolloutState
+from cloud_hub.rollout import UNFINISHED, Device, Rollout, RolloutState, settled
 from sync.protocol import ReleaseReport, State
-
-OPEN = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.HALTED)
-"""States of a rollout that somebody may still have to look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +50,12 @@ class Rows:
 def picture(rows: Rows, now: float, stale_after: float) -> dict[str, Any]:
     """``{"devices", "releases", "rollouts", "audit", "summary"}``. Times: seconds since the epoch."""
     devices = [device_facts(row, rows.audits, now, stale_after) for row in rows.devices]
-    reports = {
-        row.id: {each.release: each for each in row.reported.releases} if row.reported else {}
-        for row in rows.devices
-    }
+    known = {each.id: each for each in decision_devices(rows.devices)}
     audit = [_audit(row, rows) for row in rows.devices]
     return {
         "devices": devices,
         "releases": [_release(row, devices) for row in rows.releases],
-        "rollouts": [_progress(each, reports, devices) for each in reversed(rows.rollouts)],
+        "rollouts": [_progress(each, known, devices) for each in reversed(rows.rollouts)],
         "audit": audit,
         "evidence": [
             {
@@ -80,7 +74,7 @@ def picture(rows: Rows, now: float, stale_after: float) -> dict[str, Any]:
             },
             "rollbacks": sum(len(device["rollbacks"]) for device in devices),
             "moving": sum(bool(device["moving"]) for device in devices),
-            "active_rollouts": sum(each.state in OPEN for each in rows.rollouts),
+            "active_rollouts": sum(each.state in UNFINISHED for each in rows.rollouts),
             "halted": sum(each.state is RolloutState.HALTED for each in rows.rollouts),
             "audit_waiting": sum(each["written"] - each["committed"] for each in audit),
             "audit_records": sum(each.size for each in rows.audits),
@@ -156,7 +150,7 @@ def _release(row: ReleaseRow, devices: Sequence[Mapping[str, Any]]) -> dict[str,
 
 def _progress(
     each: Rollout,
-    reports: Mapping[str, Mapping[Any, ReleaseReport]],
+    known: Mapping[str, Device],
     devices: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     facts = rollout_facts(each)
@@ -164,21 +158,21 @@ def _progress(
     states: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for member in sorted(each.members):
-        report = reports.get(member, {}).get(each.assignment.release)
+        report = known[member].releases.get(each.assignment.release) if member in known else None
         states[member] = report.state.value if report else "told"
         if report is not None and report.state is State.ROLLED_BACK:
             reasons[member] = report.reason or "no reason given"
-    settled = sum(state in {str(known) for known in SETTLED} for state in states.values())
+    done = sum(settled(each, known[member]) for member in known.keys() & states.keys() - reasons.keys())
     rolled_back = len(reasons)
     return {
         **facts,
         "states": states,
         "reasons": reasons,
-        "open": each.state in OPEN,
+        "open": each.state in UNFINISHED,
         "group_size": max(group, len(states)),
-        "settled": settled,
+        "settled": done,
         "rolled_back": rolled_back,
-        "under_way": len(states) - settled - rolled_back,
+        "under_way": len(states) - done - rolled_back,
     }
 
 

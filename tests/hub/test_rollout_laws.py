@@ -26,12 +26,16 @@ def make(number: int = 1, waves: tuple[float, ...] = (0.1, 0.5, 1.0), **changes:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def saying(name: str, state: State | None, of: Rollout, reason: str | None = None) -> Device:
+def saying(
+    name: str, state: State | None, of: Rollout, reason: str | None = None, told: int = 1, under: int = 1
+) -> Device:
+    """A device that was told of a release in version ``told`` and reports under version ``under``."""
     if state is None:
         return Device(name, "line-1")
     fields = of.assignment.model_dump(exclude={"target_path"})
     report = ReleaseReport(**fields, state=state, reason=reason)
-    return Device(name, "line-1", {of.assignment.release: report})
+    given = Desired(device="a", version=told, issued_at=0, assignments=(of.assignment,))
+    return Device(name, "line-1", {of.assignment.release: report}, given, under)
 
 
 def step(current: Rollout, fleet: list[Device]) -> Rollout:
@@ -64,6 +68,23 @@ def test_a_wave_opens_only_when_all_before_it_settled(
         room = math.ceil(current.waves[following.open_waves - 1] * len(fleet)) if following.open_waves else 0
         assert len(following.members) <= room
         current = following
+
+
+old = st.tuples(st.sampled_from([State.COMMITTED, State.SUPERSEDED]), st.integers(1, 4))
+
+
+@given(names, st.lists(old, min_size=25, max_size=25))
+def test_what_a_device_once_made_of_a_release_opens_no_wave_of_its_next_rollout(
+    fleet: list[str], history: list[tuple[State, int]]
+) -> None:
+    current = step(make(), [Device(name, "line-1") for name in fleet])
+    devices = [
+        saying(name, state, current, told=5, under=4 if state is State.COMMITTED else under)
+        for name, (state, under) in zip(fleet, history, strict=False)
+    ]
+    assert step(step(current, devices), devices) == current
+    moved = [saying(name, State.COMMITTED, current, told=5, under=5) for name in fleet]
+    assert step(current, moved).open_waves == 2
 
 
 @given(names)
