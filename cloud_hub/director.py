@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cloud_hub import control, registry
+from cloud_hub import control, fleet, registry
 from cloud_hub.database import Database
 from cloud_hub.errors import HubError
 from cloud_hub.ingest import Contradiction, ingest
@@ -94,7 +94,7 @@ class Director:
         row = await self._sender(incoming)
         message = Reported.from_bytes(open_envelope(incoming.payload, "reported", row.public_key))
         _same_device(message.device, incoming)
-        if row.reported and _older(message, row.reported):
+        if row.reported and not fleet.report_is_newer(message, row.reported):
             return  # a broker that repeats what it kept
         heard = None if incoming.retained else self._now()
         await self._database.writing(lambda connection: registry.set_reported(connection, message, heard))
@@ -104,6 +104,8 @@ class Director:
         row = await self._sender(incoming)
         message = Status.from_bytes(open_envelope(incoming.payload, "status", row.public_key))
         _same_device(message.device, incoming)
+        if row.status and not fleet.status_is_newer(message, row.status):
+            return
         heard = None if incoming.retained else self._now()
         await self._database.writing(lambda connection: registry.set_status(connection, message, heard))
 
@@ -143,10 +145,3 @@ class Director:
 def _same_device(device: str, incoming: Incoming) -> None:
     if device != incoming.device:
         raise InvalidMessage(f"{incoming.device} sent a message of {device}")
-
-
-def _older(message: Reported, known: Reported) -> bool:
-    """Within a session the sequence grows; across sessions the device's own time decides."""
-    if message.session == known.session:
-        return message.sequence < known.sequence
-    return message.at < known.at

@@ -57,6 +57,26 @@ def presence(
     return Verdict(Presence.ONLINE, "connected and reporting")
 
 
+def report_is_newer(message: Reported, known: Reported) -> bool:
+    """Whether a report says more than a repetition: what a broker repeats is no sign of life.
+
+    Within a session the sequence grows; across sessions the device's own time decides.
+    """
+    if message.session == known.session:
+        return message.sequence > known.sequence
+    return message.at > known.at
+
+
+def status_is_newer(message: Status, known: Status) -> bool:
+    """The same of a birth or a will. A session is one connection: it begins once, and then it ends.
+
+    Its will is signed before its birth, so the time decides only across sessions.
+    """
+    if message.session == known.session:
+        return known.online and not message.online
+    return message.at > known.at
+
+
 def rollbacks(reported: Reported | None) -> tuple[ReleaseReport, ...]:
     """The releases that a device refused or took back, in its own order; the reason is the device's."""
     if reported is None:

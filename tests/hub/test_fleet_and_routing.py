@@ -2,6 +2,7 @@
 
 import pytest
 
+from cloud_hub import fleet
 from cloud_hub.errors import NotFound, NoUpstream
 from cloud_hub.fleet import Presence, presence
 from cloud_hub.routing import Health, Upstream, choose
@@ -36,6 +37,23 @@ def test_presence(
 ) -> None:
     assert presence(said, report, heard_at, 101.0, 60.0).presence is verdict
     assert presence(said, report, heard_at, 101.0, 60.0, revoked=True).presence is Presence.REVOKED
+
+
+def test_only_what_is_newer_is_a_sign_of_life() -> None:
+    birth, will = status("s1", True, at=10.0), status("s1", False, at=9.0)
+    assert fleet.status_is_newer(will, birth)
+    for repeated in (birth, will):
+        assert not fleet.status_is_newer(repeated, will)
+    assert not fleet.status_is_newer(birth, birth)
+    assert fleet.status_is_newer(status("s2", True, at=20.0), will)
+    assert not fleet.status_is_newer(will, status("s2", True, at=20.0))
+
+    first, second = reported("s1"), reported("s1").model_copy(update={"sequence": 2})
+    assert fleet.report_is_newer(second, first)
+    for repeated in (first, second):
+        assert not fleet.report_is_newer(repeated, second)
+    assert fleet.report_is_newer(reported("s2", at=12.0), second)
+    assert not fleet.report_is_newer(second, reported("s2", at=12.0))
 
 
 EXACT = Upstream("exact", "http://a", "big")
