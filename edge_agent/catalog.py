@@ -5,7 +5,6 @@ next one gets the new release. One event loop owns a catalog; nothing here is th
 loading, staging or judging anything (``edge_agent.activation``).
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -88,7 +87,6 @@ class Catalog:
     def __init__(self) -> None:
         self._published: dict[str, Served] = {}
         self._in_flight: Counter[Served] = Counter()
-        self._idle: dict[Served, asyncio.Event] = {}
         self._observers: list[Observer] = []
 
     def publish(self, served: Served) -> Served | None:
@@ -114,7 +112,7 @@ class Catalog:
 
     @contextmanager
     def lease(self, model_id: str) -> Iterator[Served]:
-        """What answers to a name, kept from being drained until the block is left."""
+        """What answers to a name, counted as in flight until the block is left."""
         served = self.resolve(model_id)
         self._in_flight[served] += 1
         try:
@@ -123,17 +121,10 @@ class Catalog:
             self._in_flight[served] -= 1
             if not self._in_flight[served]:
                 del self._in_flight[served]
-                if idle := self._idle.pop(served, None):
-                    idle.set()
 
     def in_flight(self, served: Served) -> int:
         """Requests that run on ``served`` now."""
         return self._in_flight[served]
-
-    async def drained(self, served: Served) -> None:
-        """Wait until no request runs on ``served``; withdraw or replace it first."""
-        while self._in_flight[served]:
-            await self._idle.setdefault(served, asyncio.Event()).wait()
 
     def observe(self, observer: Observer) -> None:
         """Call ``observer`` with the ``Outcome`` of every local answer from now on."""

@@ -94,16 +94,6 @@ class EngineProcess:
         """The child's process id; ``None`` while there is no child."""
         return self._child.process.pid if self._child else None
 
-    @property
-    def ready(self) -> bool:
-        """Whether a request would be answered now."""
-        return self._ready.is_set() and not self._closed
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Keys of the attached adapters."""
-        return tuple(self._adapters)
-
     async def attach(self, key: str, path: Path) -> None:
         """Load an adapter beside the running base. Raises ``UnsafeFile`` or ``EngineError``."""
         await asyncio.to_thread(check_adapter, path, self._header)

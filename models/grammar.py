@@ -68,11 +68,6 @@ def json_schema_to_grammar(schema: Mapping[str, Any] | bool) -> str:
     return _Converter(schema).convert()
 
 
-def json_object_grammar() -> str:
-    """GBNF for any JSON object (``response_format`` ``json_object``)."""
-    return json_schema_to_grammar({"type": "object"})
-
-
 class _Converter:
     def __init__(self, schema: Mapping[str, Any] | bool) -> None:
         self._document = schema

@@ -127,12 +127,6 @@ class BlobStore:
         """Whether the whole blob is here."""
         return self.path(digest).is_file()
 
-    def ingest(self, source: Path, digest: Digest) -> Path:
-        """Copy a file in. Raises ``DigestMismatch`` when it is not what ``digest`` says."""
-        if not self.has(digest):
-            copy_durably(source, self.path(digest), digest)
-        return self.path(digest)
-
     def adopt(self, digest: Digest) -> Path:
         """Turn the partial file of ``digest`` into the blob.
 

@@ -249,10 +249,6 @@ class LlamaEngine:
         # A chat template that writes BOS itself must not get a second one.
         return tokens[1:] if adds_bos and tokens[:2] == [bos, bos] else tokens
 
-    def detokenize(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of ``tokens``; control tokens have none."""
-        return b"".join(self._piece(token) for token in tokens)
-
     def score(
         self, tokens: Sequence[int], first: int = 0, adapter: str | None = None
     ) -> "npt.NDArray[np.float32]":

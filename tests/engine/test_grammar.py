@@ -10,7 +10,7 @@ import pytest
 from models.engines.base import Finish, GenerateRequest
 from models.engines.llama_cpp import LlamaEngine
 from models.errors import UnsupportedRequest
-from models.grammar import json_object_grammar, json_schema_to_grammar
+from models.grammar import json_schema_to_grammar
 
 TICKET = {
     "type": "object",
@@ -107,4 +107,3 @@ def test_a_grammar_that_is_none_is_refused_at_submission(
         with pytest.raises(UnsupportedRequest, match="grammar"):
             engine.submit(chat("x", "Hi", grammar=grammar))
     assert engine.step() == []
-    assert json_object_grammar().startswith("object ::=")
