@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cloud_hub import control, fleet, registry
 from cloud_hub.database import Database
 from cloud_hub.errors import HubError
-from cloud_hub.ingest import Contradiction, ingest
+from cloud_hub.ingest import Contradiction, Gap, ingest
 from models.digest import Digest
 from sync.errors import BlobMissing, InvalidMessage, SyncError
 from sync.link import Incoming, Link, serve_blobs
@@ -54,7 +54,7 @@ class Director:
         self._repository = repository
         self._now = now
         self._published: dict[str, int] = {}
-        self.counts = {"reported": 0, "segments": 0, "contradictions": 0, "desired": 0}
+        self.counts = {"reported": 0, "segments": 0, "contradictions": 0, "gaps": 0, "desired": 0}
         """What this process has done since it started."""
         link.handle(REPORTED, self._reported)
         link.handle(STATUS, self._status)
@@ -117,6 +117,10 @@ class Director:
         if isinstance(outcome, Contradiction):
             self.counts["contradictions"] += 1
             log.error("audit trail of %s: %s; kept as evidence", row.id, outcome.reason)
+            return
+        if isinstance(outcome, Gap):
+            self.counts["gaps"] += 1
+            log.warning("audit trail of %s: a gap: %s", row.id, outcome.reason)
             return
         self.counts["segments"] += 1
         await self._link.publish(AUDIT_RECEIPT, row.id, self._signed("audit-receipt", outcome))

@@ -32,10 +32,20 @@ class Contradiction:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Records from further on than what is here: nothing contradicts, and nothing can be committed.
+
+    An honest device sends them to a hub that lost what it had committed, to a restored backup for example.
+    """
+
+    reason: str
+
+
 def ingest(
     connection: Connection, device: str, key: Ed25519PublicKey, envelope: bytes, now: float
-) -> IngestReceipt | Contradiction:
-    """Commit a segment, or keep it as evidence. The receipt is good once the transaction is.
+) -> IngestReceipt | Contradiction | Gap:
+    """Commit a segment, or keep it as evidence; neither, after a gap. A receipt is good once committed.
 
     ``key`` is the one on file for the device. An epoch belongs to the key that enrolled for it: the trail of
     a device that came back under its id is another one. Records that are here already are compared, not
@@ -50,6 +60,8 @@ def ingest(
             raise AuditBroken(f"{device} sent a segment of {segment.device}")
         if registry.key_of_epoch(connection, device, segment.epoch) != key:
             raise AuditBroken(f"{device}: epoch {segment.epoch} was not given to the key that signs for it")
+        if segment.first_seq > before.size:
+            return Gap(f"record {segment.epoch}/{before.size} is next, and {segment.first_seq} came")
         fresh = _unseen(connection, segment, before.size)
         if fresh is None:
             return _receipt(device, segment.epoch, before, now)

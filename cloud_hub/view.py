@@ -183,12 +183,15 @@ def _audit(row: DeviceRow, rows: Rows) -> dict[str, Any]:
     if said and latest and said.epoch > latest.epoch:
         latest = None  # it came back under its id, and nothing of its new trail is here yet
     committed = latest.size if latest else 0
+    # The device holds receipts for what is not here: this database is older than they are.
+    receipted = said.acknowledged if said and (latest is None or said.epoch == latest.epoch) else committed
     written = said.size if said and (latest is None or said.epoch >= latest.epoch) else committed
     return {
         "device": row.id,
         "epoch": latest.epoch if latest else (said.epoch if said else None),
         "committed": committed,
         "written": max(written, committed),
+        "missing": max(0, receipted - committed),
         "root": latest.root if latest else None,
         "updated_at": latest.updated_at if latest else None,
         "contradictions": sum(each.device == row.id for each in rows.evidence),

@@ -12,13 +12,14 @@ from cloud_hub import access, control, database, registry
 from cloud_hub.access import Role
 from cloud_hub.database import AUDIT_RING, Database
 from cloud_hub.errors import InvalidToken, NotFound, Refused, StorageFailed, WrongUse
-from cloud_hub.ingest import Contradiction, audit_rows, evidence_rows, export_trail, ingest
-from cloud_hub.view import device_facts
+from cloud_hub.ingest import Contradiction, Gap, audit_rows, evidence_rows, export_trail, ingest
+from cloud_hub.snapshot import read_rows
+from cloud_hub.view import device_facts, picture
 from models.digest import Digest
 from models.manifest import Manifest
 from sync.audit import TOMBSTONE, Checkpoint, Frontier, Leaf, leaf_hash, origin_of
 from sync.errors import BadSignature, InvalidMessage
-from sync.protocol import AuditRecord, AuditSegment, IngestReceipt, ProbationTerms, Reported
+from sync.protocol import AuditRecord, AuditReport, AuditSegment, IngestReceipt, ProbationTerms, Reported
 from sync.signing import open_envelope, sign
 from sync.verify import verify_trail
 
@@ -249,7 +250,7 @@ def joined(database: Database) -> Database:
     return database
 
 
-def take(database: Database, envelope: bytes) -> IngestReceipt | Contradiction:
+def take(database: Database, envelope: bytes) -> IngestReceipt | Contradiction | Gap:
     with database.write() as connection:
         return ingest(connection, "a", KEY.public_key(), envelope, 5.0)
 
@@ -287,7 +288,9 @@ def test_a_device_speaks_in_its_own_epoch_alone(joined: Database) -> None:
         assert isinstance(outcome, Contradiction) and f"epoch {epoch} was not given" in outcome.reason
 
 
-def test_a_rewritten_record_and_a_gap_are_kept_as_evidence_and_change_nothing(joined: Database) -> None:
+def test_a_rewritten_record_is_kept_as_evidence_and_a_gap_is_none(
+    joined: Database,
+) -> None:
     database = joined
     honest, liar = Log(), Log()
     for n in range(4):
@@ -299,14 +302,27 @@ def test_a_rewritten_record_and_a_gap_are_kept_as_evidence_and_change_nothing(jo
         assert isinstance(take(database, envelope), Contradiction)
     honest.add()
     gap = take(database, honest.segment(4, 5))
-    assert isinstance(gap, Contradiction) and "record 3 is next" in gap.reason
+    assert gap == Gap("record 1/3 is next, and 4 came")
     with database.read() as connection:
         reasons = [each.reason for each in evidence_rows(connection)]
-        assert len(reasons) == 4 and "record 1/1 of a: came again with another hash" in reasons
+        assert len(reasons) == 3 and "record 1/1 of a: came again with another hash" in reasons
         assert audit_rows(connection)[0].size == 3
     assert isinstance(take(database, honest.segment(3, 5)), IngestReceipt)
     with pytest.raises(BadSignature), database.write() as connection:
         ingest(connection, "a", Ed25519PrivateKey.generate().public_key(), honest.segment(3, 5), 5.0)
+
+
+def test_records_missing_from_a_restored_backup_are_shown_as_such(joined: Database) -> None:
+    log = Log()
+    for n in range(6):
+        log.add(n=n)
+    assert isinstance(take(joined, log.segment(0, 2)), IngestReceipt)  # the backup ends here
+    assert isinstance(take(joined, log.segment(5, 6)), Gap)
+    trail = AuditReport(epoch=1, size=6, acknowledged=5)
+    with joined.write() as connection:
+        registry.set_reported(connection, saying("a").model_copy(update={"audit": trail}), 2.0)
+        (audit,) = picture(read_rows(connection), 3.0, 60.0)["audit"]
+    assert (audit["committed"], audit["missing"], audit["contradictions"]) == (2, 3, 0)
 
 
 def test_an_erased_key_stays_erased_when_old_segments_are_replayed(joined: Database) -> None:
