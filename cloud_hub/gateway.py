@@ -1,7 +1,7 @@
 """The gateway: OpenAI requests of people and devices, passed on to the upstreams that can answer them.
 
-Owns the passing on. Refuses: restricted content, storing or logging any content, and a clean end for
-a stream that its upstream did not finish.
+Owns the passing on, and the receipt that says that the hub served. Refuses: restricted content, storing
+or logging any content, and a clean end for a stream that its upstream did not finish.
 """
 
 import json
@@ -22,6 +22,8 @@ MAX_BODY = 4 << 20
 """Bytes of a request."""
 MAX_ANSWER = 32 << 20
 """Bytes of an answer that is not streamed."""
+MAX_LINE = 1 << 20
+"""Bytes of one line of a streamed answer."""
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 _PASSED_ON = (data_class.HEADER, "x-request-id")
 
@@ -85,7 +87,7 @@ class Gateway:
         self, upstream: Upstream, path: str, request: dict[str, Any], headers: Mapping[str, str]
     ) -> Answer | None:
         sent = {"content-type": "application/json"}
-        sent |= {name: headers[name] for name in _PASSED_ON if name in headers}
+        sent |= {name: headers[name] for name in _PASSED_ON if name in headers and headers[name].isascii()}
         if upstream.key_file is not None:
             sent["authorization"] = f"Bearer {await self._read_key(upstream.key_file)}"
         body = json.dumps({**request, "model": upstream.model}, ensure_ascii=False).encode()
@@ -115,11 +117,20 @@ class Gateway:
         return Answer(response.status_code, passed, await self._whole(upstream, response))
 
     async def _stream(self, upstream: Upstream, response: httpx.Response) -> AsyncIterator[bytes]:
+        why = "broke off"
+        line = b""
         try:
             async for block in response.aiter_bytes():
-                yield block
-        except httpx.TransportError:
-            broken = ApiError(502, f"upstream {upstream.name} broke off", code="upstream_failed")
+                *whole, line = (line + block).split(b"\n")
+                if whole:
+                    yield b"".join(_receipted_line(each) + b"\n" for each in whole)
+                if len(line) > MAX_LINE:
+                    why = "sends a line without end"
+                    raise httpx.ReadError(why)
+            if line:
+                yield _receipted_line(line)
+        except httpx.RequestError:
+            broken = ApiError(502, f"upstream {upstream.name} {why}", code="upstream_failed")
             yield b"\n\n" + sse.event(broken.body())
         finally:
             await response.aclose()
@@ -134,12 +145,12 @@ class Gateway:
                     raise ApiError(
                         502, f"upstream {upstream.name} answers without end", code="upstream_failed"
                     )
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise ApiError(502, f"upstream {upstream.name} broke off", code="upstream_failed") from error
         finally:
             await response.aclose()
             self._count(upstream, -1)
-        return _once(bytes(received))
+        return _once(_receipted(bytes(received)) if response.status_code == 200 else bytes(received))
 
     def _of(self, upstream: Upstream) -> Health:
         return self._health.get(upstream.name, Health())
@@ -153,12 +164,40 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
+def _receipted(data: bytes, chunk: bool = False) -> bytes:
+    """An answer, with the hub's receipt in ``outpost`` and in it, as ``upstream``, the one that came.
+
+    Of a stream's chunks those get it that end a choice or bring one. What is no JSON object stays as it is.
+    """
+    try:
+        answer = json.loads(data)
+        ends = not chunk or any(choice.get("finish_reason") for choice in answer.get("choices") or ())
+        if not isinstance(answer, dict) or not (ends or "outpost" in answer):
+            return data
+        receipt: dict[str, Any] = {"served_by": "hub"}
+        if isinstance(answer.get("outpost"), dict):
+            receipt["upstream"] = answer["outpost"]
+        # Escaped: half of a surrogate pair in an upstream's text cannot be written in any other way.
+        return json.dumps({**answer, "outpost": receipt}, separators=(",", ":")).encode()
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        return data
+
+
+def _receipted_line(line: bytes) -> bytes:
+    field, colon, value = line.partition(b":")
+    if field != b"data" or not value.lstrip().startswith(b"{"):
+        return line
+    ended = _receipted(value, chunk=True)
+    return line if ended is value else field + colon + b" " + ended
+
+
 def _read(body: bytes) -> dict[str, Any]:
     """Only what routing needs is checked here; the upstream judges the rest."""
     try:
         request = json.loads(body)
+        json.dumps(request, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
-        raise bad_request("the body is not JSON", code="invalid_json") from error
+        raise bad_request("the body is not JSON, or holds what is no text", code="invalid_json") from error
     if not isinstance(request, dict) or not isinstance(request.get("model"), str):
         raise bad_request("name a model", param="model", code="missing_required_parameter")
     return request

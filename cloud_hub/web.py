@@ -55,9 +55,13 @@ def answer_errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first.get("loc", ())[1:])
         return _response(ApiError(400, f"{where}: {first.get('msg', 'not valid')}", param=where or None))
 
+    async def unexpected(_request: Request, _error: Exception) -> Response:
+        return _response(ApiError(500, "the hub failed on this request; its log says why"))
+
     for kind in (HubError, SyncError, ModelsError):
         app.add_exception_handler(kind, ours)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)  # raised again, so that the server logs it
     app.add_exception_handler(RequestValidationError, invalid)
 
 

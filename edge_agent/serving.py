@@ -323,7 +323,12 @@ def _intent_facts(ask: Ask, decision: Decision, published: bool) -> dict[str, An
 
 
 def _vouched(upstream: dict[str, Any]) -> dict[str, str | None]:
-    """What another's receipt says that answered there, as far as it is digests: leaves hold no free text."""
+    """What another's receipt says that answered there, as far as it is digests: leaves hold no free text.
+
+    The hub's own names no release: the one nested in it does, of the upstream that answered.
+    """
+    while _digest(upstream.get("release")) is None and isinstance(upstream.get("upstream"), dict):
+        upstream = upstream["upstream"]
     return {name: _digest(upstream.get(name)) for name in ("release", "adapter", "prompt")}
 
 

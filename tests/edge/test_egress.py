@@ -59,10 +59,10 @@ class Hub:
         return Response(stream_of(*self._texts), media_type="text/event-stream")
 
 
-def stream_of(*texts: str, done: bool = True) -> bytes:
+def stream_of(*texts: str, done: bool = True, receipt: dict[str, Any] = RECEIPT) -> bytes:
     writer = ChatWriter("chatcmpl-hub", 0, "big", include_usage=True)
     chunks = writer.opening() + [writer.delta(text) for text in texts]
-    chunks += writer.closing(Finish.STOP, Usage(7, 3), RECEIPT)
+    chunks += writer.closing(Finish.STOP, Usage(7, 3), receipt)
     return b"".join(map(sse.event, chunks)) + (sse.DONE if done else b"")
 
 
@@ -112,6 +112,15 @@ async def test_a_model_that_is_only_at_the_hub_is_asked_there_and_the_leaf_says_
     assert (result.facts["served_by"], result.facts["release"]) == ("hub", None)
     # Only digests of another's receipt get into a leaf: the rest could be anything.
     assert result.facts["upstream"] == {"release": RELEASE, "adapter": None, "prompt": None}
+
+
+async def test_the_leaf_finds_the_release_inside_the_hubs_own_receipt() -> None:
+    nested = stream_of("hi", receipt={"served_by": "hub", "upstream": RECEIPT})
+    hub, journal = Hub(answer=lambda _: Response(nested, media_type="text/event-stream")), MemoryJournal()
+    async with device(catalog_of(), hub, journal=journal) as client:
+        response = await client.post(CHAT, json=chat(model="big"))
+    assert response.json()["outpost"]["upstream"]["upstream"] == RECEIPT
+    assert journal.records[1].facts["upstream"] == {"release": RELEASE, "adapter": None, "prompt": None}
 
 
 @pytest.mark.parametrize("declared", ["restricted", "RESTRICTED", "top secret"])

@@ -1,14 +1,19 @@
 """An OpenAI-compatible upstream in a few lines: it answers, streams, or breaks off half-way."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 CHUNKS = [b'data: {"choices":[]}\n\n', b"data: [DONE]\n\n"]
 
 
 @asynccontextmanager
-async def upstream(streams: bool = False, breaks: bool = False) -> AsyncIterator[tuple[str, list[bytes]]]:
+async def upstream(
+    streams: bool = False,
+    breaks: bool = False,
+    body: bytes = b'{"object":"chat.completion"}',
+    chunks: Sequence[bytes] = CHUNKS,
+) -> AsyncIterator[tuple[str, list[bytes]]]:
     """An HTTP server that answers every request; yields its address and what it received."""
     received: list[bytes] = []
 
@@ -20,11 +25,10 @@ async def upstream(streams: bool = False, breaks: bool = False) -> AsyncIterator
             writer.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
             )
-            for chunk in CHUNKS[: 1 if breaks else 2]:
+            for chunk in chunks[: 1 if breaks else None]:
                 writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
             writer.write(b"" if breaks else b"0\r\n\r\n")
         else:
-            body = b'{"object":"chat.completion"}'
             writer.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
             )
