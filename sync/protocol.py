@@ -88,8 +88,8 @@ class Assignment(Message):
 class ProbationTerms(Message):
     """How long a release is watched before it is committed, and what counts as harm.
 
-    ``max_seconds`` commits a release that saw too little traffic to judge. ``alpha`` is the
-    significance at which a release is called worse than the one before it.
+    ``max_seconds`` commits a release that saw too little traffic to judge, unless most of that failed.
+    ``alpha`` is the significance at which a release is called worse than the one before it.
     """
 
     min_requests: int = Field(default=20, ge=1)
