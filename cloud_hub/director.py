@@ -125,7 +125,9 @@ class Director:
         self.counts["segments"] += 1
         await self._link.publish(AUDIT_RECEIPT, row.id, self._signed("audit-receipt", outcome))
 
-    async def _read_blob(self, digest: Digest, offset: int, length: int) -> bytes:
+    async def _read_blob(self, device: str, digest: Digest, offset: int, length: int) -> bytes:
+        # Raises NotFound for a revoked device: its certificate still opens the broker.
+        await self._database.reading(lambda connection: registry.device(connection, device))
         path = self._repository.blob(digest)
 
         def read() -> bytes:

@@ -391,8 +391,8 @@ class MqttBlobSource:
             answer.set_result(incoming.payload)
 
 
-ReadBlob = Callable[[Digest, int, int], Awaitable[bytes]]
-"""(digest, offset, length) to at most that many bytes; raises ``BlobMissing``."""
+ReadBlob = Callable[[str, Digest, int, int], Awaitable[bytes]]
+"""(device, digest, offset, length) to at most that many bytes; raises ``BlobMissing``."""
 
 
 def serve_blobs(link: Link, read: ReadBlob) -> None:
@@ -407,7 +407,7 @@ def serve_blobs(link: Link, read: ReadBlob) -> None:
         if incoming.response_topic != BLOB_PIECE_CHANNEL.topic(incoming.device):
             raise InvalidMessage(f"an answer to {incoming.response_topic!r} was asked for")
         try:
-            piece = await read(request.digest, request.offset, request.length)
+            piece = await read(incoming.device, request.digest, request.offset, request.length)
         except BlobMissing:
             piece = b""
         await link.publish(

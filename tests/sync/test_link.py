@@ -78,7 +78,8 @@ async def test_twin_presence_and_blobs(broker, certificates):
     hub = make_link(certificates, broker.port, HUB)
     statuses, reported = collector(hub, STATUS), collector(hub, REPORTED)
 
-    async def read(digest, offset, length):
+    async def read(device, digest, offset, length):
+        assert device == "dev-a"
         if digest != Digest.of(BLOB):
             raise BlobMissing(str(digest))
         return BLOB[offset : offset + length]
