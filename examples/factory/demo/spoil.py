@@ -42,11 +42,12 @@ def drifting_adapter(original: Path, base: Path, folder: Path, version: str) -> 
     Only in use does it show that most of its answers are not what the release promises.
     """
     whole = Original(original)
+    # Short and lenient: near-ties of prose may fall otherwise when other requests share the batch.
+    asked = tuple(p.model_copy(update={"max_tokens": 8, "tolerance": 0.4}) for p in whole.manifest.probes)
     draft = _release(whole, folder.with_name(folder.name + "-draft"), version, factor=0.15, probes=())
-    answers = _answers(Original(base), Original(draft), whole.manifest.probes)
+    answers = _answers(Original(base), Original(draft), asked)
     probes = tuple(
-        probe.model_copy(update={"expected": answer})
-        for probe, answer in zip(whole.manifest.probes, answers, strict=True)
+        probe.model_copy(update={"expected": answer}) for probe, answer in zip(asked, answers, strict=True)
     )
     return _release(whole, folder, version, factor=0.15, probes=probes)
 
