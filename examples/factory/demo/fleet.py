@@ -25,7 +25,7 @@ GROUP = "line-1"
 HEAVY_TOKENS = 400
 """Prompt and answer together from which a device asks the hub."""
 
-PROBATION_REQUESTS = 12
+PROBATION_REQUESTS = 10
 """Answers after which the demo's devices commit a release; a real fleet would watch longer."""
 
 

@@ -287,7 +287,7 @@ def update_under_load(story: Story, fleet: Fleet, compiled: Compiled) -> None:
         fleet.sign(compiled.next_adapter_folder)
         running = {device: fleet.base_processes(device) for device in DEVICES}
         with fleet.load(compiled.tickets) as load:
-            time.sleep(3)
+            time.sleep(1.5)
             published = time.time()
             fleet.publish(compiled.next_adapter_folder)
             fleet.roll_out(compiled.next_adapter)
