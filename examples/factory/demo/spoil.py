@@ -46,13 +46,11 @@ def drifting_adapter(original: Path, base: Path, folder: Path, version: str) -> 
     draft = Original(
         _release(whole, folder.with_name(folder.name + "-draft"), version, factor=0.15, probes=())
     )
-    together = _answers(Original(base), draft, asked)
-    alone = [_answers(Original(base), draft, (probe,))[0] for probe in asked]
-    # Near-ties of prose fall one way or the other with what shares the batch; those would promise too much.
+    answers = _sure_answers(Original(base), draft, asked)
     probes = tuple(
         probe.model_copy(update={"expected": answer, "tolerance": 0.4})
-        for probe, answer, again in zip(asked, together, alone, strict=True)
-        if answer == again
+        for probe, answer in zip(asked, answers, strict=True)
+        if answer is not None
     )[:2]
     return _release(whole, folder, version, factor=0.15, probes=probes)
 
@@ -94,18 +92,30 @@ def _release(
     return folder
 
 
-def _answers(base: Original, adapter: Original, probes: tuple[Probe, ...]) -> list[str]:
+def _sure_answers(base: Original, adapter: Original, probes: tuple[Probe, ...]) -> list[str | None]:
+    """The greedy answer to each probe, or None where it depends on what else shares the batch.
+
+    Near-ties of prose fall one way or the other with the company they are computed in.
+    """
     engine = LlamaEngine(base.weights, LlamaSettings())
     try:
         engine.attach("it", adapter.weights)
-        template = ChatTemplate(engine.facts.chat_template or "", engine.facts.bos, engine.facts.eos)
-        for number, probe in enumerate(probes):
-            prompt = template.render([dict(message) for message in probe.messages])
-            engine.submit(GenerateRequest(str(number), prompt, Sampling(probe.max_tokens), "it"))
-        texts = {str(number): "" for number in range(len(probes))}
-        while events := engine.step():
-            for event in events:
-                texts[event.id] += event.text
-        return list(texts.values())
+        together = _ask(engine, probes)
+        alone = [_ask(engine, (probe,))[0] for probe in probes]
+        return [answer if answer == again else None for answer, again in zip(together, alone, strict=True)]
     finally:
         engine.close()
+
+
+def _ask(engine: LlamaEngine, probes: tuple[Probe, ...]) -> list[str]:
+    facts = engine.facts
+    template = ChatTemplate(facts.chat_template or "", facts.bos, facts.eos)
+    texts = {}
+    for number, probe in enumerate(probes):
+        prompt = template.render([dict(message) for message in probe.messages])
+        engine.submit(GenerateRequest(str(number), prompt, Sampling(probe.max_tokens), adapter="it"))
+        texts[str(number)] = ""
+    while events := engine.step():
+        for event in events:
+            texts[event.id] += event.text
+    return list(texts.values())
