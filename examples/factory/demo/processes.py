@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,12 @@ def run(*argv: str | Path, expect: int | None = 0, timeout: float = 1800, show: 
 def run_json(*argv: str | Path, expect: int | None = 0, show: bool = False) -> Any:
     """Like ``run`` with ``--json``, parsed."""
     return json.loads(run(*argv, "--json", expect=expect, show=show))
+
+
+def at_once(*actions: Callable[[], T]) -> list[T]:
+    """Run several commands side by side; their results in order, or the first failure."""
+    with ThreadPoolExecutor(2) as pool:
+        return [future.result() for future in [pool.submit(action) for action in actions]]
 
 
 def wait_until(what: str, look: Callable[[], T | None], seconds: float) -> T:

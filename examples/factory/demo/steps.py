@@ -6,12 +6,13 @@ import json
 import shutil
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import spoil
 from fleet import DEVICES, HEAVY_TOKENS, Fleet
-from processes import run, run_json, wait_until
+from processes import at_once, run, run_json, wait_until
 from story import Story, attempt
 from traffic import Load, ask
 
@@ -62,10 +63,7 @@ def compile_releases(story: Story, recipe: Path, following: Path, work: Path, ca
         )
         story.check(
             "every release verifies: files re-hashed, probes replayed",
-            all(
-                attempt(lambda folder=folder: run("outpost-compile", "verify", folder)) is None
-                for folder in folders.values()
-            ),
+            not any(attempt(partial(run, "outpost-compile", "verify", one)) for one in folders.values()),
             ", ".join(folders),
         )
         story.check("the Q8_0 base for the upstream met its budget too", "q8_0" in folders)
@@ -119,8 +117,8 @@ def ship(story: Story, fleet: Fleet, compiled: Compiled) -> None:
         fleet.start_upstream(compiled.upstream_folder, compiled.adapter_folder)
         fleet.start_hub()
         story.event("hub and broker are up")
+        at_once(*(partial(fleet.enroll, device) for device in DEVICES))
         for device in DEVICES:
-            fleet.enroll(device)
             fleet.start_agent(device)
         story.event("both devices enrolled and started")
         fleet.roll_out(compiled.base)
@@ -271,11 +269,11 @@ def heal(story: Story, fleet: Fleet, compiled: Compiled) -> None:
         asked = CANARIES["internal"]
         auditor = fleet.offline / "auditor.pem"
         story.check("the auditor's key opens what was asked", asked in fleet.open_audit(exported[0], auditor))
+        opening = [partial(fleet.open_audit, exported[0], key, None) for key in fleet.hub_keys()]
         story.check(
             "no key of the hub opens it, and it is nowhere in the hub's database",
-            not any(asked in fleet.open_audit(exported[0], key, None) for key in fleet.hub_keys())
-            and not fleet.hub_database_holds(asked),
-            f"{len(fleet.hub_keys())} keys tried",
+            not any(asked in words for words in at_once(*opening)) and not fleet.hub_database_holds(asked),
+            f"{len(opening)} keys tried",
         )
 
 
