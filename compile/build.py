@@ -17,13 +17,14 @@ from compile.data import Splits, check_splits, read_rows, split
 from compile.errors import BadData, BadRecipe
 from compile.examples import encode, load_tokenizer
 from compile.finetune import Example, finetune, write_fixed
-from compile.gguf_files import CONVERTERS_VERSION, Converters, read_header, vocabulary
+from compile.gguf_files import CONVERTERS_VERSION, Converters, vocabulary
 from compile.measure import RESULT, measure
 from compile.quantize import quantize
 from compile.recipe import Recipe, load_recipe
 from compile.steps import Report, Step
 from compile.tickets import Ticket, messages
 from models.digest import Digest
+from models.engines.llama_cpp import read_header
 from models.gguf import GgufHeader
 from models.prompts import ChatTemplate
 from models.store import chunks_of

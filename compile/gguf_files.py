@@ -4,7 +4,6 @@ The converters run as processes of their own with their own ``gguf`` library: wh
 meet what this process has imported. Refuses to go on when one fails (``ToolFailed``).
 """
 
-import mmap
 import os
 import subprocess
 import sys
@@ -15,8 +14,7 @@ from pathlib import Path
 
 from compile.errors import ToolFailed, UnsupportedBase
 from compile.tokenizer import Vocabulary
-from models.errors import UnsafeFile
-from models.gguf import GgufHeader, TensorType, parse_header
+from models.gguf import GgufHeader, TensorType
 from models.manifest import Fallback
 
 CONVERTERS_VERSION = "llama-cpp-python 0.3.36"
@@ -59,18 +57,6 @@ class Converters:
             raise ToolFailed(
                 f"{script} failed with {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}"
             )
-
-
-def read_header(path: Path) -> GgufHeader:
-    """The checked header of the GGUF at ``path``. Raises ``UnsafeFile``."""
-    if path.stat().st_size == 0:
-        raise UnsafeFile(f"{path}: empty")
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        view = memoryview(data)
-        try:
-            return parse_header(view)
-        finally:
-            view.release()
 
 
 def vocabulary(header: GgufHeader) -> Vocabulary:

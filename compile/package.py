@@ -6,8 +6,8 @@ Bases come first: an adapter names the digests of the bases that it was checked 
 from collections.abc import Sequence
 from pathlib import Path
 
-from compile.gguf_files import read_header
 from models.digest import Digest
+from models.engines.llama_cpp import read_header
 from models.manifest import AdapterFacts, Manifest, Probe
 from models.store import describe_file, write_release
 

@@ -23,7 +23,7 @@ from compile.build import (
     test_rows,
 )
 from compile.errors import CompileError, Refused
-from compile.gguf_files import CONVERTERS_VERSION, fallbacks, read_header, vocabulary
+from compile.gguf_files import CONVERTERS_VERSION, fallbacks, vocabulary
 from compile.measure import TOKENS
 from compile.package import adapter_facts, package_adapter, package_base
 from compile.progress import Progress
@@ -31,6 +31,7 @@ from compile.report import Findings, write_report
 from compile.steps import Cache, in_order
 from compile.tickets import ANSWER_SCHEMA, Ticket, messages, score
 from models.digest import Digest
+from models.engines.llama_cpp import read_header
 from models.manifest import AdapterSlots, Engine, Kind, Manifest, Probe, Quality, Speed
 
 _BASE_METRICS = (
