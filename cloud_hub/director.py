@@ -23,6 +23,7 @@ from sync.protocol import (
     DESIRED,
     REPORTED,
     STATUS,
+    Channel,
     Desired,
     IngestReceipt,
     Reported,
@@ -82,7 +83,7 @@ class Director:
             if desired is None or row.revoked_at is not None:
                 continue
             if self._published.get(row.id) != desired.version:
-                await self._link.publish(DESIRED, row.id, self._signed("desired", desired))
+                await self._link.publish(DESIRED, row.id, self._signed(DESIRED, desired))
                 self._published[row.id] = desired.version
                 self.counts["desired"] += 1
 
@@ -92,7 +93,7 @@ class Director:
 
     async def _reported(self, incoming: Incoming) -> None:
         row = await self._sender(incoming)
-        message = Reported.from_bytes(open_envelope(incoming.payload, "reported", row.public_key))
+        message = Reported.from_bytes(open_envelope(incoming.payload, REPORTED.kind, row.public_key))
         _same_device(message.device, incoming)
         if row.reported and not fleet.report_is_newer(message, row.reported):
             return  # a broker that repeats what it kept
@@ -102,7 +103,7 @@ class Director:
 
     async def _status(self, incoming: Incoming) -> None:
         row = await self._sender(incoming)
-        message = Status.from_bytes(open_envelope(incoming.payload, "status", row.public_key))
+        message = Status.from_bytes(open_envelope(incoming.payload, STATUS.kind, row.public_key))
         _same_device(message.device, incoming)
         if row.status and not fleet.status_is_newer(message, row.status):
             return
@@ -123,7 +124,7 @@ class Director:
             log.warning("audit trail of %s: a gap: %s", row.id, outcome.reason)
             return
         self.counts["segments"] += 1
-        await self._link.publish(AUDIT_RECEIPT, row.id, self._signed("audit-receipt", outcome))
+        await self._link.publish(AUDIT_RECEIPT, row.id, self._signed(AUDIT_RECEIPT, outcome))
 
     async def _read_blob(self, device: str, digest: Digest, offset: int, length: int) -> bytes:
         # Raises NotFound for a revoked device: its certificate still opens the broker.
@@ -144,8 +145,8 @@ class Director:
         """The device that the topic names. Raises ``NotFound`` for one unknown or revoked."""
         return await self._database.reading(lambda connection: registry.device(connection, incoming.device))
 
-    def _signed(self, kind: str, message: Desired | IngestReceipt) -> bytes:
-        return sign(self._key, kind, message.to_bytes())
+    def _signed(self, channel: Channel, message: Desired | IngestReceipt) -> bytes:
+        return sign(self._key, channel.kind, message.to_bytes())
 
 
 def _same_device(device: str, incoming: Incoming) -> None:

@@ -17,12 +17,9 @@ from cloud_hub.errors import NotFound
 from cloud_hub.view import AuditRow, EvidenceRow
 from sync.audit import Frontier, Leaf, check_segment, erased_keys
 from sync.errors import AuditBroken
-from sync.protocol import AuditRecord, AuditSegment, IngestReceipt
+from sync.protocol import AUDIT_SEGMENT, AuditRecord, AuditSegment, IngestReceipt
 from sync.signing import open_envelope
 from sync.verify import checkpoint_line, header_line, record_line, ring_line
-
-SEGMENT = "audit-segment"
-"""The envelope kind of a pushed segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ def ingest(
     stored again, so a device that missed a receipt just sends again. Raises ``BadSignature`` or
     ``InvalidMessage`` for what the device did not sign.
     """
-    segment = AuditSegment.from_bytes(open_envelope(envelope, SEGMENT, key))
+    segment = AuditSegment.from_bytes(open_envelope(envelope, AUDIT_SEGMENT.kind, key))
     kept = _epoch(connection, device, segment.epoch)
     before = Frontier.decode(kept["frontier"]) if kept else Frontier()
     try:
