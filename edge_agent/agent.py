@@ -218,12 +218,13 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
 
         tuf = TufClient(home.tuf, f"{membership.device_url}/tuf", root, HttpFetcher(blocking, time.monotonic))
         catalog = Catalog()
-        stage = Stage(BlobStore(home.blobs), catalog, _starter(settings.engine), free_memory)
+        store = BlobStore(home.blobs)
+        stage = Stage(store, catalog, _starter(settings.engine), free_memory)
         activator = Activator(
             device=membership.device,
             director=membership.director_key,
             table=ReleaseTable(database),
-            store=BlobStore(home.blobs),
+            store=store,
             catalog=catalog,
             stage=stage,
             vouch=lambda path: _vouch(tuf, path),
