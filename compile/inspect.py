@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from compile.gguf_files import fallbacks, precision
+from compile.gguf.files import fallbacks, precision
 from models.engines.llama_cpp import read_header
 from models.errors import UnsafeFile
 from models.manifest import MANIFEST_FILE

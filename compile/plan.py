@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compile.build import Build
+from compile.lines.language import Build
 from compile.steps import Cache, in_order
 
 ROUGHNESS = "within about a factor of two on an idle machine with two cores"

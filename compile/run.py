@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compile import judge
-from compile.baselines import Baseline
-from compile.build import (
+from compile.evaluate import judge
+from compile.evaluate.baselines import Baseline
+from compile.lines.language import (
     ADAPTER,
     BASE_PROBE,
     BASE_PROBE_TOKENS,
@@ -23,11 +23,11 @@ from compile.build import (
     test_rows,
 )
 from compile.errors import CompileError, Refused
-from compile.gguf_files import CONVERTERS_VERSION, fallbacks, vocabulary
-from compile.measure import TOKENS
+from compile.gguf.files import CONVERTERS_VERSION, fallbacks, vocabulary
+from compile.evaluate.measure import TOKENS
 from compile.package import adapter_facts, package_adapter, package_base
 from compile.progress import Progress
-from compile.report import Findings, write_report
+from compile.report.page import Findings, write_report
 from compile.steps import Cache, in_order
 from compile.tickets import ANSWER_SCHEMA, Ticket, messages, score
 from models.digest import Digest
@@ -318,7 +318,7 @@ def _tokenizer_digest(build: Build, cache: Cache) -> Digest:
 
 
 def _model_file(build: Build, cache: Cache, name: str) -> Path:
-    from compile.base import REFERENCE
+    from compile.gguf.base import REFERENCE
 
     folder = cache.folder(build.variants[name].model)
     return folder / (REFERENCE if name == REFERENCE_NAME else MODEL)

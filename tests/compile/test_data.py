@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compile.data import Splits, check_splits, near_duplicates, read_rows, split
+from compile.ticket_data import Splits, check_splits, near_duplicates, read_rows, split
 from compile.errors import BadData
 from compile.tickets import CLASSES, Ticket, score
 

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from compile.finetune import Example, _batches, _schedule, finetune, write_fixed
-from compile.recipe import FineTune
+from compile.training.finetune import Example, _batches, _schedule, finetune, write_fixed
+from compile.recipe.schema import FineTune
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_layers_below_the_first_are_not_trained_and_a_second_run_continues(tiny,
 def test_what_is_kept_of_the_fixed_layers_changes_no_result(tiny):
     from transformers import AutoModelForCausalLM
 
-    from compile.finetune import _adapted, _Trunk
+    from compile.training.finetune import _adapted, _Trunk
 
     batch = examples(5, 3)
     model = _adapted(tiny, None, SETTINGS.model_copy(update={"first_layer": 2}))

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compile import statistics
-from compile.judge import Measured, VariantResult, choose, hold, nearest_recipe
-from compile.recipe import Budget
+from compile.evaluate import statistics
+from compile.evaluate.judge import Measured, VariantResult, choose, hold, nearest_recipe
+from compile.recipe.schema import Budget
 
 LOSS = {"class_accuracy": Budget(max_loss=0.05)}
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from compile.errors import BadRecipe
-from compile.recipe import load_recipe
+from compile.recipe.schema import load_recipe
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "factory"
 GOOD = (EXAMPLES / "tickets-ci.yaml").read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ from gguf import GGUFWriter
 
 from compile.cli import main
 from compile.errors import Refused
-from compile.gguf_files import fallbacks, precision
+from compile.gguf.files import fallbacks, precision
 from compile.package import adapter_facts, package_adapter, package_base
-from compile.tokens import CORPUS, compare
+from compile.evaluate.tokens import CORPUS, compare
 from models.digest import Digest
 from models.engines.llama_cpp import read_header
 from models.errors import InvalidManifest, UnsafeFile

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compile.errors import ToolFailed, UnsupportedBase
-from compile.tokenizer import Vocabulary
+from compile.gguf.tokenizer import Vocabulary
 from models.gguf import GgufHeader, TensorType
 from models.manifest import Fallback
 

@@ -1,7 +1,7 @@
 """Measurements of one GGUF, taken through the engine that will serve it, in a process of their own.
 
 The process is new for every measurement, so that its peak memory is the model's and nobody else's.
-``python -m compile.measure`` reads one JSON job on stdin and writes its results to the folder that the
+``python -m compile.evaluate.measure`` reads one JSON job on stdin and writes its results to the folder that the
 job names; a line ``PART NOTE`` on stdout says how far it is.
 """
 
@@ -39,7 +39,7 @@ def measure(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     and ``against``, the folder of the reference's results, or null for the reference itself.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "compile.measure"],
+        [sys.executable, "-m", "compile.evaluate.measure"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

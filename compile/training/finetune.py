@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compile.recipe import FineTune
+from compile.recipe.schema import FineTune
 from compile.steps import Report
 from models.store import write_durably
 

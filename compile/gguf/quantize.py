@@ -1,7 +1,7 @@
 """Quantization by llama.cpp's own ``llama_model_quantize``, in a process of its own.
 
 The library prints a line per tensor and aborts on some errors: a child process keeps both away from the
-build. ``python -m compile.quantize SOURCE TARGET TYPE THREADS`` is that child.
+build. ``python -m compile.gguf.quantize SOURCE TARGET TYPE THREADS`` is that child.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from compile.errors import ToolFailed
 def quantize(source: Path, target: Path, kind: str, threads: int) -> None:
     """Write ``source`` (F32 GGUF) to ``target`` as ``kind``, such as ``Q8_0``. Raises ``ToolFailed``."""
     done = subprocess.run(
-        [sys.executable, "-m", "compile.quantize", str(source), str(target), kind, str(threads)],
+        [sys.executable, "-m", "compile.gguf.quantize", str(source), str(target), kind, str(threads)],
         capture_output=True,
         text=True,
         errors="replace",

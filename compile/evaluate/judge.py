@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from compile import statistics
-from compile.recipe import Budget
+from compile.evaluate import statistics
+from compile.recipe.schema import Budget
 from compile.tickets import CLASSES, Score, Ticket, score
 from models.manifest import Fallback, Quality
 

@@ -1,7 +1,7 @@
 """A byte-level BPE tokenizer rebuilt from the vocabulary and the merges that a GGUF carries.
 
 ``transformers`` reads such a file as a SentencePiece model and gets other ids; this module builds the
-tokenizer from what llama.cpp itself reads, and ``compile.tokens`` proves the ids equal. It refuses a
+tokenizer from what llama.cpp itself reads, and ``compile.evaluate.tokens`` proves the ids equal. It refuses a
 vocabulary of another kind, or a pre-tokenizer whose splitting rule it does not know.
 """
 

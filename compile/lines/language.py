@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compile import tokens
-from compile.base import REFERENCE, find_source, import_base
-from compile.baselines import baselines
-from compile.data import Splits, check_splits, read_rows, split
+from compile.evaluate import tokens
+from compile.gguf.base import REFERENCE, find_source, import_base
+from compile.evaluate.baselines import baselines
+from compile.ticket_data import Splits, check_splits, read_rows, split
 from compile.errors import BadData, BadRecipe
-from compile.examples import encode, load_tokenizer
-from compile.finetune import Example, finetune, write_fixed
-from compile.gguf_files import CONVERTERS_VERSION, Converters, vocabulary
-from compile.measure import RESULT, measure
-from compile.quantize import quantize
-from compile.recipe import Recipe, load_recipe
+from compile.training.examples import encode, load_tokenizer
+from compile.training.finetune import Example, finetune, write_fixed
+from compile.gguf.files import CONVERTERS_VERSION, Converters, vocabulary
+from compile.evaluate.measure import RESULT, measure
+from compile.gguf.quantize import quantize
+from compile.recipe.schema import Recipe, load_recipe
 from compile.steps import Report, Step
 from compile.tickets import Ticket, messages
 from models.digest import Digest

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compile.finetune import Example
+from compile.training.finetune import Example
 from compile.tickets import FIELDS, Ticket, messages
 from models.prompts import ChatTemplate
 

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 
 from compile.errors import BadRecipe, UnsupportedBase
-from compile.gguf_files import Converters, precision, vocabulary
-from compile.recipe import BaseSource
+from compile.gguf.files import Converters, precision, vocabulary
+from compile.recipe.schema import BaseSource
 from compile.steps import Report
-from compile.tokenizer import write_tokenizer
+from compile.gguf.tokenizer import write_tokenizer
 from models.engines.llama_cpp import read_header
 
 REFERENCE = "reference-f32.gguf"

@@ -12,9 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from compile import judge
-from compile.judge import Measured, VariantResult
-from compile.recipe import Recipe
+from compile.evaluate import judge
+from compile.evaluate.judge import Measured, VariantResult
+from compile.recipe.schema import Recipe
 from compile.tickets import FIELDS, Ticket, read_answer, score
 from models.store import write_durably
 
@@ -125,7 +125,7 @@ def _baseline_json(one: Measured) -> dict[str, Any]:
 def _page(findings: Findings, releases: Mapping[str, Path]) -> str:
     recipe = findings.recipe
     title = f"{recipe.release.name} {recipe.release.version} on {recipe.base.name}"
-    style = files("compile").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("compile.report").joinpath("report.css").read_text(encoding="utf-8")
     sections = [
         _summary(findings),
         "<h2>Quality against size and speed</h2>",
