@@ -134,8 +134,8 @@ def verify(release: Path, base: Path | None, threads: int | None, as_json: bool)
 
 
 def _build(recipe: Path, converters: Path, threads: int | None) -> "Build":
-    from compile.lines.language import Workshop, make_build
     from compile.gguf.files import Converters
+    from compile.lines.language import Workshop, make_build
 
     return make_build(
         recipe, Workshop(Converters(converters.resolve()), threads or _processors(), time.monotonic)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compile.errors import CompileError, Refused
 from compile.evaluate import judge
 from compile.evaluate.baselines import Baseline
+from compile.evaluate.measure import TOKENS
+from compile.gguf.files import CONVERTERS_VERSION, fallbacks, vocabulary
 from compile.lines.language import (
     ADAPTER,
     BASE_PROBE,
@@ -22,9 +25,6 @@ from compile.lines.language import (
     read_splits,
     test_rows,
 )
-from compile.errors import CompileError, Refused
-from compile.gguf.files import CONVERTERS_VERSION, fallbacks, vocabulary
-from compile.evaluate.measure import TOKENS
 from compile.package import adapter_facts, package_adapter, package_base
 from compile.progress import Progress
 from compile.report.page import Findings, write_report

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from compile.evaluate import statistics
-from compile.recipe.schema import Budget
+from compile.recipe.sections import Budget
 from compile.tickets import CLASSES, Score, Ticket, score
 from models.manifest import Fallback, Quality
 
@@ -58,7 +58,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class VariantResult:
-    """All that is known of one variant."""
+    """All that is known of one variant.
+
+    ``speeds`` are repeats in ``speed_unit``. ``settings`` is how it was made where the precision does not
+    say it (tensors kept higher, calibration); ``answers`` one per test input, where there are answers.
+    """
 
     name: str
     precision: str
@@ -68,6 +72,9 @@ class VariantResult:
     peak_ram_bytes: int
     ledger: tuple[Fallback, ...] = ()
     answers: tuple[str, ...] = field(default=(), repr=False)
+    format: str = "gguf"
+    speed_unit: str = "tokens/s"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -1,8 +1,8 @@
 """Measurements of one GGUF, taken through the engine that will serve it, in a process of their own.
 
 The process is new for every measurement, so that its peak memory is the model's and nobody else's.
-``python -m compile.evaluate.measure`` reads one JSON job on stdin and writes its results to the folder that the
-job names; a line ``PART NOTE`` on stdout says how far it is.
+``python -m compile.evaluate.measure`` reads one JSON job on stdin and writes its results to the folder that
+the job names; a line ``PART NOTE`` on stdout says how far it is.
 """
 
 import json

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from compile.errors import BadRecipe, UnsupportedBase
 from compile.gguf.files import Converters, precision, vocabulary
+from compile.gguf.tokenizer import write_tokenizer
 from compile.recipe.schema import BaseSource
 from compile.steps import Report
-from compile.gguf.tokenizer import write_tokenizer
 from models.engines.llama_cpp import read_header
 
 REFERENCE = "reference-f32.gguf"

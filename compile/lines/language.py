@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compile.evaluate import tokens
-from compile.gguf.base import REFERENCE, find_source, import_base
-from compile.evaluate.baselines import baselines
-from compile.ticket_data import Splits, check_splits, read_rows, split
 from compile.errors import BadData, BadRecipe
-from compile.training.examples import encode, load_tokenizer
-from compile.training.finetune import Example, finetune, write_fixed
-from compile.gguf.files import CONVERTERS_VERSION, Converters, vocabulary
+from compile.evaluate import tokens
+from compile.evaluate.baselines import baselines
 from compile.evaluate.measure import RESULT, measure
+from compile.gguf.base import REFERENCE, find_source, import_base
+from compile.gguf.files import CONVERTERS_VERSION, Converters, vocabulary
 from compile.gguf.quantize import quantize
 from compile.recipe.schema import Recipe, load_recipe
 from compile.steps import Report, Step
+from compile.ticket_data import Splits, check_splits, read_rows, split
 from compile.tickets import Ticket, messages
+from compile.training.examples import encode, load_tokenizer
+from compile.training.finetune import Example, finetune, write_fixed
 from models.digest import Digest
 from models.engines.llama_cpp import read_header
 from models.gguf import GgufHeader

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compile.errors import BadRecipe
+from compile.recipe.sections import Budget
 from models.manifest import Name, Version
 
 
@@ -94,33 +95,6 @@ class Evaluate(_Section):
     max_tokens: int = Field(default=64, ge=8, le=512)
     speed_repeats: int = Field(default=5, ge=3)
     bootstrap: int = Field(default=2000, ge=200)
-
-
-class Budget(_Section):
-    """A bound on ``value - reference`` that holds at the pessimistic end of the 95 % interval.
-
-    ``max_loss`` for what should be high, ``max_rise`` for what should be low, ``min_gain`` for what must
-    be above its reference.
-    """
-
-    max_loss: float | None = Field(default=None, ge=0)
-    max_rise: float | None = Field(default=None, ge=0)
-    min_gain: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _says_one_thing(self) -> "Budget":
-        if sum(bound is not None for bound in (self.max_loss, self.max_rise, self.min_gain)) != 1:
-            raise ValueError("a budget sets exactly one of max_loss, max_rise, min_gain")
-        return self
-
-    @property
-    def bound(self) -> tuple[str, float, bool]:
-        """Its name, the bound on the difference, and whether a rise (not a fall) is bad."""
-        if self.max_rise is not None:
-            return "max_rise", self.max_rise, True
-        if self.min_gain is not None:
-            return "min_gain", self.min_gain, False
-        return "max_loss", -(self.max_loss or 0.0), False
 
 
 Metric = Literal[

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compile.training.finetune import Example
 from compile.tickets import FIELDS, Ticket, messages
+from compile.training.finetune import Example
 from models.prompts import ChatTemplate
 
 _FRAME_WEIGHT = 0.2

@@ -1,0 +1,76 @@
+"""What the lines have in common: a recipe as steps, what the steps found, and the releases they make.
+
+A line per kind of model lives in ``compile.lines``. Steps come from the recipe alone: another process that
+makes the line again from the same recipe gets the same steps under the same keys.
+"""
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from compile.findings import Findings
+from compile.recipe.sections import RecipeBase
+from compile.steps import Cache, Step
+from models.digest import Digest
+from models.store import chunks_of
+
+REFERENCE = "reference"
+"""The name of the unquantized variant that everything is measured against."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a line works with. ``converters`` is the folder of llama.cpp's; ``now`` a monotonic clock."""
+
+    converters: Path
+    threads: int
+    now: Callable[[], float]
+
+
+class Line(Protocol):
+    """One recipe on its way."""
+
+    @property
+    def recipe(self) -> RecipeBase:
+        """What was asked for."""
+
+    @property
+    def steps(self) -> list[Step]:
+        """Everything that the judgement needs, with all that it builds on."""
+
+    def findings(self, cache: Cache, command: str) -> Findings:
+        """Judge what the steps measured. Runs nothing."""
+
+    def package(self, cache: Cache, findings: Findings, out: Path) -> Mapping[str, Path]:
+        """Write a release folder below ``out`` for what passed; by name. Raises ``CompileError``."""
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed versions of ``packages``, for the keys of steps and for lineage."""
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def digest_of(path: Path) -> Digest:
+    """Of a file's bytes; of a folder, of the names and bytes of its files in order."""
+    whole = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            if path.is_dir():
+                whole.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+            for chunk in chunks_of(file):
+                whole.update(chunk)
+    return Digest.from_hex(whole.hexdigest())
+
+
+def device_name(threads: int) -> str:
+    """The processor and the threads, for the figures of speed."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
