@@ -7,15 +7,28 @@ names. The digest of those canonical bytes is the identity of the release. Pure:
 import re
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from models import canonical
 from models.digest import CHUNK_SIZE, Digest
 from models.errors import InvalidManifest
 
 MANIFEST_FILE = "release.json"
+
+
+Task = Literal["embed", "classify", "classify-image", "inspect"]
+"""What a model is asked for, when it is not asked for text."""
 
 
 class Kind(StrEnum):
@@ -105,17 +118,48 @@ class Fallback(_Frozen):
     got: str
 
 
-class Probe(_Frozen):
-    """An input whose answer is known: replayed on the device before a release is activated.
+class _Grown(_Frozen):
+    """A shape that has grown since manifests were first signed.
 
-    ``messages`` are chat messages, answered greedily with at most ``max_tokens`` tokens. The probe
-    holds when the similarity of answer and ``expected`` (``models.probes``) is at least ``tolerance``.
+    Fields in ``_later`` are left out of the bytes while they have their defaults, so that a manifest which
+    does not use them has the digest that it always had. Law: so has every manifest that was written before.
     """
 
-    messages: tuple[dict[str, str], ...]
-    max_tokens: int = Field(gt=0, le=1024)
+    _later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        unset = {name for name in self._later if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in written.items() if name not in unset}
+
+
+class Probe(_Grown):
+    """An input whose answer is known: replayed on the device before a release is activated.
+
+    One of three: ``messages``, a chat, answered greedily with at most ``max_tokens`` tokens; ``text``, to be
+    embedded or classified; ``image``, a file of the release, to be classified or inspected. The probe holds
+    when the similarity of answer and ``expected`` (``models.probes`` defines both) is at least ``tolerance``.
+    """
+
+    _later = frozenset({"messages", "max_tokens", "text", "image"})
+
+    messages: tuple[dict[str, str], ...] = ()
+    max_tokens: int | None = Field(default=None, gt=0, le=1024)
     expected: str
     tolerance: float = Field(ge=0, le=1)
+    text: str | None = None
+    image: RelativePath | None = None
+
+    @model_validator(mode="after")
+    def _asks_one_thing(self) -> "Probe":
+        asked = [bool(self.messages), self.text is not None, self.image is not None]
+        if sum(asked) != 1:
+            raise ValueError("a probe asks one thing: messages, a text or an image")
+        if bool(self.messages) != (self.max_tokens is not None):
+            raise ValueError("max_tokens goes with messages, and with nothing else")
+        return self
 
 
 class AdapterFacts(_Frozen):
@@ -135,12 +179,65 @@ class AdapterSlots(_Frozen):
     targets: tuple[str, ...]
 
 
-class Engine(_Frozen):
+class TextInput(_Frozen):
+    """How an encoder reads text. ``max_tokens`` counts the special tokens; a longer text is not its business.
+
+    ``pooling`` makes one vector of the states of all tokens; None when the graph's output is the answer.
+    ``normalize``: vectors are scaled to length 1.
+    """
+
+    max_tokens: int = Field(gt=0, le=1 << 20)
+    pooling: Literal["mean", "cls"] | None = None
+    normalize: bool = False
+
+
+class ImageInput(_Frozen):
+    """How a vision model sees a picture: RGB, resized, values in [0, 1] less ``mean``, divided by ``std``.
+
+    The graph takes float32 [n, 3, height, width]. ``stretch`` ignores the picture's proportions;
+    ``shorter-side`` keeps them, scales the shorter side to ``resize_to`` and cuts out the middle.
+    """
+
+    width: int = Field(gt=0, le=4096)
+    height: int = Field(gt=0, le=4096)
+    resize: Literal["stretch", "shorter-side"] = "stretch"
+    resize_to: int | None = Field(default=None, gt=0, le=8192)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> "ImageInput":
+        if (self.resize == "shorter-side") != (self.resize_to is not None):
+            raise ValueError("resize_to goes with shorter-side, and with nothing else")
+        if self.resize_to is not None and self.resize_to < max(self.width, self.height):
+            raise ValueError("resize_to is less than what is cut out")
+        if min(self.std) <= 0:
+            raise ValueError("std is above 0")
+        return self
+
+
+class AnomalyFacts(_Frozen):
+    """From which score on a part is a defect.
+
+    ``threshold`` was chosen so that of the good parts it was calibrated on, ``calibrated_on`` in number, the
+    share ``false_reject_rate`` lies at or above it.
+    """
+
+    threshold: float
+    false_reject_rate: float = Field(ge=0, le=1)
+    calibrated_on: int = Field(ge=0)
+
+
+class Engine(_Grown):
     """What the engine needs to be right.
 
     ``output_schema`` is a JSON Schema that every complete answer is expected to meet; the device
-    counts violations during probation.
+    counts violations during probation. ``task`` None: the model generates text. ``labels`` are in the order
+    of the graph's classes.
     """
+
+    _later = frozenset({"task", "labels", "text", "image", "anomaly"})
 
     context_length: int | None = None
     chat_template: Digest | None = None
@@ -148,6 +245,36 @@ class Engine(_Frozen):
     adapter_slots: AdapterSlots | None = None
     output_schema: dict[str, Any] | None = None
     system_prompt: str | None = None
+    task: Task | None = None
+    labels: tuple[str, ...] = ()
+    text: TextInput | None = None
+    image: ImageInput | None = None
+    anomaly: AnomalyFacts | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_task(self) -> "Engine":
+        needs = _NEEDS[self.task]
+        for name, value in (
+            ("labels", self.labels),
+            ("text", self.text),
+            ("image", self.image),
+            ("anomaly", self.anomaly),
+        ):
+            if bool(value) != (name in needs):
+                word = "needs" if name in needs else "has no use for"
+                raise ValueError(f"a model that is asked to {self.task or 'generate'} {word} {name!r}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("a label is listed twice")
+        return self
+
+
+_NEEDS: dict[Task | None, frozenset[str]] = {
+    None: frozenset(),
+    "embed": frozenset({"text"}),
+    "classify": frozenset({"text", "labels"}),
+    "classify-image": frozenset({"image", "labels"}),
+    "inspect": frozenset({"image", "anomaly"}),
+}
 
 
 class Manifest(_Frozen):
@@ -177,6 +304,12 @@ class Manifest(_Frozen):
             raise ValueError("a path is listed twice")
         if (self.kind is Kind.ADAPTER) != (self.adapter is not None):
             raise ValueError("an adapter, and only an adapter, carries the facts of its base")
+        asks = "messages" if self.engine.task is None else "image" if self.engine.image else "text"
+        for number, probe in enumerate(self.probes, start=1):
+            if not getattr(probe, asks) and not (asks == "text" and probe.text == ""):
+                raise ValueError(f"probe {number} is not asked by {asks}, as this model is")
+            if probe.image is not None and probe.image not in paths:
+                raise ValueError(f"probe {number}: {probe.image} is no file of the release")
         return self
 
     @classmethod

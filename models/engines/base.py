@@ -1,15 +1,22 @@
 """What an engine is asked and what it answers, whatever library runs underneath.
 
 A text engine batches continuously: ``submit`` queues a request, each ``step`` advances every running
-sequence and returns what happened. One thread owns an engine; nothing here is thread-safe.
+sequence and returns what happened. Encoders answer a batch in one call. One thread owns an engine; nothing
+here is thread-safe.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from models.errors import EngineError
+from models.manifest import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class Finish(StrEnum):
@@ -117,3 +124,60 @@ class TakeAdapters(Protocol):
 
     def detach(self, name: str) -> None:
         """Drop an adapter once no running request uses it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """What a loaded encoder or vision model is; what does not apply to its task is empty.
+
+    ``width``: numbers in an embedding. ``max_tokens``: of one text, special tokens included. ``threshold``:
+    the score from which a part is a defect.
+    """
+
+    task: Task
+    name: str
+    parameters: int
+    file_bytes: int
+    labels: tuple[str, ...] = ()
+    width: int = 0
+    max_tokens: int = 0
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found in one picture. The higher ``score``, the less it looks like a good part.
+
+    ``heat_map``: float32 [height, width] of the model's input, where it looks unlike a good part.
+    ``region``: left, top, right, bottom of what the heat map covers, in pixels of the upright picture.
+    """
+
+    score: float
+    is_defect: bool
+    threshold: float
+    heat_map: "npt.NDArray[np.float32]"
+    region: tuple[float, float, float, float]
+
+
+class Embed(Protocol):
+    """Texts to vectors."""
+
+    def embed(self, texts: Sequence[str]) -> "npt.NDArray[np.float32]":
+        """float32 [n, width], in order. Raises ``ContextLengthExceeded``, ``EngineError``."""
+
+
+class Classify(Protocol):
+    """Texts, or pictures as the bytes of PNG or JPEG files, to probabilities."""
+
+    def classify(self, inputs: Sequence[str] | Sequence[bytes]) -> "npt.NDArray[np.float32]":
+        """float32 [n, classes], rows sum to 1, classes in the order of the labels.
+
+        Raises ``ContextLengthExceeded``, ``UnsafeFile`` for a picture that is refused, ``EngineError``.
+        """
+
+
+class Inspect(Protocol):
+    """Pictures of parts to verdicts."""
+
+    def inspect(self, images: Sequence[bytes]) -> list[Inspection]:
+        """In the order of ``images``, bytes of PNG or JPEG files. Raises ``UnsafeFile``, ``EngineError``."""
