@@ -6,6 +6,7 @@
     ├── BadRecipe            a recipe with a wrong key, a wrong value or a file that is not there (exit 2)
     ├── BadData              a data set with bad rows or near-duplicates across its splits; lists them
     ├── UnsupportedBase      a base model that cannot be brought into shape exactly
+    ├── TrainingFailed       a run that cannot begin or that diverged; says at which epoch
     ├── ToolFailed           a converter or the quantizer failed; carries the end of its output
     └── Refused              measured, and not good enough: budget or verification (exit 3)
 """
@@ -25,6 +26,10 @@ class BadData(CompileError):
 
 class UnsupportedBase(CompileError):
     """A base model cannot be brought into a form that is exactly right; a guess would be worse."""
+
+
+class TrainingFailed(CompileError):
+    """A training run cannot begin, or its loss is no number any more."""
 
 
 class ToolFailed(CompileError):
