@@ -1,0 +1,185 @@
+"""Recipes for pictures: ``task: inspect`` (good parts only, to a score, a verdict and a heat map) and
+``task: classify-image``. Owns their sections and which metrics a budget can bound.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from compile.recipe.sections import BaseSource, RecipeBase, Section, Source
+from models.manifest import ImageInput, Name
+
+VARIANT_TYPES = ("fp32", "int8-static", "int8-dynamic")
+CalibrationMethod = Literal["minmax", "entropy", "percentile"]
+
+
+class ImageData(Source):
+    """A folder with a folder of images (JPEG, PNG) per label. ``max_pixels`` holds before decoding."""
+
+    keep_good: bool = False
+    max_pixels: int = Field(default=16_000_000, ge=1024)
+    seed: int = 7
+
+
+class InspectData(ImageData):
+    """``good`` is the label of the good parts, ``defects`` those of the others, which are tested on only."""
+
+    good: str
+    defects: Annotated[tuple[str, ...], Field(min_length=1)]
+    train: int = Field(default=200, ge=4)
+    calibration: int = Field(default=128, ge=4)
+    test: int = Field(default=200, ge=8)
+    test_defects: int = Field(default=200, ge=8)
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> "InspectData":
+        labels = (self.good, *self.defects)
+        if len(set(labels)) != len(labels):
+            raise ValueError("good and defects need different labels")
+        return self
+
+
+class LabelledData(ImageData):
+    """``each``: at most so many images of a label."""
+
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    each: int | None = Field(default=None, ge=5)
+
+    @field_validator("labels")
+    @classmethod
+    def _differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels):
+            raise ValueError("a label is listed twice")
+        return labels
+
+
+class ImageSection(Section):
+    """What the model sees. Mean and standard deviation come with the base's weights."""
+
+    width: int = Field(ge=32, le=1024)
+    height: int = Field(ge=32, le=1024)
+    resize: Literal["stretch", "shorter-side"] = "stretch"
+    resize_to: int | None = Field(default=None, ge=32, le=2048)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> "ImageSection":
+        ImageInput(**self.model_dump())
+        return self
+
+
+class Memory(Section):
+    """The memory bank (PatchCore).
+
+    ``stages`` of the backbone whose features are taken (1 is the finest), on the grid of the first one, each
+    averaged over ``neighbourhood`` x ``neighbourhood`` places. ``whiten`` scales every direction in which
+    good parts vary to the same length and keeps the ``directions`` of largest variance (all by default).
+    ``patches`` are kept by greedy coreset selection in ``projection`` random directions; a score is
+    re-weighted by ``neighbours`` of the nearest kept patch.
+    """
+
+    stages: Annotated[tuple[int, ...], Field(min_length=1, max_length=4)] = (3, 5)
+    neighbourhood: Literal[1, 3, 5, 7] = 3
+    whiten: bool = True
+    directions: int | None = Field(default=None, ge=2)
+    patches: int = Field(default=1000, ge=10, le=50_000)
+    projection: int = Field(default=32, ge=2)
+    neighbours: int = Field(default=9, ge=1)
+    border: int = Field(default=0, ge=0, le=8)
+    seed: int = 0
+
+    @field_validator("stages")
+    @classmethod
+    def _in_order(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
+        if list(stages) != sorted(set(stages)) or not all(1 <= stage <= 7 for stage in stages):
+            raise ValueError("stages are numbers from 1 to 7, each once, in order")
+        return stages
+
+
+class Threshold(Section):
+    """The share of good parts that may be rejected; holds for the next part, over calibrations."""
+
+    false_reject_rate: float = Field(default=0.05, gt=0, lt=0.5)
+
+
+class ImageVariant(Section):
+    """A precision. ``calibration`` sets the ranges of static INT8."""
+
+    name: Name
+    type: Literal["fp32", "int8-static", "int8-dynamic"]
+    calibration: CalibrationMethod = "minmax"
+    calibration_images: int = Field(default=32, ge=4, le=512)
+
+
+class ImageEvaluate(Section):
+    """How much to measure. ``shown`` cases of each label go into the report."""
+
+    speed_repeats: int = Field(default=30, ge=5)
+    bootstrap: int = Field(default=2000, ge=200)
+    shown: int = Field(default=2, ge=1, le=8)
+
+
+class Head(Section):
+    """A linear head on the backbone's pooled features, in place of the stored one."""
+
+    strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (0.01, 0.1, 1.0, 10.0)
+
+
+class _ImageRecipe(RecipeBase):
+    base: BaseSource
+    image: ImageSection
+    variants: Annotated[tuple[ImageVariant, ...], Field(min_length=1)]
+    evaluate: ImageEvaluate = ImageEvaluate()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "_ImageRecipe":
+        names = self.variant_names
+        if len(set(names)) != len(names) or "reference" in names:
+            raise ValueError("variants need different names, and 'reference' is taken")
+        return self
+
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """The names under which variants are reported."""
+        return tuple(variant.name for variant in self.variants)
+
+
+class InspectRecipe(_ImageRecipe):
+    """Anomaly detection from good parts."""
+
+    task: Literal["inspect"]
+    data: InspectData
+    memory: Memory = Memory()
+    threshold: Threshold = Threshold()
+
+    fixed_metrics: ClassVar[tuple[str, ...]] = (
+        "auroc",
+        "false_reject_rate",
+        "detection_rate",
+        "score_correlation",
+        "verdict_agreement",
+        "size_ratio",
+    )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """With the AUROC and the detection rate of each kind of defect."""
+        each = [f"{metric}_{label}" for label in self.data.defects for metric in ("auroc", "detection_rate")]
+        return (*self.fixed_metrics, *each)
+
+
+class ClassifyImageRecipe(_ImageRecipe):
+    """A backbone with a head for labels of one's own."""
+
+    task: Literal["classify-image"]
+    data: LabelledData
+    head: Head = Head()
+
+    fixed_metrics: ClassVar[tuple[str, ...]] = (
+        "accuracy",
+        "macro_f1",
+        "top1_agreement",
+        "kl_mean",
+        "kl_p99",
+        "size_ratio",
+    )
