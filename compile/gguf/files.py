@@ -18,6 +18,7 @@ from models.gguf import GgufHeader, TensorType
 from models.manifest import Fallback
 
 CONVERTERS_VERSION = "llama-cpp-python 0.3.36"
+_CHILD = Path(__file__).with_name("convert_child.py")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Converters:
         }
         environment |= {"PYTHONPATH": str(self.folder / "gguf-py"), "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [sys.executable, str(path), *arguments],
+            [sys.executable, str(_CHILD), str(self.folder), script, *arguments],
             capture_output=True,
             text=True,
             errors="replace",
