@@ -12,6 +12,7 @@
         ├── ContextLengthExceeded    prompt and answer do not fit the context
         │   └── AnswerTooLong            the prompt fits; the answer that was asked for does not fit beside it
         ├── UnsupportedRequest       the engine cannot honour an option, and will not ignore it
+        ├── InvalidImage             a picture that cannot be read, or that is refused before it is decoded
         └── UnknownAdapter           no adapter of that name is attached
 """
 
@@ -54,6 +55,10 @@ class AnswerTooLong(ContextLengthExceeded):
 
 class UnsupportedRequest(EngineError):
     """An option that this engine cannot honour. It is refused, never ignored."""
+
+
+class InvalidImage(EngineError):
+    """A picture cannot be read, or is larger than what may be decoded."""
 
 
 class UnknownAdapter(EngineError):

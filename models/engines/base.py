@@ -172,7 +172,7 @@ class Classify(Protocol):
     def classify(self, inputs: Sequence[str] | Sequence[bytes]) -> "npt.NDArray[np.float32]":
         """float32 [n, classes], rows sum to 1, classes in the order of the labels.
 
-        Raises ``ContextLengthExceeded``, ``UnsafeFile`` for a picture that is refused, ``EngineError``.
+        Raises ``ContextLengthExceeded``, ``InvalidImage``, ``EngineError``.
         """
 
 
@@ -180,4 +180,4 @@ class Inspect(Protocol):
     """Pictures of parts to verdicts."""
 
     def inspect(self, images: Sequence[bytes]) -> list[Inspection]:
-        """In the order of ``images``, bytes of PNG or JPEG files. Raises ``UnsafeFile``, ``EngineError``."""
+        """In order; ``images`` are bytes of PNG or JPEG files. Raises ``InvalidImage``, ``EngineError``."""

@@ -1,0 +1,213 @@
+"""Text encoders on ONNX Runtime: embedding and classification.
+
+Owns tokenizing, batching, pooling and normalisation as the release says. A text that is too long is refused,
+or cut and counted where that is asked for; never cut in silence. The graph takes ``input_ids`` and, if it has
+them, ``attention_mask``, ``token_type_ids`` and ``position_ids``; it gives token states [n, tokens, width] to
+be pooled, or vectors or logits [n, width]. One thread owns an engine. ``tokenizers`` and numpy are imported
+when an engine is made.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.engines.base import EncoderFacts
+from models.engines.onnx_files import EncoderFiles
+from models.engines.onnx_session import OnnxSession, OnnxSettings, softmax
+from models.errors import ContextLengthExceeded, EngineError, UnsafeFile
+from models.manifest import TextInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+MAX_TOKENIZER = 64 << 20
+"""Bytes of a ``tokenizer.json``; the largest published ones have some 30 MB."""
+
+_KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Answers to texts, in their order: float32 [n, width or classes]. ``tokens`` that were read of each
+    text, special tokens included; ``truncated``: how many texts were cut.
+    """
+
+    values: "npt.NDArray[np.float32]"
+    tokens: tuple[int, ...]
+    truncated: int
+
+
+class OnnxText:
+    """An embedder or a text classifier. Implements ``Embed`` or ``Classify``, as its task is.
+
+    Raises ``UnsafeFile`` for files that are not sound, ``EngineError`` when they do not fit each other.
+    """
+
+    def __init__(self, files: EncoderFiles, settings: OnnxSettings = OnnxSettings()) -> None:
+        needs = files.engine
+        if needs.task not in ("embed", "classify") or needs.text is None or files.tokenizer is None:
+            raise EngineError(f"{files.model.name} is no text encoder: its task is {needs.task}")
+        self._text: TextInput = needs.text
+        self._task = needs.task
+        self._settings = settings
+        self._tokenizer = _Tokens(files.tokenizer, needs.text.max_tokens, settings.truncate)
+        self._session = OnnxSession(files.model, settings.threads)
+        unknown = self._session.inputs.keys() - _KNOWN_INPUTS
+        if unknown or "input_ids" not in self._session.inputs:
+            raise EngineError(f"{files.model.name} wants inputs that no text gives: {sorted(unknown)}")
+        pooled = self._task == "embed" and self._text.pooling is not None
+        named = {
+            "classify": ("logits",),
+            "embed": ("last_hidden_state", "token_embeddings") if pooled else ("sentence_embedding",),
+        }
+        self._output = self._session.output(named[self._task], 3 if pooled else 2)
+        width = self._run(["a"]).values.shape[1]  # also shows that it runs at all
+        if self._task == "classify" and width != len(needs.labels):
+            raise EngineError(
+                f"{files.model.name} tells {width} classes, of which {len(needs.labels)} have labels"
+            )
+        self.facts = EncoderFacts(
+            task=self._task,
+            name=files.name,
+            parameters=self._session.model.parameters,
+            file_bytes=self._session.file_bytes,
+            labels=needs.labels,
+            width=width if self._task == "embed" else 0,
+            max_tokens=self._text.max_tokens,
+        )
+
+    def embed(self, texts: Sequence[str]) -> "npt.NDArray[np.float32]":
+        """See ``Embed``."""
+        self._must_be("embed")
+        return self._run(texts).values
+
+    def classify(self, inputs: Sequence[str] | Sequence[bytes]) -> "npt.NDArray[np.float32]":
+        """See ``Classify``."""
+        self._must_be("classify")
+        texts = [text for text in inputs if isinstance(text, str)]
+        if len(texts) != len(inputs):
+            raise EngineError("a text classifier was given pictures")
+        return self._run(texts).values
+
+    def answer(self, texts: Sequence[str]) -> TextBatch:
+        """What ``embed`` or ``classify`` answers, with the tokens that were read. Raises as they do."""
+        return self._run(texts)
+
+    def close(self) -> None:
+        """Free the weights. Safe to call twice."""
+        self._session.close()
+
+    def _must_be(self, task: str) -> None:
+        if self._task != task:
+            raise EngineError(f"this model is made to {self._task}, not to {task}")
+
+    def _run(self, texts: Sequence[str]) -> TextBatch:
+        import numpy as np
+
+        ids, truncated = self._tokenizer.read(texts)
+        parts: list[npt.NDArray[np.float32]] = []
+        order: list[int] = []
+        for batch in _batches([len(one) for one in ids], self._settings):
+            order += batch
+            parts.append(self._forward([ids[index] for index in batch]))
+        values = np.empty((0, 0), dtype=np.float32)
+        if parts:
+            values = np.empty_like(joined := np.concatenate(parts))
+            values[order] = joined
+        return TextBatch(values, tuple(map(len, ids)), truncated)
+
+    def _forward(self, ids: Sequence[Sequence[int]]) -> "npt.NDArray[np.float32]":
+        import numpy as np
+
+        longest = max(map(len, ids))
+        tokens = np.full((len(ids), longest), self._tokenizer.pad, dtype=np.int64)
+        mask = np.zeros((len(ids), longest), dtype=np.int64)
+        for row, one in enumerate(ids):
+            tokens[row, : len(one)] = one
+            mask[row, : len(one)] = 1
+        made = {
+            "input_ids": tokens,
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(tokens),
+            "position_ids": np.broadcast_to(np.arange(longest, dtype=np.int64), tokens.shape),
+        }
+        feeds = {
+            name: made[name].astype(np.int32 if value.type == "int32" else np.int64, copy=False)
+            for name, value in self._session.inputs.items()
+        }
+        (found,) = self._session.run(feeds, [self._output])
+        return self._finish(found, mask)
+
+    def _finish(
+        self, found: "npt.NDArray[np.float32]", mask: "npt.NDArray[np.int64]"
+    ) -> "npt.NDArray[np.float32]":
+        import numpy as np
+
+        rank = 3 if self._task == "embed" and self._text.pooling is not None else 2
+        if found.ndim != rank or found.shape[0] != len(mask):
+            raise EngineError(f"the model answered {list(found.shape)} to {list(mask.shape)} tokens")
+        if self._task == "classify":
+            return softmax(found)
+        if self._text.pooling == "mean":
+            weights = mask[:, :, None].astype(np.float32)
+            found = (found * weights).sum(axis=1) / weights.sum(axis=1)
+        elif self._text.pooling == "cls":
+            found = found[:, 0]
+        if self._text.normalize:
+            found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        return np.ascontiguousarray(found, dtype=np.float32)
+
+
+def _batches(lengths: Sequence[int], settings: OnnxSettings) -> Iterator[list[int]]:
+    """Indices of texts that are computed at once: of like length, so that little is padded, longest first."""
+    batch: list[int] = []
+    longest = 1
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) >= settings.batch or longest * (len(batch) + 1) > settings.batch_tokens):
+            yield batch
+            batch = []
+        if not batch:
+            longest = max(1, lengths[index])
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+class _Tokens:
+    """A ``tokenizer.json``, without the padding and cutting that many published ones carry."""
+
+    def __init__(self, path: Path, max_tokens: int, truncate: bool) -> None:
+        import tokenizers
+
+        if path.stat().st_size > MAX_TOKENIZER:
+            raise UnsafeFile(f"{path.name}: more than {MAX_TOKENIZER} bytes")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise UnsafeFile(f"{path.name}: {str(error)[:300]}") from error
+        padding: dict[str, Any] = self._tokenizer.padding or {}
+        found = [self._tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>")]
+        self.pad: int = padding.get("pad_id", next((id for id in found if id is not None), 0))
+        self._max_tokens = max_tokens
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        if truncate:
+            self._tokenizer.enable_truncation(max_tokens)
+
+    def read(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Token ids of each text, and how many were cut. Raises ``ContextLengthExceeded``."""
+        try:
+            encoded = self._tokenizer.encode_batch(list(texts))
+        except Exception as error:  # the library raises nothing narrower
+            raise EngineError(f"a text cannot be tokenized: {str(error)[:300]}") from error
+        for number, one in enumerate(encoded):
+            if len(one.ids) > self._max_tokens:
+                raise ContextLengthExceeded(
+                    f"text {number + 1} of {len(encoded)} has {len(one.ids)} tokens; the model reads "
+                    f"{self._max_tokens}"
+                )
+            if not one.ids:
+                raise EngineError(f"text {number + 1} of {len(encoded)} has no tokens")
+        return [one.ids for one in encoded], sum(bool(one.overflowing) for one in encoded)
