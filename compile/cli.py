@@ -14,7 +14,7 @@ from compile.errors import BadRecipe, CompileError, Refused
 from models.errors import ModelsError
 
 if TYPE_CHECKING:
-    from compile.lines.language import Build
+    from compile.line import Line
 
 T = TypeVar("T")
 
@@ -35,6 +35,9 @@ _CONVERTERS = click.option(
 _THREADS = click.option(
     "--threads", type=click.IntRange(1, 256), default=None, help="Default: the processors of this machine."
 )
+_JOBS = click.option(
+    "--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Steps that run side by side."
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")
 _RECIPE = click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
@@ -49,13 +52,14 @@ def main() -> None:
 @_CACHE
 @_CONVERTERS
 @_THREADS
+@_JOBS
 @_JSON
-def plan(recipe: Path, cache: Path, converters: Path, threads: int | None, as_json: bool) -> None:
-    """Check RECIPE and say what would run, what is cached, and roughly what it would take."""
+def plan(recipe: Path, cache: Path, converters: Path, threads: int | None, jobs: int, as_json: bool) -> None:
+    """Check RECIPE and say what would run, what is cached, and what it would take."""
     from compile.plan import describe, make_plan
     from compile.steps import Cache
 
-    made = _guard(lambda: make_plan(_build(recipe, converters, threads), Cache(cache), cache))
+    made = _guard(lambda: make_plan(_line(recipe, converters, threads), Cache(cache), cache, jobs))
     _print(made.as_json() if as_json else describe(made), as_json)
     if made.refusals:
         sys.exit(_REFUSED)
@@ -70,29 +74,47 @@ def plan(recipe: Path, cache: Path, converters: Path, threads: int | None, as_js
     help="Folder for releases and report.",
 )
 @click.option(
-    "--executor", type=click.Choice(["local"]), default="local", show_default=True, help="Where steps run."
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where steps run: processes of this machine, or tasks of Ray ($RAY_ADDRESS or a local cluster).",
 )
 @_CACHE
 @_CONVERTERS
 @_THREADS
+@_JOBS
 @_JSON
 def run(
-    recipe: Path, out: Path, executor: str, cache: Path, converters: Path, threads: int | None, as_json: bool
+    recipe: Path,
+    out: Path,
+    executor: str,
+    cache: Path,
+    converters: Path,
+    threads: int | None,
+    jobs: int,
+    as_json: bool,
 ) -> None:
     """Build RECIPE; exit 3, with numbers, when no variant is within its budgets."""
+    from compile.executor import LocalProcesses, RayTasks, StepCommand
     from compile.plan import make_plan
     from compile.progress import Progress
-    from compile.run import run as run_build
+    from compile.run import run as run_line
     from compile.steps import Cache, in_order
 
     def work() -> None:
-        build = _build(recipe, converters, threads)
-        kept = Cache(cache)
-        refusals = make_plan(build, kept, cache).refusals
+        line = _line(recipe, converters, threads)
+        refusals = make_plan(line, Cache(cache), cache, jobs).refusals
         if refusals:
             raise Refused("; ".join(refusals))
-        progress = Progress(sys.stderr, len(in_order(build.steps)))
-        run_build(build, kept, out, progress, f"outpost-compile run {recipe} --out {out}")
+        command = StepCommand(recipe, cache, converters, threads or _processors())
+        where = (
+            RayTasks(os.environ.get("RAY_ADDRESS"), command.threads)
+            if executor == "ray"
+            else LocalProcesses(jobs)
+        )
+        progress = Progress(sys.stderr, len(in_order(line.steps)))
+        run_line(line, command, where, progress, out, f"outpost-compile run {recipe} --out {out}")
 
     try:
         _guard(work)
@@ -133,13 +155,11 @@ def verify(release: Path, base: Path | None, threads: int | None, as_json: bool)
     _print(result if as_json else "\n".join(lines), as_json)
 
 
-def _build(recipe: Path, converters: Path, threads: int | None) -> "Build":
-    from compile.gguf.files import Converters
-    from compile.lines.language import Workshop, make_build
+def _line(recipe: Path, converters: Path, threads: int | None) -> "Line":
+    from compile.line import Workshop
+    from compile.lines.make import make_line
 
-    return make_build(
-        recipe, Workshop(Converters(converters.resolve()), threads or _processors(), time.monotonic)
-    )
+    return make_line(recipe, Workshop(converters.resolve(), threads or _processors(), time.monotonic))
 
 
 def _guard(work: Callable[[], T]) -> T:
@@ -170,15 +190,17 @@ def _processors() -> int:
 
 
 def _summary(report: dict[str, Any], out: Path) -> str:
-    lines = []
+    headline, lines = report["headline"], []
     for one in report["variants"]:
-        accuracy = one["quality"]["class_accuracy"]
+        quality = one["quality"].get(headline)
+        score = f"{headline.replace('_', ' ')} {quality['value']:.4g}" if quality else ""
         verdict = "reference" if one["is_reference"] else ("pass" if one["pass"] else "REFUSED")
         lines.append(
-            f"{one['name']:>10}  {one['bytes'] / 1e6:6.0f} MB  class accuracy {accuracy['value']:.1%}  "
-            f"{one['speed']['tokens_per_second']:6.1f} tokens/s  {verdict}"
+            f"{one['name']:>16}  {one['bytes'] / 1e6:6.1f} MB  {score:<28} "
+            f"{one['speed']['median']:8.1f} {one['speed']['unit']}  {verdict}"
         )
     for name, metrics in report["baselines"].items():
-        lines.append(f"{name}: class accuracy {metrics['class_accuracy']['value']:.1%}")
+        if headline in metrics:
+            lines.append(f"{name}: {headline.replace('_', ' ')} {metrics[headline]['value']:.4g}")
     lines.append(f"chosen: {report['chosen']}; {out / 'report.html'}")
     return "\n".join(lines)

@@ -1,8 +1,4 @@
-"""``outpost-compile plan``: what would run, what is there, and what it would take, before it starts.
-
-Times are forecasts from measured constants: within about a factor of two on an idle machine with two
-cores, worse on a busy one.
-"""
+"""``outpost-compile plan``: what would run, what is there, and what it would take, before it starts."""
 
 import os
 import shutil
@@ -10,20 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compile.lines.language import Build
+from compile.line import Line
+from compile.progress import span
 from compile.steps import Cache, in_order
 
-ROUGHNESS = "within about a factor of two on an idle machine with two cores"
+ROUGHNESS = "times within about a factor of two on an idle machine with two cores, memory within a quarter"
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step. ``seconds`` is a forecast; 0 for what is cached."""
+    """One step. ``seconds``, ``ram_bytes`` and ``disk_bytes`` are a forecast; what is cached takes nothing.
+
+    ``took_seconds`` and ``took_ram_bytes`` say of a cached step what it really took.
+    """
 
     name: str
     key: str
     cached: bool
     seconds: float
+    ram_bytes: int
+    disk_bytes: int
+    took_seconds: float | None = None
+    took_ram_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """All that is left to do."""
+        """All that is left to do, one step after the other."""
         return sum(step.seconds for step in self.steps)
 
     def as_json(self) -> dict[str, Any]:
@@ -52,20 +56,33 @@ class Plan:
         }
 
 
-def make_plan(build: Build, cache: Cache, folder: Path) -> Plan:
-    """Forecast ``build``. ``folder`` is where the cache will write."""
-    steps, missing = [], []
-    for step in in_order(build.steps):
-        cached = cache.has(step)
-        if not cached:
-            missing.append(step)
-        steps.append(PlannedStep(step.name, step.key, cached, 0.0 if cached else round(step.seconds, 1)))
-    ram = max((step.ram_bytes for step in missing), default=0)
-    disk = sum(step.disk_bytes for step in missing)
+def make_plan(line: Line, cache: Cache, folder: Path, jobs: int = 1) -> Plan:
+    """Forecast ``line`` with ``jobs`` steps at a time. ``folder`` is where the cache will write."""
+    steps = []
+    for step in in_order(line.steps):
+        if cache.has(step):
+            took = cache.record(step)
+            steps.append(
+                PlannedStep(
+                    step.name, step.key, True, 0.0, 0, 0, took.get("seconds"), took.get("peak_ram_bytes")
+                )
+            )
+        else:
+            forecast = (round(step.seconds, 1), step.ram_bytes, step.disk_bytes)
+            steps.append(PlannedStep(step.name, step.key, False, *forecast))
+    largest = sorted((step.ram_bytes for step in steps), reverse=True)
+    ram, disk = sum(largest[:jobs]), sum(step.disk_bytes for step in steps)
     refusals = []
     have_ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if ram > have_ram:
-        refusals.append(f"needs about {ram / 1e9:.1f} GB of memory; this machine has {have_ram / 1e9:.1f} GB")
+        refusals.append(
+            f"needs about {ram / 1e9:.1f} GB of memory; this machine has {have_ram / 1e9:.1f} GB"
+            + (
+                f" (with {jobs} steps at a time; --jobs 1 needs {largest[0] / 1e9:.1f} GB)"
+                if jobs > 1
+                else ""
+            )
+        )
     there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if disk > free:
@@ -75,13 +92,22 @@ def make_plan(build: Build, cache: Cache, folder: Path) -> Plan:
 
 def describe(plan: Plan) -> str:
     """For people."""
-    lines = [
-        f"{step.name:<24} {'cached' if step.cached else f'about {step.seconds:.0f} s':>12}  {step.key[7:19]}"
-        for step in plan.steps
-    ]
+    lines = [f"{'step':<28} {'time':>14} {'memory':>9} {'disk':>9}  key"]
+    for step in plan.steps:
+        time = "cached" if step.cached else f"about {span(step.seconds)}"
+        lines.append(
+            f"{step.name:<28} {time:>14} {_size(step.ram_bytes):>9} {_size(step.disk_bytes):>9}  "
+            f"{step.key[7:19]}"
+        )
     lines.append(
-        f"about {plan.seconds / 60:.0f} min ({ROUGHNESS}), {plan.peak_ram_bytes / 1e9:.1f} GB of memory, "
-        f"{plan.disk_bytes / 1e9:.1f} GB of disk"
+        f"about {span(plan.seconds)}, {_size(plan.peak_ram_bytes) or '0 MB'} of memory, "
+        f"{_size(plan.disk_bytes) or '0 MB'} of disk ({ROUGHNESS})"
     )
     lines += [f"REFUSED: {refusal}" for refusal in plan.refusals]
     return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    if not count:
+        return ""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

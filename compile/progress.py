@@ -1,53 +1,72 @@
-"""Progress on stderr: which step, how far, how long still."""
+"""Progress on stderr: which steps run, how far each is, how long still."""
 
 import time
 from typing import TextIO
 
 
 class Progress:
-    """One line per step on a pipe, a line that rewrites itself on a terminal."""
+    """A line when a step starts and when it ends; between them one that rewrites itself on a terminal.
+
+    ``total_steps`` counts the cached ones too. Not thread-safe: one thread tells.
+    """
 
     def __init__(self, stream: TextIO, total_steps: int) -> None:
         self._stream = stream
         self._live = stream.isatty()
         self._total = total_steps
         self._index = 0
-        self._name = ""
-        self._began = 0.0
-        self._shown = 0.0
+        self._running: dict[str, _Running] = {}
 
     def cached(self, name: str) -> None:
         """A step whose result is there already."""
         self._index += 1
-        self._stream.write(f"[{self._index}/{self._total}] {name}: cached\n")
-        self._stream.flush()
+        self._line(f"[{self._index}/{self._total}] {name}: cached")
 
     def start(self, name: str, expected_seconds: float) -> None:
         """A step begins."""
         self._index += 1
-        self._name, self._began, self._shown = name, time.monotonic(), 0.0
-        self._stream.write(f"[{self._index}/{self._total}] {name}: about {_span(expected_seconds)}\n")
-        self._stream.flush()
+        self._running[name] = _Running(expected_seconds)
+        self._line(f"[{self._index}/{self._total}] {name}: about {span(expected_seconds)}")
 
-    def report(self, done: float, note: str) -> None:
-        """How far the running step is; shown every half second on a terminal, every ten on a pipe."""
+    def report(self, name: str, done: float, note: str) -> None:
+        """How far a step is; shown every half second on a terminal, every ten on a pipe."""
+        running = self._running[name]
         now = time.monotonic()
-        if now - self._shown < (0.5 if self._live else 10.0) and done < 1:
+        running.done, running.note = done, note
+        if now - running.shown < (0.5 if self._live else 10.0):
             return
-        self._shown = now
-        spent = now - self._began
-        left = f", {_span(spent / done - spent)} left" if 0.02 < done < 1 else ""
-        text = f"    {self._name} {done:4.0%}{left}: {note}"
-        self._stream.write(f"\r\x1b[K{text[:150]}" if self._live else text + "\n")
+        running.shown = now
+        parts = [one.text(name, now) for name, one in self._running.items()]
+        text = "    " + " | ".join(parts)
+        self._stream.write(f"\r\x1b[K{text[:150]}" if self._live else f"{text}\n")
         self._stream.flush()
 
-    def finish(self) -> None:
-        """The running step is done."""
-        start = "\r\x1b[K" if self._live else ""
-        self._stream.write(f"{start}    {self._name}: done in {_span(time.monotonic() - self._began)}\n")
+    def finish(self, name: str) -> None:
+        """A step is done."""
+        running = self._running.pop(name)
+        self._line(f"    {name}: done in {span(time.monotonic() - running.began)}")
+
+    def _line(self, text: str) -> None:
+        self._stream.write(("\r\x1b[K" if self._live else "") + text + "\n")
         self._stream.flush()
 
 
-def _span(seconds: float) -> str:
+class _Running:
+    def __init__(self, expected: float) -> None:
+        self.began = time.monotonic()
+        self.shown = self.done = 0.0
+        self.note = ""
+        self._expected = expected
+
+    def text(self, name: str, now: float) -> str:
+        spent = now - self.began
+        # Before a step has shown its pace, the forecast says how long it takes.
+        left = spent / self.done - spent if self.done > 0.02 else self._expected - spent
+        tail = f", {span(left)} left" if self.done < 1 else ""
+        return f"{name} {self.done:4.0%}{tail}: {self.note}"
+
+
+def span(seconds: float) -> str:
+    """``seconds`` as people say it."""
     whole = max(0, round(seconds))
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

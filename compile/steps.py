@@ -9,10 +9,11 @@ its key in one rename, after its files are on disk, or not at all.
 import fcntl
 import json
 import os
+import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,7 +66,7 @@ class Step:
         return f"{self.name}-{self.key.hex[:20]}"
 
 
-def in_order(steps: list[Step]) -> list[Step]:
+def in_order(steps: Iterable[Step]) -> list[Step]:
     """``steps`` and all that they build on, each once, what is needed first."""
     ordered: dict[str, Step] = {}
 
@@ -94,6 +95,11 @@ class Cache:
         """Whether the result is whole."""
         return (self.folder(step) / DONE_FILE).is_file()
 
+    def record(self, step: Step) -> dict[str, Any]:
+        """What making the result took: ``seconds``, ``peak_ram_bytes``. Raises ``OSError`` when it is not there."""
+        found: dict[str, Any] = json.loads((self.folder(step) / DONE_FILE).read_text(encoding="utf-8"))
+        return found
+
     def run(self, step: Step, report: Report) -> Path:
         """The step's result folder, made now if it is not there; what it builds on must be there.
 
@@ -118,7 +124,12 @@ class Cache:
         began = time.monotonic()
         try:
             step.work(inputs, unfinished, scratch, report)
-            done = {"step": step.name, "key": step.key, "seconds": round(time.monotonic() - began, 2)}
+            done = {
+                "step": step.name,
+                "key": step.key,
+                "seconds": round(time.monotonic() - began, 2),
+                "peak_ram_bytes": peak_ram(),
+            }
             write_durably(unfinished / DONE_FILE, json.dumps(done).encode())
             unfinished.chmod(0o755)
             _sync_files(unfinished)
@@ -130,6 +141,18 @@ class Cache:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def peak_ram() -> int:
+    """Bytes: the largest that this process, or one that it started and waited for, has been.
+
+    ``ru_maxrss`` of a process carries its parent's peak over ``exec``; VmHWM is its own. For children there
+    is only the former, and then the parent is this process, whose peak counts anyway.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(int(line.split()[1]), children) * 1024
 
 
 def _sync_files(folder: Path) -> None:

@@ -105,6 +105,12 @@ _BLOCKS: Mapping[TensorType, tuple[int, int]] = {
 }
 """Elements in a block, and bytes in it (ggml-common.h)."""
 
+
+def block_of(kind: TensorType) -> tuple[int, int]:
+    """Elements in a block of this type, and bytes in it. Rows hold whole blocks."""
+    return _BLOCKS[kind]
+
+
 _SCALARS: Mapping[int, struct.Struct] = {
     0: struct.Struct("<B"),
     1: struct.Struct("<b"),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from compile.evaluate import statistics
 from compile.recipe.sections import Budget
-from compile.tickets import CLASSES, Score, Ticket, score
 from models.manifest import Fallback, Quality
 
 if TYPE_CHECKING:
@@ -87,43 +86,51 @@ class VariantResult:
         return "; ".join(verdict.reason for verdict in self.verdicts if not verdict.passed)
 
 
-def task_metrics(
-    tickets: Sequence[Ticket], answers: Sequence[str], reference: Sequence[str], rounds: int, seed: int
-) -> dict[str, Measured]:
-    """Scores of ``answers`` beside those of the reference on the same tickets."""
-    ours = [score(ticket, answer) for ticket, answer in zip(tickets, answers, strict=True)]
-    theirs = [score(ticket, answer) for ticket, answer in zip(tickets, reference, strict=True)]
-    columns: Mapping[str, Any] = {
-        "class_accuracy": lambda one: one.class_right,
-        "severity_accuracy": lambda one: one.severity_right,
-        "component_match": lambda one: one.component_right,
-        "exact_match": lambda one: one.exact,
-        "valid_json": lambda one: one.valid,
-    }
-    result = {}
-    for metric, read in columns.items():
-        values, others = [float(read(one)) for one in ours], [float(read(one)) for one in theirs]
-        result[metric] = _paired(values, others, rounds, seed)
-    same = [float(a == b) for a, b in zip(answers, reference, strict=True)]
-    result["answer_agreement"] = _paired(same, [1.0] * len(same), rounds, seed)
-    result["class_macro_f1"] = _macro_f1(tickets, ours, theirs, rounds, seed)
-    return result
-
-
-def adapter_effect(
-    tickets: Sequence[Ticket], with_adapter: Sequence[str], without: Sequence[str], rounds: int, seed: int
-) -> Measured:
-    """Class accuracy with the adapter (value) and without it (reference), on the same base."""
-    values = [float(score(t, a).class_right) for t, a in zip(tickets, with_adapter, strict=True)]
-    others = [float(score(t, a).class_right) for t, a in zip(tickets, without, strict=True)]
-    return _paired(values, others, rounds, seed)
-
-
-def label_accuracy(right: Sequence[bool], rounds: int, seed: int) -> Measured:
-    """An accuracy on its own, with its interval."""
+def share(right: Sequence[bool], rounds: int, seed: int) -> Measured:
+    """A share on its own (an accuracy, a rate), with its interval."""
     values = [float(one) for one in right]
     value = sum(values) / len(values)
     return Measured(None, value, None, len(values), statistics.mean_interval(values, rounds, seed))
+
+
+def paired(values: Sequence[float], others: Sequence[float], rounds: int, seed: int) -> Measured:
+    """The mean of ``values`` in [0, 1] beside that of ``others`` on the same inputs."""
+    return Measured(
+        reference=sum(others) / len(others),
+        value=sum(values) / len(values),
+        ci95=statistics.paired_difference(values, others, rounds, seed),
+        samples=len(values),
+        interval=statistics.mean_interval(values, rounds, seed),
+    )
+
+
+def macro_f1(
+    labels: Sequence[str],
+    said: Sequence[str],
+    others: Sequence[str],
+    classes: Sequence[str],
+    rounds: int,
+    seed: int,
+) -> Measured:
+    """Macro-F1 of ``said`` beside that of ``others``, paired."""
+
+    def f1(answers: Sequence[str], at: Any) -> float:
+        return statistics.macro_f1(statistics.picked(labels, at), statistics.picked(answers, at), classes)
+
+    rounds = min(rounds, 500)  # each round counts twice the classes in plain Python
+    count = len(labels)
+    everything = range(count)
+    low, high = statistics.resample(count, lambda at: f1(said, at) - f1(others, at), rounds, seed)
+    unseen = statistics.never_seen_bound(count)
+    if list(said) == list(others):
+        low, high = -unseen, unseen
+    return Measured(
+        f1(others, everything),
+        f1(said, everything),
+        (low, high),
+        count,
+        statistics.resample(count, lambda at: f1(said, at), rounds, seed),
+    )
 
 
 def fidelity_metrics(
@@ -223,38 +230,3 @@ def _verdict(metric: str, measured: Measured, budget: Budget) -> Verdict:
     tail = f"; undecidable with {measured.samples} samples" if undecided else ""
     tail += f", about {decides} would decide" if decides else ""
     return Verdict(metric, measured, bound, False, f"{word}: {span}{tail}", decides)
-
-
-def _paired(values: Sequence[float], others: Sequence[float], rounds: int, seed: int) -> Measured:
-    return Measured(
-        reference=sum(others) / len(others),
-        value=sum(values) / len(values),
-        ci95=statistics.paired_difference(values, others, rounds, seed),
-        samples=len(values),
-        interval=statistics.mean_interval(values, rounds, seed),
-    )
-
-
-def _macro_f1(
-    tickets: Sequence[Ticket], ours: Sequence[Score], theirs: Sequence[Score], rounds: int, seed: int
-) -> Measured:
-    labels = [ticket.label for ticket in tickets]
-    said, others = [one.label for one in ours], [one.label for one in theirs]
-
-    def f1(answers: Sequence[str], at: Any) -> float:
-        return statistics.macro_f1(statistics.picked(labels, at), statistics.picked(answers, at), CLASSES)
-
-    rounds = min(rounds, 500)  # each round counts 2 x 8 classes in plain Python
-    count = len(tickets)
-    everything = range(count)
-    low, high = statistics.resample(count, lambda at: f1(said, at) - f1(others, at), rounds, seed)
-    unseen = statistics.never_seen_bound(count)
-    if said == others:
-        low, high = -unseen, unseen
-    return Measured(
-        f1(others, everything),
-        f1(said, everything),
-        (low, high),
-        count,
-        statistics.resample(count, lambda at: f1(said, at), rounds, seed),
-    )

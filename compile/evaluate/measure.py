@@ -1,4 +1,4 @@
-"""Measurements of one GGUF, taken through the engine that will serve it, in a process of their own.
+"""Measurements of one language model, taken through the engine that will serve it, in a process of their own.
 
 The process is new for every measurement, so that its peak memory is the model's and nobody else's.
 ``python -m compile.evaluate.measure`` reads one JSON job on stdin and writes its results to the folder that
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from models.engines.llama_cpp import LlamaEngine
+    from models.engines.onnx_genai import GenaiEngine
+
+    Engine = LlamaEngine | GenaiEngine
 
 RESULT = "measured.json"
 TOKENS = "tokens.npz"
@@ -63,13 +66,14 @@ def measure(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     return result
 
 
-def _child(job: Mapping[str, Any]) -> None:
-    from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+def read_measured(folder: Path) -> dict[str, Any]:
+    """What a measuring step left in its folder."""
+    result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return result
 
-    settings = LlamaSettings(
-        threads=job["threads"], context_tokens=1024, max_sequences=8, batch_tokens=256, cache_tokens=4096
-    )
-    engine = LlamaEngine(Path(job["model"]), settings)
+
+def _child(job: Mapping[str, Any]) -> None:
+    engine = _open(Path(job["model"]), job["threads"])
     adapter = None
     if job["adapter"]:
         engine.attach(_ADAPTER, Path(job["adapter"]))
@@ -95,9 +99,21 @@ def _child(job: Mapping[str, Any]) -> None:
     target.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
 
 
-def _answers(
-    engine: "LlamaEngine", adapter: str | None, prompts: Sequence[str], max_tokens: int
-) -> list[str]:
+def _open(model: Path, threads: int) -> "Engine":
+    """The engine that serves what lies there: a folder is GenAI's, a file is a GGUF."""
+    if model.is_dir():
+        from models.engines.onnx_genai import GenaiEngine, GenaiSettings
+
+        return GenaiEngine(
+            model, GenaiSettings(threads, context_tokens=1024, max_sequences=8, batch_tokens=256)
+        )
+    from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+
+    sizes = {"context_tokens": 1024, "max_sequences": 8, "batch_tokens": 256, "cache_tokens": 4096}
+    return LlamaEngine(model, LlamaSettings(threads=threads, **sizes))
+
+
+def _answers(engine: "Engine", adapter: str | None, prompts: Sequence[str], max_tokens: int) -> list[str]:
     """Greedy answers, many at a time."""
     answers = [""] * len(prompts)
     for index, prompt in enumerate(prompts):
@@ -114,7 +130,7 @@ def _answers(
     return answers
 
 
-def _speed(engine: "LlamaEngine", adapter: str | None, repeats: int) -> list[float]:
+def _speed(engine: "Engine", adapter: str | None, repeats: int) -> list[float]:
     """Tokens per second of one sequence, after its first token; one figure per repeat."""
     speeds = []
     for repeat in range(repeats + 1):
@@ -136,7 +152,7 @@ def _speed(engine: "LlamaEngine", adapter: str | None, repeats: int) -> list[flo
     return speeds
 
 
-def _fidelity(engine: "LlamaEngine", job: Mapping[str, Any], folder: Path, against: Path | None) -> None:
+def _fidelity(engine: "Engine", job: Mapping[str, Any], folder: Path, against: Path | None) -> None:
     """Per token of the held-out text: its loss, the top token, and KL(reference || this).
 
     The reference leaves its log-probabilities as float16, which moves a KL divergence by less than 1e-5.

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from compile.errors import ToolFailed, UnsupportedBase
+from compile.gguf.mixture import IMPORTANCE_TEXT, Override, designed
 from compile.gguf.tokenizer import Vocabulary
-from models.gguf import GgufHeader, TensorType
+from models.gguf import GgufHeader
 from models.manifest import Fallback
 
 CONVERTERS_VERSION = "llama-cpp-python 0.3.36"
@@ -106,26 +107,16 @@ def precision(header: GgufHeader) -> str:
     return weight.most_common(1)[0][0] if weight else "none"
 
 
-_ASKED: Mapping[str, TensorType] = {
-    "F16": TensorType.F16,
-    "Q8_0": TensorType.Q8_0,
-    "Q6_K": TensorType.Q6_K,
-    "Q5_K_M": TensorType.Q5_K,
-    "Q5_1": TensorType.Q5_1,
-    "Q5_0": TensorType.Q5_0,
-    "Q4_K_M": TensorType.Q4_K,
-    "Q4_1": TensorType.Q4_1,
-    "Q4_0": TensorType.Q4_0,
-    "IQ4_NL": TensorType.IQ4_NL,
-    "IQ4_XS": TensorType.IQ4_XS,
-}
+def fallbacks(header: GgufHeader, asked: str, overrides: Sequence[Override] = ()) -> tuple[Fallback, ...]:
+    """The matrices of a quantized file that have another type than its recipe designed for them.
 
-
-def fallbacks(header: GgufHeader, asked: str) -> tuple[Fallback, ...]:
-    """The matrices that have another type than was asked for. Vectors stay F32 by design."""
-    wanted = _ASKED[asked]
+    A "mostly X" file gives some tensors another type on purpose, and an override is a purpose too: the
+    ledger lists what a file of the same recipe would have otherwise if its rows divided into blocks of 256.
+    Vectors stay F32 by design. Raises ``BadRecipe`` or ``UnsupportedBase`` where the design is not known.
+    """
+    wanted = designed(header, asked, IMPORTANCE_TEXT in header.metadata, overrides)
     return tuple(
-        Fallback(tensor=tensor.name, asked=wanted.name, got=tensor.type.name)
+        Fallback(tensor=tensor.name, asked=wanted[tensor.name].name, got=tensor.type.name)
         for tensor in header.tensors
-        if len(tensor.shape) > 1 and tensor.type is not wanted
+        if tensor.name in wanted and tensor.type is not wanted[tensor.name]
     )

@@ -106,10 +106,11 @@ def check_adapter(path: Path, base: gguf.GgufHeader) -> gguf.GgufHeader:
 class LlamaEngine:
     """One base model. Implements ``Generate`` and ``TakeAdapters``.
 
-    Raises ``UnsafeFile`` for a file that is not sound, ``EngineError`` when it cannot be loaded.
+    ``observe`` is shown every computed node: a ``ggml_backend_sched_eval_callback``, kept alive by the
+    caller. Raises ``UnsafeFile`` for a file that is not sound, ``EngineError`` when it cannot be loaded.
     """
 
-    def __init__(self, path: Path, settings: LlamaSettings) -> None:
+    def __init__(self, path: Path, settings: LlamaSettings, observe: Any = None) -> None:
         self._header = check_model(path)
         self._lib = _library()
         parameters = self._lib.llama_model_default_params()
@@ -127,7 +128,7 @@ class LlamaEngine:
             trained = self._lib.llama_model_n_ctx_train(self._model)
             self._settings = _fit(settings, trained)
             self.facts = self._facts(path, trained)
-            self._lanes[None] = _Lane(self._lib, self._model, self._settings, None)
+            self._lanes[None] = _Lane(self._lib, self._model, self._settings, None, observe)
         except BaseException:
             self.close()
             raise
@@ -392,7 +393,9 @@ class _Slot:
 class _Lane:
     """One context: the base alone, or the base with one adapter. Owns both natively."""
 
-    def __init__(self, lib: Any, model: Any, settings: LlamaSettings, adapter: Any) -> None:
+    def __init__(
+        self, lib: Any, model: Any, settings: LlamaSettings, adapter: Any, observe: Any = None
+    ) -> None:
         self._lib, self._settings, self._adapter = lib, settings, adapter
         self.waiting: deque[_Sequence] = deque()
         self._slots = [_Slot(index) for index in range(settings.max_sequences)]
@@ -407,6 +410,8 @@ class _Lane:
         parameters.kv_unified = True  # sequences share prefixes cell by cell
         parameters.swa_full = True  # a sliding window would lose the prefix that is to be reused
         parameters.no_perf = True
+        if observe is not None:
+            parameters.cb_eval = observe
         self._context = lib.llama_init_from_model(model, parameters)
         if not self._context:
             raise EngineError(f"no memory for a context of {settings.cache_tokens} tokens: {_last_error()}")

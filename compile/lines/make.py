@@ -1,0 +1,22 @@
+"""From a recipe to its line: picks the line by the recipe's task, and imports that one only."""
+
+from pathlib import Path
+
+from compile.line import Line, Workshop
+from compile.recipe.load import load_recipe
+
+
+def make_line(path: Path, workshop: Workshop) -> Line:
+    """Read a recipe and what it names. Raises ``BadRecipe``."""
+    recipe, beside = load_recipe(path), path.resolve().parent
+    if recipe.task in ("embed", "classify"):
+        from compile.lines.encoder import EncoderLine
+
+        return EncoderLine.make(recipe, path, beside, workshop)
+    if recipe.task in ("inspect", "classify-image"):
+        from compile.lines.vision import VisionLine
+
+        return VisionLine.make(recipe, path, beside, workshop)
+    from compile.lines.language import LanguageLine
+
+    return LanguageLine.make(path, workshop)

@@ -1,0 +1,136 @@
+"""Recipes of causal language models (``task: generate``)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from compile.recipe.data import DataSource
+from compile.recipe.sections import BaseSource, RecipeBase, Section, Source
+from compile.recipe.training import FineTune
+from models.manifest import Name
+
+GgufType = Literal[
+    "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_1", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS"
+]
+GenaiType = Literal["genai-fp32", "genai-int8", "genai-int4"]
+
+FIDELITY = (
+    "perplexity_ratio",
+    "kl_mean",
+    "kl_p99",
+    "top_token_agreement",
+    "fallback_tensors",
+)
+"""What every variant is measured in, whatever the data: against the reference, on held-out text."""
+TEXT_METRICS = ("exact_match", "chrf", "bleu", "rouge_l", "answer_agreement")
+ADAPTER_METRICS = ("adapter_effect", "adapter_kl_share")
+
+
+class Prompt(Section):
+    """What stands before the input. Short: every token of it is paid on every request."""
+
+    system: str | None = None
+
+
+class Calibration(Section):
+    """Text from which an importance matrix and a mixed precision are computed; never that of ``evaluate``."""
+
+    text: Source
+    tokens: int = Field(default=8192, ge=512)
+
+
+class Mixed(Section):
+    """Tensors are kept in a ``higher`` type, the most sensitive first, until the mean KL is at most this."""
+
+    max_kl: float = Field(gt=0)
+    higher: GgufType = "Q8_0"
+
+
+class LanguageVariant(Section):
+    """One precision of the base."""
+
+    name: Name
+    type: GgufType | GenaiType
+    importance: bool = False
+    mixed: Mixed | None = None
+    merged: bool = False
+
+    @property
+    def is_genai(self) -> bool:
+        """Whether ONNX Runtime GenAI serves it, and not llama.cpp."""
+        return self.type.startswith("genai-")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "LanguageVariant":
+        if self.is_genai and (self.importance or self.mixed is not None or self.merged):
+            raise ValueError("importance, mixed and merged are for GGUF types")
+        return self
+
+
+class Evaluate(Section):
+    """How much to measure. The tokens of ``text`` are held out: no step trains or calibrates on them."""
+
+    text: Source
+    text_tokens: int = Field(default=3000, ge=256)
+    window: int = Field(default=512, ge=64, le=4096)
+    test_rows: int | None = Field(default=None, ge=8)
+    before_rows: int = Field(default=24, ge=4)
+    max_tokens: int = Field(default=64, ge=8, le=512)
+    speed_repeats: int = Field(default=5, ge=3)
+    bootstrap: int = Field(default=2000, ge=200)
+
+
+class LanguageRecipe(RecipeBase):
+    """A causal model: as it is, or fine-tuned on ``data``; with an adapter beside it, or changed itself."""
+
+    task: Literal["generate"] = "generate"
+    base: BaseSource
+    data: DataSource | None = None
+    prompt: Prompt = Prompt()
+    finetune: FineTune | None = None
+    continues: str | None = None
+    calibration: Calibration | None = None
+    variants: Annotated[tuple[LanguageVariant, ...], Field(min_length=1)]
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "LanguageRecipe":
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names) or "reference" in names:
+            raise ValueError("variants need different names, and 'reference' is taken")
+        if self.finetune is not None and self.data is None:
+            raise ValueError("finetune needs data")
+        if self.continues is not None and self.finetune is None:
+            raise ValueError("continues needs finetune")
+        if self.finetune is not None and self.finetune.method not in ("lora", "qlora", "full"):
+            raise ValueError(
+                f"finetune.method {self.finetune.method!r} makes no adapter that llama.cpp can serve; "
+                "use lora, qlora or full here, or compare methods with examples/training"
+            )
+        if self.calibration is None and any(one.importance or one.mixed for one in self.variants):
+            raise ValueError("a variant with importance or mixed needs a calibration text")
+        if any(one.merged for one in self.variants) and not self.has_adapter:
+            raise ValueError("merged needs an adapter: finetune with lora or qlora")
+        return self
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter ships beside the base."""
+        return self.finetune is not None and self.finetune.method in ("lora", "qlora")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Fidelity for every model, and what the data lets be scored."""
+        found = list(FIDELITY)
+        if self.data is not None and self.data.answer is not None:
+            for name, field in self.data.answer.items():
+                found += [f"{name}_accuracy", f"{name}_macro_f1"] if field.labels else [f"{name}_match"]
+            found += ["exact_match", "valid_json", "answer_agreement"]
+        elif self.data is not None:
+            found += TEXT_METRICS
+        return (*found, *(ADAPTER_METRICS if self.has_adapter else ()))
+
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """By which they are reported."""
+        return tuple(variant.name for variant in self.variants)

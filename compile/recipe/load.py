@@ -1,0 +1,33 @@
+"""Recipes of every task: the YAML file in which a person says what to build and what it must not cost.
+
+``task`` says which sections there are; without one it is ``generate``. Knows nothing of how a step is
+carried out.
+"""
+
+import importlib
+from pathlib import Path
+
+from compile.recipe.document import read_document
+from compile.recipe.sections import RecipeBase
+
+TASKS = {
+    "generate": ("language", "LanguageRecipe"),
+    "embed": ("encoder", "EmbedRecipe"),
+    "classify": ("encoder", "ClassifyRecipe"),
+    "inspect": ("vision", "InspectRecipe"),
+    "classify-image": ("vision", "ClassifyImageRecipe"),
+}
+
+
+def load_recipe(path: Path) -> RecipeBase:
+    """Read a recipe. Raises ``BadRecipe`` with file, line, key and the nearest valid key."""
+    document = read_document(path)
+    task = document.values.setdefault("task", "generate")
+    if not isinstance(task, str) or task not in TASKS:
+        raise document.wrong_value(["task"], f"{task!r} is none of {', '.join(TASKS)}")
+    module, name = TASKS[task]
+    recipe: RecipeBase = document.into(getattr(importlib.import_module(f"compile.recipe.{module}"), name))
+    for metric in recipe.budgets:
+        if metric not in recipe.metrics:
+            raise document.wrong_key(["budgets", metric], recipe.metrics)
+    return recipe
