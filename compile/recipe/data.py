@@ -87,7 +87,7 @@ class DataSource(Section):
     format: Format = "auto"
     shape: Shape = "auto"
     encoding: str = "utf-8"
-    columns: dict[Role, str] = {}
+    columns: dict[Role, str] = Field(default={})
     language: str = "language"
     id: str = "id"
     split: str | None = None
