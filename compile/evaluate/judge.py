@@ -198,8 +198,16 @@ def choose(variants: Sequence[VariantResult]) -> VariantResult | None:
 
 
 def nearest_recipe(variants: Sequence[VariantResult], budgets: Mapping[Any, Budget]) -> dict[str, Any]:
-    """The recipe changes under which the variant that is nearest to passing would pass."""
-    nearest = min(variants, key=lambda one: (sum(not v.passed for v in one.verdicts), one.bytes))
+    """The recipe changes under which the variant that is nearest to passing would pass.
+
+    Nearest: the one with the fewest budgets to loosen, and of those the one that misses by the least share.
+    """
+
+    def distance(one: VariantResult) -> tuple[int, float, int]:
+        missed = [verdict for verdict in one.verdicts if not verdict.passed]
+        return len(missed), sum(_miss(verdict, budgets[verdict.metric]) for verdict in missed), one.bytes
+
+    nearest = min(variants, key=distance)
     changed = {}
     for verdict in nearest.verdicts:
         if not verdict.passed and verdict.measured.ci95 is not None:
@@ -211,6 +219,14 @@ def nearest_recipe(variants: Sequence[VariantResult], budgets: Mapping[Any, Budg
             room = -0.001 if key == "min_gain" else 0.001
             changed[verdict.metric] = {key: round(need + room, 3)}
     return {"variant": nearest.name, "budgets": changed}
+
+
+def _miss(verdict: Verdict, budget: Budget) -> float:
+    """By how much a verdict is over its bound, in bounds."""
+    _, bound, rising = budget.bound
+    point = verdict.measured.value - (verdict.measured.reference or 0.0)
+    low, high = verdict.measured.ci95 or (point, point)
+    return abs((high if rising else low) - bound) / max(abs(bound), 1e-12)
 
 
 def _verdict(metric: str, measured: Measured, budget: Budget) -> Verdict:

@@ -1,4 +1,4 @@
-"""A base that comes as a Hugging Face folder of safetensors: checked, copied, and written as a reference GGUF.
+"""A base that comes as a Hugging Face folder: checked, copied, and written as a reference GGUF.
 
 Refuses pickles by name, weights whose headers are not sound, and a folder that lacks a part.
 """

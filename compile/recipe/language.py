@@ -50,7 +50,7 @@ class LanguageVariant(Section):
     """One precision of the base."""
 
     name: Name
-    type: GgufType | GenaiType
+    type: Literal[GgufType, GenaiType]
     importance: bool = False
     mixed: Mixed | None = None
     merged: bool = False

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from compile.evaluate import statistics
 from compile.evaluate.judge import Measured, VariantResult, choose, hold, nearest_recipe
-from compile.recipe.schema import Budget
+from compile.recipe.sections import Budget
 
 LOSS = {"class_accuracy": Budget(max_loss=0.05)}
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from compile.errors import BadRecipe
-from compile.recipe.schema import load_recipe
+from compile.recipe.load import load_recipe
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "factory"
 GOOD = (EXAMPLES / "tickets-ci.yaml").read_text(encoding="utf-8")
@@ -22,6 +22,8 @@ def test_the_examples_are_sound(name):
         ("{name: q8_0, type: Q8_0}", "{name: q8_0, typ: Q8_0}", "variants.0.typ", "type"),
         ("  valid_json:", "  valid_jsn:", "budgets.valid_jsn", "valid_json"),
         ("{max_loss: 0.5}", "{max_los: 0.4}", "budgets.class_accuracy.max_los", "max_loss"),
+        ("labels: [stop", "lables: [stop", "data.answer.severity.lables", "labels"),
+        ("  near_duplicate:", "  near_duplikate:", "data.near_duplikate", "near_duplicate"),
     ],
 )
 def test_an_unknown_key_is_refused_with_its_line_and_the_nearest_key(tmp_path, good, bad, key, near):
@@ -53,4 +55,26 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(GOOD + "release: {name: a, version: 1.0.0}\n", encoding="utf-8")
     with pytest.raises(BadRecipe, match=r"'release' stands twice"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "said"),
+    [
+        ("type: Q8_0", "type: Q8", "variants.0.type: 'Q8' is none of .*did you mean 'Q8_0'"),
+        ("base:", "task: translate\nbase:", "task: 'translate' is none of generate, embed"),
+        ("  rank: 16", "  rank: none", "finetune.rank: Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_line_and_what_is_possible(tmp_path, good, bad, said):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD.replace(good, bad, 1), encoding="utf-8")
+    with pytest.raises(BadRecipe, match=rf"line \d+: {said}"):
+        load_recipe(path)
+
+
+def test_a_missing_part_is_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("budgets: {}\nvariants: [{name: a, type: Q8_0}]\n", encoding="utf-8")
+    with pytest.raises(BadRecipe, match=r"line 1: base is missing(.|\n)*evaluate is missing"):
         load_recipe(path)

@@ -1,0 +1,123 @@
+"""Plan, run, run again, refuse: on a tiny model, through the command line, by both executors."""
+
+import json
+import re
+import shutil
+import time
+
+import pytest
+from small_base import compile_, make_base
+
+from models.store import verify_release
+
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def built(recipe):
+    cache, out = recipe.parent / "cache", recipe.parent / "out"
+    done = compile_("run", recipe, "--cache", cache, "--out", out, "--jobs", 2)
+    assert done.returncode == 0, done.stderr
+    return recipe, cache, out, done
+
+
+def test_a_run_ships_the_smallest_variant_that_keeps_its_budget(built):
+    _, _, out, done = built
+    report = json.loads((out / "report.json").read_text())
+    sizes = {one["name"]: one["bytes"] for one in report["variants"]}
+    assert report["chosen"] == "q4_0" and sizes["q4_0"] < sizes["q8_0"] < sizes["reference"]
+    manifest = verify_release(out / "small-1.0.0")
+    assert manifest.precision == "Q4_0" and {one.metric for one in manifest.quality} >= {"kl_mean", "kl_p99"}
+    assert re.search(r"\[\d/6\] fidelity-q4_0: about \d+ s", done.stderr)
+    assert compile_("verify", out / "small-1.0.0").returncode == 0
+
+
+def test_a_second_run_does_nothing_and_is_quick(built):
+    recipe, cache, out, _ = built
+    before = (out / "report.json").stat().st_mtime_ns
+    began = time.monotonic()
+    again = compile_("run", recipe, "--cache", cache, "--out", out)
+    assert again.returncode == 0 and "about" not in again.stderr
+    assert (out / "report.json").stat().st_mtime_ns == before
+    assert time.monotonic() - began < 20  # how quick is measured in benchmarks/; here: nothing was made
+
+
+def test_a_file_that_was_cut_is_made_again(built):
+    recipe, cache, out, _ = built
+    weights = out / "small-1.0.0" / "model.gguf"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert compile_("run", recipe, "--cache", cache, "--out", out).returncode == 0
+    assert weights.read_bytes() == whole
+
+
+def test_a_plan_says_what_is_cached_and_what_a_change_would_repeat(built, tmp_path):
+    recipe, cache, _, _ = built
+    plan = json.loads(compile_("plan", recipe, "--cache", cache, "--json").stdout)
+    assert all(step["cached"] for step in plan["steps"]) and plan["seconds"] == 0
+    took = {step["name"]: step["took_ram_bytes"] for step in plan["steps"]}
+    assert took["fidelity-q8_0"] > 20_000_000
+    changed = recipe.parent / "changed.yaml"
+    changed.write_text(recipe.read_text().replace("type: Q4_0", "type: Q5_0"))
+    plan = json.loads(compile_("plan", changed, "--cache", cache, "--json").stdout)
+    assert [step["name"] for step in plan["steps"] if not step["cached"]] == [
+        "quantize-q4_0",
+        "fidelity-q4_0",
+    ]
+
+
+def test_a_budget_that_nothing_keeps_is_refused_with_numbers_and_no_release(built):
+    recipe, cache, _, _ = built
+    strict = recipe.parent / "strict.yaml"
+    strict.write_text(recipe.read_text().replace("max_rise: 0.05", "max_rise: 0.0000001"))
+    out = recipe.parent / "strict-out"
+    done = compile_("run", strict, "--cache", cache, "--out", out)
+    assert done.returncode == 3 and "kl_mean" in done.stderr and "max_rise allows +1e-07" in done.stderr
+    nearest = json.loads(done.stderr.split("nearest recipe that would pass: ")[1])
+    assert nearest["variant"] == "q8_0"
+    assert not list(out.glob("*/release.json")) and "Refused" in (out / "report.html").read_text()
+    # The recipe that it names does pass.
+    loosened = nearest["budgets"]["kl_mean"]["max_rise"]
+    strict.write_text(recipe.read_text().replace("max_rise: 0.05", f"max_rise: {loosened}"))
+    assert compile_("run", strict, "--cache", cache, "--out", out).returncode == 0
+
+
+def test_ray_makes_the_same_model(built):
+    recipe, _, out, _ = built
+    other = recipe.parent / "ray-out"
+    done = compile_(
+        "run",
+        recipe,
+        "--cache",
+        recipe.parent / "ray-cache",
+        "--out",
+        other,
+        "--executor",
+        "ray",
+        "--threads",
+        1,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (other / "small-1.0.0" / "model.gguf").read_bytes() == (
+        out / "small-1.0.0" / "model.gguf"
+    ).read_bytes()
+    assert "[6/6]" in done.stderr
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_the_error_of_a_step_ends_the_run_and_says_what_is_wrong(recipe, tmp_path, executor):
+    shutil.copytree(recipe.parent / "base", tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (tmp_path / "recipe.yaml").write_text(recipe.read_text())
+    done = compile_(
+        "run", tmp_path / "recipe.yaml", "--cache", tmp_path / "cache", "--out", tmp_path / "out",
+        "--executor", executor,
+    )  # fmt: skip
+    assert done.returncode == 1 and "model.safetensors" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "cache").glob("base-*"))
