@@ -7,6 +7,7 @@
     ├── BadData              a data set with bad rows or near-duplicates across its splits; lists them
     ├── UnsupportedBase      a base model that cannot be brought into shape exactly
     ├── TrainingFailed       a run that cannot begin or that diverged; says at which epoch
+    ├── TeacherFailed        a teacher that cannot be asked, says no, or leaves too many prompts without an answer
     ├── ToolFailed           a converter or the quantizer failed; carries the end of its output
     └── Refused              measured, and not good enough: budget or verification (exit 3)
 """
@@ -30,6 +31,10 @@ class UnsupportedBase(CompileError):
 
 class TrainingFailed(CompileError):
     """A training run cannot begin, or its loss is no number any more."""
+
+
+class TeacherFailed(CompileError):
+    """A teacher cannot be asked, or did not answer; the message says what it said."""
 
 
 class ToolFailed(CompileError):
