@@ -26,8 +26,8 @@ def prune_causal(
 ) -> tuple[Epoch, ...]:
     """Cut a causal model, let it heal on ``train``, and write it to ``target``.
 
-    ``target`` gets a Hugging Face folder with ``pruned.json`` and, where it healed, ``curve.json``. Importance is
-    measured on ``train``. Raises ``BadRecipe``, ``UnsupportedBase``, ``TrainingFailed``.
+    ``target`` gets a Hugging Face folder with ``pruned.json`` and, where it healed, ``curve.json``.
+    Importance is measured on ``train``. Raises ``BadRecipe``, ``UnsupportedBase``, ``TrainingFailed``.
     """
     cut = hf_folder
     for part in ("depth", "width"):
