@@ -7,7 +7,7 @@
     ├── BadData              a data set with bad rows or near-duplicates across its splits; lists them
     ├── UnsupportedBase      a base model that cannot be brought into shape exactly
     ├── TrainingFailed       a run that cannot begin or that diverged; says at which epoch
-    ├── TeacherFailed        a teacher that cannot be asked, says no, or leaves too many prompts without an answer
+    ├── TeacherFailed        a teacher that cannot be asked, says no, or leaves too much unanswered
     ├── ToolFailed           a converter or the quantizer failed; carries the end of its output
     └── Refused              measured, and not good enough: budget or verification (exit 3)
 """

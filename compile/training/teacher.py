@@ -2,8 +2,8 @@
 
 Owns the asking: retries, what has been answered already, and the file in which answers are kept, a line each
 as soon as it is there, so that a run that was killed asks nothing twice. Refuses (``TeacherFailed``) an
-address that says no, answers that are none, and more prompts without an answer than the recipe allows. Opens no
-address but the one that the recipe names: redirects are not followed and no proxy is looked up.
+address that says no, answers that are none, and more prompts without an answer than the recipe allows.
+Opens no address but the one that the recipe names: redirects are not followed, no proxy is looked up.
 """
 
 import concurrent.futures
