@@ -82,7 +82,10 @@ class OnnxVision:
             raise EngineError("an image classifier was given texts")
         rows = [np.empty((0, len(self.facts.labels)), dtype=np.float32)]
         for start in range(0, len(images), self._batch):
-            pixels = [self._read(data)[0] for data in images[start : start + self._batch]]
+            pixels = [
+                read_picture(data, self._image, self._settings.max_pixels)[0]
+                for data in images[start : start + self._batch]
+            ]
             rows.append(softmax(self._run(pixels)[0]))
         return np.concatenate(rows)
 
@@ -92,7 +95,10 @@ class OnnxVision:
             raise EngineError(f"this model is made to {self._task}, not to inspect")
         found: list[Inspection] = []
         for start in range(0, len(images), self._batch):
-            read = [self._read(data) for data in images[start : start + self._batch]]
+            read = [
+                read_picture(data, self._image, self._settings.max_pixels)
+                for data in images[start : start + self._batch]
+            ]
             scores, heats = self._run([pixels for pixels, _ in read])
             scores, heats = scores.reshape(len(scores), -1), heats.reshape(len(heats), *heats.shape[-2:])
             if scores.shape[1] != 1 or len(heats) != len(read):
@@ -125,17 +131,6 @@ class OnnxVision:
             for array in self._session.run({self._input: batch}, self._outputs)
         ]
 
-    def _read(self, data: bytes) -> "tuple[npt.NDArray[np.float32], Box]":
-        """A picture as the graph takes it, [3, height, width], and what of it that is."""
-        import numpy as np
-
-        picture, region = _fit(decode(data, self._settings.max_pixels), self._image)
-        values = np.array(picture, dtype=np.float32)
-        values /= 255
-        values -= np.array(self._image.mean, dtype=np.float32)
-        values /= np.array(self._image.std, dtype=np.float32)
-        return np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32), region
-
     def _spread(self, heat: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
         """A heat map at the size of the model's input."""
         import numpy as np
@@ -143,6 +138,21 @@ class OnnxVision:
 
         size = (self._image.width, self._image.height)
         return np.asarray(Image.fromarray(np.ascontiguousarray(heat)).resize(size, Image.Resampling.BILINEAR))
+
+
+def read_picture(data: bytes, image: ImageInput, max_pixels: int) -> "tuple[npt.NDArray[np.float32], Box]":
+    """A picture as the graph takes it, [3, height, width], and which part of the picture that is.
+
+    Training reads pictures through here too. Raises ``InvalidImage``.
+    """
+    import numpy as np
+
+    picture, region = _fit(decode(data, max_pixels), image)
+    values = np.array(picture, dtype=np.float32)
+    values /= 255
+    values -= np.array(image.mean, dtype=np.float32)
+    values /= np.array(image.std, dtype=np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32), region
 
 
 def decode(data: bytes, max_pixels: int) -> "Image":
