@@ -107,7 +107,7 @@ def _for_labels(facts: Facts) -> Advice:
         against["prompting"] = f"{_rows(facts.train_rows)} say more than a prompt can hold"
         against["lora"] = "worth it only where the same model has to explain itself or has other tasks"
     against["full"] = "of a model that writes: the most expensive way to say a label"
-    return Advice(technique, tuple(reasons), against, _warnings(facts))
+    return Advice(technique, (*reasons, *_shape_of(facts)), against, _warnings(facts))
 
 
 def _for_answers(facts: Facts) -> Advice:
@@ -152,7 +152,25 @@ def _for_answers(facts: Facts) -> Advice:
         against["encoder-classifier"] = "the answer holds more than a label; an encoder cannot write the rest"
     else:
         against["encoder-classifier"] = "the answers are free text"
-    return Advice(technique, tuple(reasons), against, _warnings(facts))
+    return Advice(technique, (*reasons, *_shape_of(facts)), against, _warnings(facts))
+
+
+def _shape_of(facts: Facts) -> list[str]:
+    """What lengths and balance say in favour; what they say against is a warning."""
+    reasons = []
+    if facts.tokens_p95 <= LONG_TOKENS:
+        about = "about " if facts.tokens_estimated else ""
+        reasons.append(f"19 rows in 20 have at most {about}{facts.tokens_p95:,} tokens, so an epoch is cheap")
+    if len(facts.labels) > 1 and not _is_uneven(facts.labels):
+        most, least = max(facts.labels.values()), min(facts.labels.values())
+        reasons.append(
+            f"the {len(facts.labels)} labels are balanced well enough ({least:,} to {most:,} rows each)"
+        )
+    return reasons
+
+
+def _is_uneven(labels: Mapping[str, int]) -> bool:
+    return max(labels.values()) >= IMBALANCE * min(labels.values())
 
 
 def _warnings(facts: Facts) -> tuple[str, ...]:
@@ -163,7 +181,7 @@ def _warnings(facts: Facts) -> tuple[str, ...]:
             f"{98 / max(1, facts.test_rows) ** 0.5:.0f} points wide to either side, and a tight budget is "
             "refused as undecided"
         )
-    if len(facts.labels) > 1 and max(facts.labels.values()) >= IMBALANCE * min(facts.labels.values()):
+    if len(facts.labels) > 1 and _is_uneven(facts.labels):
         warnings.append(
             "the largest label is "
             f"{max(facts.labels.values()) / max(1, min(facts.labels.values())):.0f} times the smallest: look "

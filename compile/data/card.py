@@ -108,7 +108,7 @@ def _advice(advice: Mapping[str, Any]) -> str:
     return (
         f'<p class="verdict">Begin with {_t(_TECHNIQUES[advice["technique"]])}.</p>'
         f'<ul class="plain">{reasons}{warnings}</ul>'
-        f"<h3>And not</h3><table>{against}</table>"
+        f'<h3>And not</h3><table class="list">{against}</table>'
         '<p class="note">Rules of thumb; what passes is decided by the budgets, on the test split.</p>'
     )
 
@@ -254,7 +254,7 @@ def _cleaning(card: Mapping[str, Any]) -> str:
         for name, count, note in lines
         if count or name in ("bad rows, dropped", "exact copies, dropped", "near-duplicates")
     )
-    return f"<table>{rows}</table>"
+    return f'<table class="list">{rows}</table>'
 
 
 def _pii(found: Mapping[str, Any]) -> str:
@@ -293,7 +293,7 @@ def _origin(card: Mapping[str, Any]) -> str:
         ("settings", json.dumps(card["settings"], ensure_ascii=False)),
     ]
     rows = "".join(f"<tr><th>{_t(name)}</th><td><code>{_t(value)}</code></td></tr>" for name, value in lines)
-    return f"<table>{rows}</table>"
+    return f'<table class="list">{rows}</table>'
 
 
 def _more(count: int) -> str:
