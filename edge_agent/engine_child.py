@@ -1,6 +1,6 @@
 """The engine's process: ``python -m edge_agent.engine_child FD PARENT_PID``.
 
-Owns one ``LlamaEngine`` and steps it in its only thread; speaks ``edge_agent.engine_wire`` over the socket
+Owns one engine and steps it in its only thread; speaks ``edge_agent.engine_wire`` over the socket
 FD. Ends when the socket does, and is killed by the kernel when its parent dies. Refuses to run apart
 from an ``edge_agent.engine_process``. A native crash ends this process only.
 """
@@ -12,15 +12,18 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from edge_agent import engine_wire as wire
-from models.engines.base import Event
+from edge_agent.desks import Desk, EncoderDesk, TextDesk, Told
+from edge_agent.engine_files import EngineFiles
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings
-from models.errors import EngineError, ModelsError
+from models.engines.onnx_encoder import open_encoder
+from models.engines.onnx_genai import GenaiEngine, GenaiSettings
+from models.engines.onnx_session import OnnxSettings
+from models.errors import ModelsError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -61,63 +64,41 @@ class Channel:
         return bytes(data)
 
 
-def serve(channel: Channel, engine: LlamaEngine) -> None:
+def serve(channel: Channel, desk: Desk) -> None:
     """Take what came in, step, send what happened; until the other end goes."""
     busy = False
     while True:
-        events: list[Event] = []
-        replies: list[list[Any]] = []
+        told = Told()
         while not busy or channel.waiting():
             message = channel.receive()
             if message is None:
                 return
             for verb, *arguments in message["do"]:
-                _obey(engine, verb, arguments, events, replies)
+                desk.obey(verb, arguments, told)
             busy = True
-        happened = engine.step()
-        busy = bool(happened)
-        events += [event for event in happened if event.text or event.done]
-        if busy or events or replies:  # an empty message, too, tells that a step has ended
-            channel.send({"events": [wire.event_to_wire(event) for event in events], "replies": replies})
+        busy = desk.step(told)
+        if busy or told.events or told.replies:  # an empty message, too, tells that a step has ended
+            channel.send(
+                {"events": [wire.event_to_wire(event) for event in told.events], "replies": told.replies}
+            )
 
 
-def _obey(
-    engine: LlamaEngine, verb: str, arguments: Sequence[Any], events: list[Event], replies: list[list[Any]]
-) -> None:
-    if verb == "cancel":
-        engine.cancel(arguments[0])
-    elif verb == "submit":
-        request = wire.request_from_wire(arguments[0])
-        try:
-            engine.submit(request)
-        except EngineError as error:
-            events.append(Event(request.id, error=error))
-    else:
-        call, name, *path = arguments
-        try:
-            if verb == "attach":
-                engine.attach(name, Path(path[0]))
-            elif verb == "detach":
-                engine.detach(name)
-            else:
-                raise ValueError(f"unknown verb {verb!r}")
-        except ModelsError as error:
-            replies.append([call, wire.error_to_wire(error)])
-        else:
-            replies.append([call, None])
-
-
-def _load(message: Mapping[str, Any]) -> LlamaEngine:
+def _load(message: Mapping[str, Any]) -> Desk:
     settings = wire.EngineSettings(**message["settings"])
-    return LlamaEngine(
-        Path(message["model"]),
-        LlamaSettings(
-            threads=settings.threads or max(1, len(os.sched_getaffinity(0)) - 1),
-            context_tokens=settings.context_tokens,
-            max_sequences=settings.max_sequences,
-            batch_tokens=settings.batch_tokens,
-        ),
-    )
+    files = EngineFiles.from_wire(message["files"])
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    if files.encoder is not None:
+        engine = open_encoder(files.encoder, OnnxSettings(threads=threads))
+        return EncoderDesk(engine, settings.encoder_batch)
+    sizes = {
+        "threads": threads,
+        "context_tokens": settings.context_tokens,
+        "max_sequences": settings.max_sequences,
+        "batch_tokens": settings.batch_tokens,
+    }
+    if files.format == "onnx-genai":
+        return TextDesk(GenaiEngine(files.path, GenaiSettings(**sizes)))
+    return TextDesk(LlamaEngine(files.path, LlamaSettings(**sizes)))
 
 
 def _die_with(parent: int) -> None:
@@ -133,23 +114,24 @@ def main(fd: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     # Threads that wait by spinning take the cores from whoever they wait for. OpenMP reads this when
     # the library is loaded; an abort must not start a debugger.
-    os.environ.update(OMP_WAIT_POLICY="passive", GGML_NO_BACKTRACE="1")
+    # One thread steps the engine; tokenizers would start as many as there are cores.
+    os.environ.update(OMP_WAIT_POLICY="passive", GGML_NO_BACKTRACE="1", TOKENIZERS_PARALLELISM="false")
     channel = Channel(socket.socket(fileno=fd))
     message = channel.receive()
     if message is None:
         return
     try:
-        engine = _load(message["load"])
+        desk = _load(message["load"])
     except ModelsError as error:
         channel.send({"failed": wire.error_to_wire(error)})
         return
     try:
-        channel.send({"loaded": asdict(engine.facts)})
-        serve(channel, engine)
+        channel.send({"loaded": asdict(desk.facts)})
+        serve(channel, desk)
     except (BrokenPipeError, ConnectionResetError):
         return  # nobody is left to answer
     finally:
-        engine.close()
+        desk.close()
 
 
 if __name__ == "__main__":

@@ -3,23 +3,35 @@
 Pure: values to bytes and back. Both ends are the same release, so an unknown message is a defect and
 raises ``KeyError`` or ``ValueError``; nothing here is negotiated.
 
-Down, after ``{"load": ...}``: ``{"do": [[verb, ...], ...]}`` with the verbs ``submit REQUEST``,
-``cancel ID``, ``attach CALL NAME PATH`` and ``detach CALL NAME``. Up, after ``{"loaded": FACTS}`` or
-``{"failed": ERROR}``: ``{"events": [...], "replies": [[CALL, ERROR or null], ...]}``. One frame per step
-and direction, also where a step had nothing to tell: silence means that a step does not end.
+Down, after ``{"load": ...}``: ``{"do": [[verb, ...], ...]}``. Verbs of a text engine: ``submit REQUEST``,
+``cancel ID``, ``attach CALL NAME PATH``, ``detach CALL NAME``; of an encoder: ``ask CALL INPUTS``,
+``drop CALL``. Up, after ``{"loaded": FACTS}`` or ``{"failed": ERROR}``: ``{"events": [...], "replies":
+[[CALL, ERROR or null, VALUE], ...]}``. One frame per step and direction, also where a step had nothing to
+tell: silence means that a step does not end.
 """
 
+import base64
 import json
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from models.engines.base import Event, Finish, GenerateRequest, ModelFacts, Sampling, Usage
+from edge_agent.encoder_calls import EncoderAnswer, EncoderCall, Inspected
+from models.engines.base import (
+    EncoderFacts,
+    Event,
+    Finish,
+    GenerateRequest,
+    ModelFacts,
+    Sampling,
+    Usage,
+)
 from models.errors import (
     AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
+    InvalidImage,
     ModelsError,
     UnknownAdapter,
     UnsafeFile,
@@ -35,6 +47,7 @@ _ERRORS: Mapping[str, type[ModelsError]] = {
         EngineError,
         AnswerTooLong,
         ContextLengthExceeded,
+        InvalidImage,
         UnsupportedRequest,
         UnknownAdapter,
         UnsafeFile,
@@ -56,6 +69,7 @@ class EngineSettings:
     context_tokens: int = 2048  # positions of one sequence, prompt and answer together
     max_sequences: int = 8  # answered at once, for the base and for each adapter
     batch_tokens: int = 256  # computed in one step
+    encoder_batch: int = 32  # texts or pictures that an encoder computes in one step
     silence_seconds: float = 60.0
     load_seconds: float = 120.0
 
@@ -114,6 +128,51 @@ def error_from_wire(value: Mapping[str, str]) -> ModelsError:
     return _ERRORS.get(value["kind"], EngineError)(value["message"])
 
 
-def facts_from_wire(value: Mapping[str, Any]) -> ModelFacts:
+def facts_from_wire(value: Mapping[str, Any]) -> ModelFacts | EncoderFacts:
     """The inverse of ``dataclasses.asdict``."""
+    if "task" in value:
+        return EncoderFacts(**{**value, "labels": tuple(value["labels"])})
     return ModelFacts(**{**value, "control_tokens": tuple(value["control_tokens"])})
+
+
+def call_to_wire(call: EncoderCall) -> dict[str, Any]:
+    """An encoder's inputs."""
+    return {"texts": call.texts, "images": [_text(data) for data in call.images], "heat_maps": call.heat_maps}
+
+
+def call_from_wire(value: Mapping[str, Any]) -> EncoderCall:
+    """The inverse of ``call_to_wire``."""
+    images = tuple(base64.b64decode(data) for data in value["images"])
+    return EncoderCall(tuple(value["texts"]), images, value["heat_maps"])
+
+
+def answer_to_wire(answer: EncoderAnswer) -> dict[str, Any]:
+    """An encoder's answers."""
+    return {
+        "rows": [_text(row) for row in answer.rows],
+        "tokens": answer.tokens,
+        "inspections": [
+            {**asdict(one), "heat_map": one.heat_map and _text(one.heat_map)} for one in answer.inspections
+        ],
+    }
+
+
+def answer_from_wire(value: Mapping[str, Any]) -> EncoderAnswer:
+    """The inverse of ``answer_to_wire``."""
+    return EncoderAnswer(
+        rows=tuple(base64.b64decode(row) for row in value["rows"]),
+        tokens=value["tokens"],
+        inspections=tuple(_inspected(one) for one in value["inspections"]),
+    )
+
+
+def _inspected(value: Mapping[str, Any]) -> Inspected:
+    left, top, right, bottom = value["region"]
+    picture = value["heat_map"] and base64.b64decode(value["heat_map"])
+    return Inspected(
+        value["score"], value["is_defect"], value["threshold"], (left, top, right, bottom), picture
+    )
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -17,7 +17,7 @@ from models import canonical
 from models.digest import Digest
 from models.engines.base import Event, GenerateRequest, ModelFacts, Sampling
 from models.errors import ContextLengthExceeded, EngineError, InvalidTemplate, UnsupportedRequest
-from models.manifest import File, Kind, Manifest
+from models.manifest import File, Kind, Manifest, Probe
 from models.probes import judge
 from models.prompts import ChatTemplate
 from models.store import BlobStore
@@ -121,7 +121,7 @@ class Stage:
     async def replay(self, served: Served, manifest: Manifest) -> None:
         """Ask every probe of a staged release. Raises ``ProbeFailed``, ``UnfitRelease``, ``EngineError``."""
         for number, probe in enumerate(manifest.probes):
-            answer = await _ask(served, f"probe-{served.model_id}-{number}", probe.messages, probe.max_tokens)
+            answer = await _ask(served, f"probe-{served.model_id}-{number}", probe)
             verdict = judge(probe, answer)
             if not verdict.passed:
                 raise ProbeFailed(
@@ -211,17 +211,17 @@ def _template(manifest: Manifest, facts: ModelFacts) -> ChatTemplate | None:
         raise UnfitRelease(str(error)) from error
 
 
-async def _ask(served: Served, request_id: str, messages: tuple[dict[str, str], ...], max_tokens: int) -> str:
+async def _ask(served: Served, request_id: str, probe: Probe) -> str:
     """One greedy answer, asked as ``/v1/chat/completions`` would ask it."""
     if served.template is None:
         raise UnfitRelease(f"{served.model_id} has probes and no chat template to ask them with")
-    chat = list(messages)
+    chat = list(probe.messages)
     if served.system_prompt is not None and all(message.get("role") != "system" for message in chat):
         chat.insert(0, {"role": "system", "content": served.system_prompt})
     text: list[str] = []
     try:
         prompt = served.template.prompt(chat)
-        sampling = Sampling(max_tokens)
+        sampling = Sampling(probe.max_tokens)
         request = GenerateRequest(request_id, prompt.text, sampling, served.adapter_key, prompt.literal)
         async for event in served.engine.generate(request):
             if event.error is not None:

@@ -1,6 +1,5 @@
 """Vision models on ONNX Runtime: graphs whose answers can be worked out by hand, pictures of every sort."""
 
-import io
 import json
 import struct
 import zlib
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_graphs import write_anomaly, write_image_classifier
+from pictures import encoded, plain
 from PIL import Image
 
 from models.engines.onnx_files import EncoderFiles, files_of_folder
@@ -27,16 +27,6 @@ INSPECT = Engine(
     image=SQUARE,
     anomaly=AnomalyFacts(threshold=0.5, false_reject_rate=0.01, calibrated_on=100),
 )
-
-
-def encoded(picture: Image.Image, format: str = "PNG", **options) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, format, **options)
-    return stream.getvalue()
-
-
-def plain(color: str, size: tuple[int, int] = (8, 8), **options) -> bytes:
-    return encoded(Image.new("RGB", size, color), **options)
 
 
 @pytest.fixture(scope="module")

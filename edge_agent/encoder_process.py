@@ -1,0 +1,56 @@
+"""An encoder or a vision model in a process of its own: a call in, its answer out.
+
+Owns what a call may be; ``edge_agent.supervised`` owns the process, ``edge_agent.desks`` the batches.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from edge_agent import engine_wire as wire
+from edge_agent.encoder_calls import EncoderAnswer, EncoderCall
+from edge_agent.engine_files import EngineFiles
+from edge_agent.engine_wire import EngineSettings
+from edge_agent.supervised import SupervisedEngine
+from models.engines.base import EncoderFacts
+from models.errors import EngineError
+
+
+class EncoderProcess(SupervisedEngine):
+    """A running encoder. Make one with ``start``; satisfies ``edge_agent.catalog.EncoderEngine``."""
+
+    @classmethod
+    async def start(cls, files: EngineFiles, settings: EngineSettings) -> Self:
+        """Load ``files`` in a new process. Raises ``UnsafeFile``, ``EngineError``."""
+        return await cls._start(files, settings)
+
+    @property
+    def facts(self) -> EncoderFacts:
+        """What the loaded model is."""
+        if not isinstance(self._loaded, EncoderFacts):
+            raise EngineError("the engine has not been loaded")
+        return self._loaded
+
+    async def ask(self, call: EncoderCall) -> EncoderAnswer:
+        """Answers to all inputs of ``call``, or an error. Being cancelled drops what is not computed yet.
+
+        Raises ``ContextLengthExceeded``, ``InvalidImage``, ``EngineError``.
+        """
+        if not call.size:
+            return EncoderAnswer()
+        await self._until_ready()
+        return wire.answer_from_wire(await self._call("ask", wire.call_to_wire(call), otherwise="drop"))
+
+    # For the supervisor: an encoder has no streams and no state
+
+    def _hear(self, events: Sequence[dict[str, Any]]) -> None:
+        if events:
+            raise ValueError("an encoder tells no events")
+
+    def _owes_events(self) -> bool:
+        return False
+
+    def _abandon_events(self, error: EngineError) -> None:
+        pass
+
+    def _restored(self) -> None:
+        pass

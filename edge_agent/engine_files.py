@@ -1,0 +1,144 @@
+"""What an engine's process loads: which files, in which format, and the check that they pass before it does.
+
+Owns: from a release folder, a bare file or a folder to files, and which engine reads them. Refuses formats
+that no engine here reads, and every file that the parsers of ``models`` have not passed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edge_agent.errors import UnfitRelease
+from models.engines.llama_cpp import check_adapter, check_model
+from models.engines.onnx_files import EncoderFiles, files_of_folder, files_of_release, missing_beside
+from models.engines.onnx_genai import CONFIG_FILE, check_folder
+from models.errors import UnsafeFile
+from models.manifest import Engine, File, Kind, Manifest
+from models.onnx import read_model
+from models.pickles import refuse_pickle
+
+Format = Literal["gguf", "onnx", "onnx-genai"]
+SERVED: Mapping[Kind, frozenset[str]] = {
+    Kind.MODEL: frozenset({"gguf", "onnx", "onnx-genai"}),
+    Kind.ADAPTER: frozenset({"gguf", "onnx-genai"}),
+}
+"""Formats that a device serves, by kind of release."""
+
+CheckAdapter = Callable[[Path], object]
+"""Raises ``UnsafeFile``, or ``EngineError`` for an adapter that does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFiles:
+    """A model to be loaded. ``path`` is the GGUF file, the folder of GenAI, or the graph of an encoder."""
+
+    format: Format
+    path: Path
+    encoder: EncoderFiles | None = None
+
+    @property
+    def shown(self) -> str:
+        """What a person calls it."""
+        return self.path.name
+
+    def bytes_on_disk(self) -> int:
+        """How much a process that loads it has to read."""
+        if self.path.is_dir():
+            return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
+        if self.encoder is None:
+            return self.path.stat().st_size
+        weights = read_model(self.path).files
+        return sum((self.path.parent / name).stat().st_size for name in (self.path.name, *weights))
+
+    def check(self) -> CheckAdapter:
+        """Check every file without native code. Returns the check for adapters of this base.
+
+        Raises ``UnsafeFile``, ``EngineError``.
+        """
+        if self.format == "gguf":
+            header = check_model(self.path)
+            return lambda path: check_adapter(path, header)
+        if self.format == "onnx-genai":
+            check_folder(self.path)
+        else:
+            read_model(self.path)
+        return _leave_to_the_engine
+
+    def to_wire(self) -> dict[str, Any]:
+        """As JSON, for the process that loads it."""
+        if self.encoder is None:
+            return {"format": self.format, "path": str(self.path)}
+        return {
+            "format": self.format,
+            "path": str(self.path),
+            "tokenizer": str(self.encoder.tokenizer) if self.encoder.tokenizer else None,
+            "engine": self.encoder.engine.model_dump(mode="json"),
+            "name": self.encoder.name,
+        }
+
+    @classmethod
+    def from_wire(cls, value: Mapping[str, Any]) -> "EngineFiles":
+        """The inverse of ``to_wire``."""
+        path = Path(value["path"])
+        if "engine" not in value:
+            return cls(value["format"], path)
+        tokenizer = Path(value["tokenizer"]) if value["tokenizer"] else None
+        needs = Engine.model_validate(value["engine"])
+        return cls(value["format"], path, EncoderFiles(path, needs, tokenizer, value["name"]))
+
+
+def _leave_to_the_engine(path: Path) -> None:
+    """Its parser needs the loaded base's slots, and has no native part."""
+
+
+def of_encoder(files: EncoderFiles) -> EngineFiles:
+    """An encoder's files as what a process loads."""
+    return EngineFiles("onnx", files.model, files)
+
+
+def of_release(folder: Path, manifest: Manifest) -> EngineFiles:
+    """What is loaded of a model's release whose files lie in ``folder`` under their names.
+
+    Raises ``UnfitRelease`` for what no engine here serves, ``UnsafeFile`` for a release that lacks a file.
+    """
+    check_served(manifest)
+    if manifest.format == "onnx":
+        return of_encoder(files_of_release(folder, manifest))
+    if manifest.format == "onnx-genai":
+        return EngineFiles("onnx-genai", folder)
+    return EngineFiles("gguf", folder / weights_of(manifest).path)
+
+
+def of_path(path: Path) -> EngineFiles:
+    """What is loaded of a bare GGUF file, or of a folder of optimum or GenAI. Raises ``UnsafeFile``."""
+    if path.is_dir():
+        if (path / CONFIG_FILE).is_file():
+            return EngineFiles("onnx-genai", path)
+        return of_encoder(files_of_folder(path))
+    refuse_pickle(path)
+    if path.suffix.lower() == ".onnx":
+        raise UnsafeFile(missing_beside(path))
+    return EngineFiles("gguf", path)
+
+
+def check_served(manifest: Manifest) -> None:
+    """Raise ``UnfitRelease`` for a kind or format that no engine here serves."""
+    if manifest.format not in SERVED.get(manifest.kind, frozenset()):
+        raise UnfitRelease(f"this device cannot activate a {manifest.kind} in format {manifest.format}")
+    if manifest.kind is Kind.MODEL and (manifest.format == "onnx") != (manifest.engine.task is not None):
+        raise UnfitRelease(
+            f"{manifest.name}: a model that is asked to {manifest.engine.task or 'generate'} is not served "
+            f"from format {manifest.format}"
+        )
+    if manifest.kind is Kind.ADAPTER or manifest.format == "gguf":
+        weights_of(manifest)
+
+
+def weights_of(manifest: Manifest) -> File:
+    """The one file of a GGUF model or of an adapter. Raises ``UnfitRelease`` when there is not just one."""
+    suffix = ".gguf" if manifest.format == "gguf" else ".onnx_adapter"
+    found = [file for file in manifest.files if file.path.endswith(suffix)]
+    if len(found) != 1:
+        raise UnfitRelease(f"a {manifest.kind} holds one {suffix} file; {manifest.name} holds {len(found)}")
+    return found[0]
