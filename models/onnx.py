@@ -220,6 +220,7 @@ class Initializer:
 class OnnxModel:
     """What an ONNX file says of itself, checked. ``operators`` count nodes, as ``MatMul`` or
     ``com.microsoft:MatMulNBits``; ``external`` is the set of all that lies in other files.
+    ``optional_inputs`` have an initializer as their default.
     """
 
     ir_version: int
@@ -230,6 +231,7 @@ class OnnxModel:
     operators: Mapping[str, int]
     initializers: tuple[Initializer, ...]
     external: frozenset[tuple[str, External, int]] = frozenset()
+    optional_inputs: tuple[Value, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -354,6 +356,7 @@ class _Parser:
             ),
             initializers=tuple(graph.initializers),
             external=frozenset(self._found.external),
+            optional_inputs=tuple(value for value in graph.inputs if value.name in weights),
         )
 
     def _check_operators(self) -> None:
