@@ -2,6 +2,7 @@
 
 The reference is what the source dequantizes to: no better weights exist for this source, and every
 comparison says so. Refuses a source whose dequantized tensors do not come back out of the reference.
+Works tensor by tensor, so memory does not grow with the number of layers.
 """
 
 import importlib.util
@@ -9,6 +10,7 @@ import json
 from pathlib import Path
 
 from compile.errors import BadRecipe, UnsupportedBase
+from compile.gguf.dequantize import compare, llama_config, write_safetensors
 from compile.gguf.files import Converters, precision, vocabulary
 from compile.gguf.tokenizer import write_tokenizer
 from compile.recipe.schema import BaseSource
@@ -40,45 +42,24 @@ def import_base(source: Path, folder: Path, converters: Converters, report: Repo
     header = read_header(source)
     if header.architecture != "llama":
         raise UnsupportedBase(f"architecture {header.architecture!r}; 'llama' is what can be trained here")
+    known = vocabulary(header)
     hf = folder / "hf"
     hf.mkdir()
     report(0.05, "tokenizer from the source's vocabulary")
-    write_tokenizer(vocabulary(header), hf)
+    write_tokenizer(known, hf)
     report(0.1, f"dequantizing {len(header.tensors)} tensors")
-    _dequantize(source, hf)
-    report(0.7, "writing the reference GGUF")
+    special = {
+        "bos_token_id": known.bos,
+        "eos_token_id": known.eos,
+        "pad_token_id": known.padding,
+        "unk_token_id": known.unknown,
+    }
+    config = llama_config(header, len(known.tokens), special)
+    (hf / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_safetensors(source, header, hf)
+    report(0.4, "writing the reference GGUF")
     converters.base(hf, folder / REFERENCE)
-    report(0.85, "comparing every tensor with the source")
-    _compare(source, folder / REFERENCE)
+    report(0.8, "comparing every tensor with the source")
+    compare(source, header, folder / REFERENCE, read_header(folder / REFERENCE))
     facts = {"precision": precision(header), "tensors": len(header.tensors), "bytes": source.stat().st_size}
     (folder / "source.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _dequantize(source: Path, hf: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True
-    )
-    model.config._name_or_path = ""
-    model.save_pretrained(hf)
-
-
-def _compare(source: Path, reference: Path) -> None:
-    """Every tensor of the reference is bit for bit what the source dequantizes to."""
-    import numpy
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
-
-    there = {tensor.name: tensor for tensor in GGUFReader(reference).tensors}
-    for tensor in GGUFReader(source).tensors:
-        other = there.get(tensor.name)
-        if other is None:
-            raise UnsupportedBase(f"the reference lost the tensor {tensor.name}")
-        wanted = dequantize(tensor.data, tensor.tensor_type)
-        if not numpy.array_equal(wanted, dequantize(other.data, other.tensor_type)):
-            raise UnsupportedBase(f"the tensor {tensor.name} of the reference is not that of the source")
