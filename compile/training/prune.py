@@ -19,6 +19,8 @@ from compile.training.examples import Example
 
 PRUNED = "pruned.json"
 _BATCH = 8
+_OWN = ("config.json", "curve.json", "made.json", "step.json", "README.md")
+_BESIDE = ("1_Pooling", "2_Normalize")
 
 Data = Sequence[Example] | Sequence[str]
 
@@ -68,19 +70,21 @@ def batches(folder: Path, data: Data, longest: int, report: Report) -> Iterator[
         report(min(1.0, (at + _BATCH) / len(data)), "measuring what each part does")
 
 
-def write(model: Any, source: Path, target: Path, said: Mapping[str, Any]) -> None:
-    """The model, everything in ``source`` that is no weights, and ``said`` as ``pruned.json``.
-
-    What ``source`` says of an earlier pruning comes first.
-    """
+def save(model: Any, source: Path, target: Path) -> None:
+    """The model, with everything in ``source`` that is neither weights nor about how they were made."""
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         weights = file.suffix in (".safetensors", ".bin") or file.name.endswith(".index.json")
-        if file.is_file() and not weights and file.name != "config.json":
+        if file.is_file() and not weights and file.name not in _OWN:
             shutil.copyfile(file, target / file.name)
-        elif file.is_dir():
+        elif file.is_dir() and file.name in _BESIDE:
             shutil.copytree(file, target / file.name, dirs_exist_ok=True)
     model.save_pretrained(target, safe_serialization=True)
+
+
+def write(model: Any, source: Path, target: Path, said: Mapping[str, Any]) -> None:
+    """``save``, and ``said`` as ``pruned.json``, after what ``source`` says of an earlier pruning."""
+    save(model, source, target)
     before = source / PRUNED
     earlier = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else []
     (target / PRUNED).write_text(json.dumps([*earlier, dict(said)], indent=1), encoding="utf-8")

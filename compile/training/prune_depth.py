@@ -2,7 +2,7 @@
 
 A layer's block influence is 1 - cosine(what enters it, what leaves it), averaged over tokens (ShortGPT, Men
 et al. 2024). It is measured once, on the whole model. Works on causal models and encoders whose layers
-``methods.decoder_layers`` finds.
+``methods.layers_of`` finds.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ def prune_depth(
 
 def block_influence(model: Any, batches: Any) -> list[float]:
     """Per layer: the mean over tokens of 1 - cosine of its input and its output."""
-    layers = methods.decoder_layers(model)
+    layers = methods.layers_of(model)
     sums, tokens = [0.0] * len(layers), 0
     entered: dict[int, torch.Tensor] = {}
     mask: torch.Tensor | None = None
@@ -111,7 +111,7 @@ def choose_layers(influence: Sequence[float], settings: PruneDepth) -> tuple[int
 
 def keep_layers(model: Any, kept: Sequence[int]) -> None:
     """Leave only the layers ``kept``, in that order, and say so in the configuration."""
-    layers = methods.decoder_layers(model)
+    layers = methods.layers_of(model)
     chosen = [layers[at] for at in kept]
     for number, layer in enumerate(chosen):
         # Keys and values are cached under a layer's number.

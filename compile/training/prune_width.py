@@ -91,7 +91,7 @@ def prune_width(
 def _layers(model: Any) -> list[_Layer]:
     """Where neurons and heads are. Raises ``UnsupportedBase``."""
     found = []
-    for layer in methods.decoder_layers(model):
+    for layer in methods.layers_of(model):
         mlp: Any = getattr(layer, "mlp", None)
         attention: Any = getattr(layer, "self_attn", None)
         if all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")):
