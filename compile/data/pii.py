@@ -55,6 +55,8 @@ _IBAN_COUNTRIES = {
 }
 """Countries by the length of their IBANs (ISO 13616 registry)."""
 _IBAN_LENGTHS = {code: length for length, codes in _IBAN_COUNTRIES.items() for code in codes.split()}
+_CARD_LENGTHS = {2: (16,), 3: (14, 15, 16), 4: (13, 16, 19), 5: (16,), 6: (16, 17, 18, 19)}
+"""Digits of a card number by its first digit, of the networks that are in use."""
 _WORTH_A_LOOK = re.compile(r"@|[0-9](?:[^A-Za-z]{0,2}[0-9]){5}|\.[0-9]+\.")
 
 
@@ -115,7 +117,7 @@ def _is_iban(number: str) -> bool:
 
 def _is_card(text: str) -> bool:
     digits = [int(character) for character in text if character.isdigit()]
-    if not 13 <= len(digits) <= 19 or len(set(digits)) == 1 or digits[0] not in (2, 3, 4, 5, 6):
+    if len(digits) not in _CARD_LENGTHS.get(digits[0], ()):
         return False
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
