@@ -92,7 +92,7 @@ def lora_slots(model: onnx.OnnxModel) -> Slots | None:
     """The slots of a graph; ``None`` when it takes no adapters. Raises ``UnsafeFile`` for an odd set."""
     shapes: dict[str, tuple[int | None, int | None]] = {}
     bounds: set[int] = set()
-    for value in model.inputs:
+    for value in model.optional_inputs:
         if ".lora_A." not in value.name and ".lora_B." not in value.name:
             continue
         open_side = 1 if ".lora_A." in value.name else 0
@@ -312,6 +312,7 @@ class GenaiEngine:
         for queue in (self._waiting, self._running):
             for sequence in [one for one in queue if one.cancelled]:
                 queue.remove(sequence)
+                sequence.generator = None
                 events.append(Event(sequence.id, finish=Finish.CANCELLED, usage=sequence.usage))
         while self._waiting and len(self._running) < self._settings.max_sequences:
             self._running.append(self._waiting.pop(0))
@@ -323,6 +324,7 @@ class GenaiEngine:
                 event = Event(sequence.id, error=failure, usage=sequence.usage)
             if event.done:
                 self._running.remove(sequence)
+                sequence.generator = None  # it holds its adapter, which may be waiting to leave
             events.append(event)
         self._free_idle_leavers()
         return events
