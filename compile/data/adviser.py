@@ -160,7 +160,9 @@ def _shape_of(facts: Facts) -> list[str]:
     reasons = []
     if facts.tokens_p95 <= LONG_TOKENS:
         about = "about " if facts.tokens_estimated else ""
-        reasons.append(f"19 rows in 20 have at most {about}{facts.tokens_p95:,} tokens, so an epoch is cheap")
+        reasons.append(
+            f"19 rows in 20 have at most {about}{facts.tokens_p95:,} tokens, so they are cheap to train on"
+        )
     if len(facts.labels) > 1 and not _is_uneven(facts.labels):
         most, least = max(facts.labels.values()), min(facts.labels.values())
         reasons.append(

@@ -46,7 +46,7 @@ def page(card: Mapping[str, Any]) -> str:
         "</section></div>",
         _fields(card["fields"]),
         "<h2>Lengths</h2>",
-        _lengths(card["lengths"]),
+        _lengths(_told(card)),
         "<h2>Cleaning and copies</h2>",
         _cleaning(card),
         "<h2>Personal data</h2>",
@@ -172,6 +172,16 @@ def _bars(counts: Mapping[str, int], what: str) -> str:
 
 def _track(count: int, most: int) -> str:
     return f'<td class="track"><i style="width:{100 * count / max(1, most):.1f}%"></i></td>'
+
+
+def _told(card: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The lengths that say something: those of labels do not."""
+    labels_only = card["source"]["shape"] == "label"
+    return {
+        name: one
+        for name, one in card["lengths"].items()
+        if not (labels_only and name.startswith("answered"))
+    }
 
 
 def _lengths(lengths: Mapping[str, Mapping[str, Any]]) -> str:

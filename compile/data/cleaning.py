@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+MAX_DEPTH = 16
 _LINE_ENDS = re.compile("\r\n?|\u2028|\u2029|\x85")
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
@@ -46,14 +47,22 @@ def what_changes(text: str) -> Iterator[str]:
         yield "white space"
 
 
-def map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with every string in it changed; keys stay."""
+def map_strings(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:
+    """A JSON value with every string in it changed; keys stay.
+
+    Raises ``ValueError`` for a value in more than ``MAX_DEPTH`` others, and for a key that holds half a
+    character: neither has a place in a row.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: map_strings(one, change) for key, one in value.items()}
+        if any(_SURROGATE.search(key) for key in value):
+            raise ValueError("a key holds half a character (a lone surrogate)")
+        return {key: map_strings(one, change, depth + 1) for key, one in value.items()}
     if isinstance(value, list):
-        return [map_strings(one, change) for one in value]
+        return [map_strings(one, change, depth + 1) for one in value]
     return value
 
 

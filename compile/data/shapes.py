@@ -31,16 +31,18 @@ _MAY: Mapping[str, tuple[str, ...]] = {
     "dialogue": ("system", "prompt"),
     "preference": ("system",),
 }
+_LOOKED_AT = 20
+"""Rows whose columns tell the shape: the first one may be a bad one."""
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 """Names of speakers that are in use beside the usual ones (ShareGPT and others)."""
 
 
 def find_shape(source: DataSource, records: Sequence[Record]) -> Shape:
-    """The shape of the data: as the section says, else by the columns of the first row.
+    """The shape of the data: as the section says, else by the columns of the first rows.
 
     Raises ``BadData`` when the columns fit none, and when those of a given shape are not there.
     """
-    columns = records[0].values.keys() if records else ()
+    columns = dict.fromkeys(column for record in records[:_LOOKED_AT] for column in record.values)
     if source.shape != "auto":
         wanted: Shape = source.shape
     elif source.answer is not None:

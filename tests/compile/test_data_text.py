@@ -34,6 +34,16 @@ def test_cleaning_keeps_what_carries_meaning():
     with pytest.raises(ValueError, match="lone surrogate"):
         clean("half \ud83d")
     assert map_strings({"a": ["x\x07", 1, None]}, clean) == {"a": ["x", 1, None]}
+    with pytest.raises(ValueError, match="a key holds half a character"):
+        map_strings({"\ud83d": 1}, clean)
+
+
+def test_a_value_that_is_nested_without_end_is_refused():
+    value = "x"
+    for _ in range(900):
+        value = [value]
+    with pytest.raises(ValueError, match="nested more than 16 deep"):
+        map_strings(value, clean)
 
 
 @pytest.mark.parametrize(
