@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -24,11 +24,15 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True)
 class Workshop:
-    """What a line works with. ``converters`` is the folder of llama.cpp's; ``now`` a monotonic clock."""
+    """What a line works with. ``converters`` is the folder of llama.cpp's; ``now`` a monotonic clock.
+
+    ``environment`` is where the key of a teacher is looked up, by the name that the recipe gives.
+    """
 
     converters: Path
     threads: int
     now: Callable[[], float]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class Line(Protocol):

@@ -30,7 +30,7 @@ def main(recipe: str, label: str, cache: str, converters: str, threads: str, par
     told = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     try:
-        workshop = Workshop(Path(converters), int(threads), time.monotonic)
+        workshop = Workshop(Path(converters), int(threads), time.monotonic, os.environ)
         steps = in_order(make_line(Path(recipe), workshop).steps)
         step = next((one for one in steps if one.label == label), None)
         if step is None:

@@ -1,4 +1,7 @@
-"""Releases of a language line: bases that passed, and the adapter that was checked against each of them."""
+"""Releases of a language line: bases that passed, and the adapter that was checked against each of them.
+
+An adapter has one format, so where variants of two engines pass, it ships once for each.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,57 +18,64 @@ from compile.lines.language import (
     ADAPTER,
     BASE_PROBE,
     BASE_PROBE_TOKENS,
+    GENAI_ADAPTER,
     HF,
+    REFERENCE_FILE,
     LanguageLine,
     answer_fields,
     chat,
     test_rows,
 )
 from compile.lines.language_findings import headline_of, lineage
-from compile.package import adapter_facts, package_adapter, package_base
+from compile.package import ADAPTER_WEIGHTS, WEIGHTS, adapter_facts, files_below, package_release
 from compile.recipe.language import FIDELITY
+from compile.recipe.training import FineTune
 from compile.steps import Cache
 from models.digest import Digest
 from models.engines.llama_cpp import read_header
-from models.manifest import AdapterSlots, Engine, Kind, Manifest, Probe, Quality, Speed
+from models.manifest import AdapterFacts, AdapterSlots, Engine, Kind, Manifest, Probe, Quality, Speed
 
 _BASE_METRICS = ("perplexity", *FIDELITY)
 _BASE_TOLERANCE = 0.6
 """A base completes prose freely: near-ties go either way on another processor."""
 MAX_RANK = 64
+_SUFFIX = {"gguf": "", "onnx-genai": "-onnx"}
+"""What the name of an adapter ends with, by format."""
 
 
 def package(line: LanguageLine, cache: Cache, findings: Findings, out: Path) -> dict[str, Path]:
     """Bases first: the adapter's manifest holds the digests of theirs."""
     recipe, releases = line.recipe, {}
     passing = sorted((one for one in findings.variants if one.passed), key=lambda one: one.bytes)
-    targets: tuple[str, ...] = ()
-    if line.adapter is not None:
-        weights = cache.folder(line.adapter) / ADAPTER
-        targets = adapter_facts(weights, recipe.base.name, line.digests["base"], ()).targets
     # Without an adapter the model itself is what was asked for, and one of it ships.
-    shipped = passing if line.adapter is not None else passing[:1]
     digests = {}
-    for one in shipped:
-        manifest = _base_manifest(line, cache, one, targets)
+    for one in passing if line.adapter is not None else passing[:1]:
+        manifest = _base_manifest(line, cache, one)
         folder = out / f"{manifest.name}-{manifest.version}"
         steps = line.variants[one.name]
-        digests[one.name] = package_base(folder, cache.folder(steps.model) / steps.file, manifest).digest
+        place = cache.folder(steps.model) / steps.file
+        files = files_below(place) if place.is_dir() else {WEIGHTS: place}
+        digests[one.name] = package_release(folder, manifest, files).digest
         releases[one.name] = folder
-    if line.adapter is not None:
-        folder = out / f"{recipe.release.name}-{recipe.release.version}"
-        template = _adapter_manifest(line, cache, findings, passing, digests)
-        package_adapter(folder, weights, template, _task_probes(line, cache, passing))
-        releases["adapter"] = folder
+    if line.adapter is None:
+        return releases
+    for kind in _SUFFIX:
+        same = [one for one in passing if one.format == kind]
+        if same:
+            manifest, weights = _adapter(line, cache, findings, same, digests)
+            folder = out / f"{manifest.name}-{recipe.release.version}"
+            name = ADAPTER_WEIGHTS if kind == "gguf" else weights.name
+            package_release(folder, manifest, {name: weights})
+            releases[f"adapter{_SUFFIX[kind]}"] = folder
     return releases
 
 
-def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult, targets: Sequence[str]) -> Manifest:
+def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult) -> Manifest:
     recipe, steps = line.recipe, line.variants[one.name]
-    known = vocabulary(read_header(cache.folder(steps.model) / steps.file))
+    known = vocabulary(read_header(cache.folder(line.root) / REFERENCE_FILE))
     measured = read_measured(cache.folder(steps.fidelity))
     traced = lineage(line, cache)
-    probes = (
+    probes: tuple[Probe, ...] = (
         Probe(
             messages=({"role": "user", "content": BASE_PROBE},),
             max_tokens=BASE_PROBE_TOKENS,
@@ -73,22 +83,24 @@ def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult, targets
             tolerance=_BASE_TOLERANCE,
         ),
     )
+    slots = None
     if line.adapter is not None:
         for key in ("dataset", "recipe", "adapter", "continues"):
             traced.pop(key, None)  # a base is the same whatever adapter was made beside it
         name, version, license_ = recipe.base.name, recipe.base.version, recipe.base.license
         version = f"{version}-{one.precision.lower().replace('_', '-')}"
         quality = _qualities(one, of_base=True)
+        facts = _facts(line, cache, one, line.digests["base"], ())
+        slots = AdapterSlots(max_rank=MAX_RANK if one.format == "gguf" else facts.rank, targets=facts.targets)
     else:
         name, version, license_ = recipe.release.name, recipe.release.version, recipe.release.license
         quality = tuple(verdict.quality for verdict in one.verdicts)
-        if line.data is not None:
-            probes += _task_probes(line, cache, [one])
+        probes = (*probes, *_task_probes(line, cache, [one]))
     return Manifest(
         kind=Kind.MODEL,
         name=name,
         version=version,
-        format="gguf",
+        format="gguf" if one.format == "gguf" else "onnx-genai",
         precision=one.precision,
         files=(),
         profiles=recipe.release.profiles,
@@ -96,7 +108,7 @@ def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult, targets
             context_length=known.context_length,
             chat_template=Digest.of(known.chat_template.encode()),
             tokenizer=Digest.of((cache.folder(line.root) / HF / "tokenizer.json").read_bytes()),
-            adapter_slots=AdapterSlots(max_rank=MAX_RANK, targets=tuple(targets)) if targets else None,
+            adapter_slots=slots,
             output_schema=_schema(line) if line.adapter is None else None,
             system_prompt=recipe.prompt.system if line.adapter is None else None,
         ),
@@ -109,41 +121,62 @@ def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult, targets
     )
 
 
-def _adapter_manifest(
+def _adapter(
     line: LanguageLine,
     cache: Cache,
     findings: Findings,
     passing: Sequence[VariantResult],
     digests: Mapping[str, Digest],
-) -> Manifest:
+) -> tuple[Manifest, Path]:
+    """The manifest of the adapter in the format of the variants that passed, and its weights."""
     recipe, chosen = line.recipe, passing[0]
-    if line.adapter is None:
-        raise CompileError("no adapter was made")
     checked = [digests[one.name] for one in passing]
-    facts = adapter_facts(
-        cache.folder(line.adapter) / ADAPTER, recipe.base.name, digests[chosen.name], checked
-    )
-    return Manifest(
+    manifest = Manifest(
         kind=Kind.ADAPTER,
-        name=recipe.release.name,
+        name=f"{recipe.release.name}{_SUFFIX[chosen.format]}",
         version=recipe.release.version,
-        format="gguf",
-        precision="F16",
+        format="gguf" if chosen.format == "gguf" else "onnx-genai",
+        precision="F16" if chosen.format == "gguf" else "F32",
         files=(),
         profiles=recipe.release.profiles,
         engine=Engine(output_schema=_schema(line), system_prompt=recipe.prompt.system),
-        adapter=facts,
+        adapter=_facts(line, cache, chosen, digests[chosen.name], checked),
         lineage={**findings.lineage, "chosen_base": digests[chosen.name]},
         quality=_qualities(chosen, of_base=False) + _per_base(line, passing),
         speed=(_speed(findings.device, chosen.speeds, chosen.peak_ram_bytes),),
+        probes=_task_probes(line, cache, passing),
         license=recipe.release.license,
+    )
+    return manifest, _adapter_file(line, cache, chosen)
+
+
+def _adapter_file(line: LanguageLine, cache: Cache, one: VariantResult) -> Path:
+    step = line.variants[one.name].adapter
+    if step is None:
+        raise CompileError(f"no adapter was made for {one.name}")
+    return cache.folder(step) / (ADAPTER if one.format == "gguf" else GENAI_ADAPTER)
+
+
+def _facts(
+    line: LanguageLine, cache: Cache, one: VariantResult, trained_on: Digest, checked: Sequence[Digest]
+) -> AdapterFacts:
+    name = line.recipe.base.name
+    if one.format == "gguf":
+        return adapter_facts(_adapter_file(line, cache, one), name, trained_on, checked)
+    settings = line.recipe.finetune or FineTune()
+    return AdapterFacts(
+        base_name=name,
+        trained_on=trained_on,
+        checked_against=tuple(checked),
+        rank=settings.rank,
+        targets=settings.targets,
     )
 
 
 def _task_probes(line: LanguageLine, cache: Cache, passing: Sequence[VariantResult]) -> tuple[Probe, ...]:
     """Test rows that every passing base answers alike, right ones first, of as many labels as there are.
 
-    Fewer than the recipe wants, when there are no more such rows.
+    Fewer than the recipe wants, when there are no more such rows; none without data.
     """
     recipe, fields = line.recipe, answer_fields(line.recipe)
     if line.data is None:
@@ -152,16 +185,16 @@ def _task_probes(line: LanguageLine, cache: Cache, passing: Sequence[VariantResu
     agreed = [
         (row, answer)
         for at, (row, answer) in enumerate(zip(tested, passing[0].answers, strict=True))
-        if all(other.answers[at] == answer for other in passing) and (not fields or _valid(row, answer, line))
+        if all(other.answers[at] == answer for other in passing) and _counts(row, answer, fields)
     ]
-    agreed.sort(key=lambda pair: not _exact(*pair, line))
+    agreed.sort(key=lambda pair: not _exact(pair[0], pair[1], fields))
     seen: set[str] = set()
     ordered: list[tuple[Row, str]] = []
-    for pair in agreed:
-        label = pair[0].fields.get(fields[0].name, "") if fields else pair[0].label
+    for row, answer in agreed:
+        label = row.fields.get(fields[0].name, "") if fields else row.label
         if label not in seen:
             seen.add(label)
-            ordered.append(pair)
+            ordered.append((row, answer))
     ordered += [pair for pair in agreed if pair not in ordered]
     if not ordered:
         raise CompileError("no test row gets the same valid answer from every passing base: nothing to probe")
@@ -176,13 +209,14 @@ def _task_probes(line: LanguageLine, cache: Cache, passing: Sequence[VariantResu
     )
 
 
-def _valid(row: Row, answer: str, line: LanguageLine) -> bool:
-    return answers.score(row.fields, answer, answer_fields(line.recipe)).valid
+def _counts(row: Row, answer: str, fields: Sequence[answers.Field]) -> bool:
+    return answers.score(row.fields, answer, fields).valid if fields else bool(answer.strip())
 
 
-def _exact(row: Row, answer: str, line: LanguageLine) -> bool:
-    fields = answer_fields(line.recipe)
-    return answers.score(row.fields, answer, fields).exact if fields else answer.strip() == row.answer.strip()
+def _exact(row: Row, answer: str, fields: Sequence[answers.Field]) -> bool:
+    if fields:
+        return answers.score(row.fields, answer, fields).exact
+    return answer.strip() == row.answer.strip()
 
 
 def _schema(line: LanguageLine) -> dict[str, object] | None:

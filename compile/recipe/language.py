@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from compile.recipe.data import DataSource
+from compile.recipe.distil import DistilLogits, DistilSequences, Prune
 from compile.recipe.sections import BaseSource, RecipeBase, Section, Source
 from compile.recipe.training import FineTune
 from models.manifest import Name
@@ -60,6 +61,18 @@ class LanguageVariant(Section):
         """Whether ONNX Runtime GenAI serves it, and not llama.cpp."""
         return self.type.startswith("genai-")
 
+    @property
+    def genai_precision(self) -> Literal["fp32", "int8", "int4"]:
+        """As GenAI's builder is told. Raises ``ValueError`` for a GGUF type."""
+        found: dict[str, Literal["fp32", "int8", "int4"]] = {
+            "genai-fp32": "fp32",
+            "genai-int8": "int8",
+            "genai-int4": "int4",
+        }
+        if self.type not in found:
+            raise ValueError(f"{self.type} is not a type of GenAI")
+        return found[self.type]
+
     @model_validator(mode="after")
     def _goes_together(self) -> "LanguageVariant":
         if self.is_genai and (self.importance or self.mixed is not None or self.merged):
@@ -87,6 +100,8 @@ class LanguageRecipe(RecipeBase):
     base: BaseSource
     data: DataSource | None = None
     prompt: Prompt = Prompt()
+    prune: Prune | None = None
+    distil: DistilLogits | DistilSequences | None = Field(default=None, discriminator="kind")
     finetune: FineTune | None = None
     continues: str | None = None
     calibration: Calibration | None = None
@@ -98,8 +113,12 @@ class LanguageRecipe(RecipeBase):
         names = [variant.name for variant in self.variants]
         if len(set(names)) != len(names) or "reference" in names:
             raise ValueError("variants need different names, and 'reference' is taken")
-        if self.finetune is not None and self.data is None:
-            raise ValueError("finetune needs data")
+        if self.data is None and self.calibration is None and (self.finetune or self.prune):
+            raise ValueError("finetune and prune learn from data, or from the text of calibration")
+        if self.distil is not None and (self.finetune is None or self.has_adapter):
+            raise ValueError("distil needs finetune with method: full, which says how the student is trained")
+        if isinstance(self.distil, DistilSequences) and self.data is None:
+            raise ValueError("distil with kind: sequences needs data: the teacher answers its rows")
         if self.continues is not None and self.finetune is None:
             raise ValueError("continues needs finetune")
         if self.finetune is not None and self.finetune.method not in ("lora", "qlora", "full"):

@@ -9,9 +9,9 @@ from gguf import GGUFWriter
 
 from compile.cli import main
 from compile.errors import Refused
-from compile.gguf.files import fallbacks, precision
-from compile.package import adapter_facts, package_adapter, package_base
 from compile.evaluate.tokens import CORPUS, compare
+from compile.gguf.files import fallbacks, precision
+from compile.package import adapter_facts, package_release
 from models.digest import Digest
 from models.engines.llama_cpp import read_header
 from models.errors import InvalidManifest, UnsafeFile
@@ -82,10 +82,11 @@ def test_the_ledger_lists_matrices_of_another_type_and_leaves_vectors_alone(tmp_
 def test_an_adapter_release_is_whole_and_names_rank_and_targets_as_shipped(tmp_path, adapter_file):
     facts = adapter_facts(adapter_file, "base", Digest.of(b"b"), [Digest.of(b"b"), Digest.of(b"c")])
     assert facts.rank == 4 and facts.targets == ("attn_q", "ffn_up")
-    manifest = package_adapter(tmp_path / "out", adapter_file, template(adapter=facts), [PROBE])
+    files = {"adapter.gguf": adapter_file}
+    manifest = package_release(tmp_path / "out", template(adapter=facts, probes=(PROBE,)), files)
     assert verify_release(tmp_path / "out") == manifest
     assert manifest.probes == (PROBE,) and manifest.adapter.checked_against == facts.checked_against
-    again = package_adapter(tmp_path / "other", adapter_file, manifest, [PROBE])
+    again = package_release(tmp_path / "other", manifest, files)
     assert again.digest == manifest.digest
 
 
@@ -93,10 +94,10 @@ def test_packaging_refuses_what_is_no_adapter(tmp_path, adapter_file):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(adapter_file.read_bytes()[:200])
     with pytest.raises(UnsafeFile):
-        package_adapter(tmp_path / "out", broken, template(), [PROBE])
+        adapter_facts(broken, "base", Digest.of(b"b"), [])
     unsound = template().model_copy(update={"adapter": None})
     with pytest.raises(InvalidManifest):
-        package_base(tmp_path / "out", adapter_file, unsound)
+        package_release(tmp_path / "out", unsound, {"adapter.gguf": adapter_file})
     assert not (tmp_path / "out" / "release.json").exists()
 
 
@@ -114,7 +115,7 @@ def test_inspect_names_what_it_sees_and_refuses_a_pickle(tmp_path, adapter_file)
 
 
 def test_a_changed_byte_is_refused_by_verify(tmp_path, adapter_file):
-    package_adapter(tmp_path / "out", adapter_file, template(), [PROBE])
+    package_release(tmp_path / "out", template(probes=(PROBE,)), {"adapter.gguf": adapter_file})
     weights = tmp_path / "out" / "adapter.gguf"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
