@@ -5,12 +5,14 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from compile.errors import BadRecipe, CompileError, Refused
+from compile.recipe.data import DataSource
 from models.errors import ModelsError
 
 if TYPE_CHECKING:
@@ -123,6 +125,36 @@ def run(
             click.echo((out / "report.json").read_text(encoding="utf-8"))
     if not as_json:
         _print(_summary(json.loads((out / "report.json").read_text(encoding="utf-8")), out), False)
+
+
+@main.command()
+@_RECIPE
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the prepared splits and the data card.",
+)
+@_JSON
+def data(recipe: Path, out: Path, as_json: bool) -> None:
+    """Prepare RECIPE's rows and say what they are: counts, lengths, duplicates, personal data, advice."""
+    from compile.data.show import describe, show
+    from compile.progress import Progress
+    from compile.recipe.load import load_recipe
+
+    progress = Progress(sys.stderr, 1)
+
+    def work() -> dict[str, Any]:
+        source = getattr(load_recipe(recipe), "data", None)
+        if not isinstance(source, DataSource):
+            raise BadRecipe(f"{recipe}: has no data section with rows")
+        progress.start("data", 4)
+        card = show(source, recipe.resolve().parent, out, partial(progress.report, "data"))
+        progress.finish("data")
+        return card
+
+    card = _guard(work)
+    _print(card if as_json else describe(card, out), as_json)
 
 
 @main.command()

@@ -405,7 +405,7 @@ def _last_line(text: str) -> str:
 def _tickets(adapter: Manifest, report: dict[str, Any]) -> list[str]:
     """Tickets that were not trained on: those of the adapter's probes first, then the rest of the test."""
     known = [probe.messages[-1]["content"] for probe in adapter.probes]
-    return known + [one["text"] for one in report["tickets"] if one["text"] not in known]
+    return known + [one["input"] for one in report["cases"] if one["input"] not in known]
 
 
 def _figures(first: dict[str, Any], second: dict[str, Any]) -> dict[str, str]:
