@@ -82,9 +82,9 @@ def _child(job: Mapping[str, Any]) -> None:
     if job.get("speed_repeats"):
         result["speed"] = _speed(engine, adapter, job["speed_repeats"])
     if job.get("prompts"):
-        result["answers"] = _answers(engine, adapter, job["prompts"], job["max_tokens"])
+        result["answers"] = greedy(engine, adapter, job["prompts"], job["max_tokens"])
     if job.get("probe"):
-        result["probe"] = _answers(engine, adapter, [job["probe"]], job["probe_tokens"])[0]
+        result["probe"] = greedy(engine, adapter, [job["probe"]], job["probe_tokens"])[0]
     # Peak memory of serving: read before scores of a whole window are held.
     result["peak_ram_bytes"] = _peak_ram()
     if job.get("tokenize"):
@@ -113,7 +113,7 @@ def _open(model: Path, threads: int) -> "Engine":
     return LlamaEngine(model, LlamaSettings(threads=threads, **sizes))
 
 
-def _answers(engine: "Engine", adapter: str | None, prompts: Sequence[str], max_tokens: int) -> list[str]:
+def greedy(engine: "Engine", adapter: str | None, prompts: Sequence[str], max_tokens: int) -> list[str]:
     """Greedy answers, many at a time."""
     answers = [""] * len(prompts)
     for index, prompt in enumerate(prompts):
@@ -165,7 +165,7 @@ def _fidelity(engine: "Engine", job: Mapping[str, Any], folder: Path, against: P
     known = None if against is None else np.load(against / LOGPROBS, mmap_mode="r")
     kept, losses, tops, divergences, at = [], [], [], [], 0
     for number, window in enumerate(windows):
-        logprobs = _log_softmax(engine.score(window)[:-1])
+        logprobs = log_softmax(engine.score(window)[:-1])
         losses.append(-logprobs[np.arange(len(window) - 1), window[1:]])
         tops.append(logprobs.argmax(axis=1))
         if known is None:
@@ -181,7 +181,8 @@ def _fidelity(engine: "Engine", job: Mapping[str, Any], folder: Path, against: P
     np.savez(folder / TOKENS, loss=np.concatenate(losses), top=np.concatenate(tops), kl=divergence)
 
 
-def _log_softmax(logits: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
+def log_softmax(logits: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
+    """Logits of whole rows as log-probabilities."""
     import numpy as np
 
     shifted = logits - logits.max(axis=1, keepdims=True)
