@@ -11,6 +11,8 @@ import hashlib
 import json
 import random
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -111,14 +113,15 @@ class LocalTeacher:
     def answer(self, prompts: Sequence[Messages]) -> Iterator[tuple[int, str | TeacherFailed]]:
         """As the Protocol says; a prompt that does not fit the context has no answer."""
         for number, messages in enumerate(prompts):
-            sampling = Sampling(
-                max_tokens=self._settings.max_tokens,
-                temperature=self._settings.temperature,
-                top_p=self._settings.top_p,
-                seed=self._settings.seed + number,
-            )
             try:
                 prompt = self._template.prompt(messages)
+                sampling = Sampling(
+                    max_tokens=self._settings.max_tokens,
+                    temperature=self._settings.temperature,
+                    top_p=self._settings.top_p,
+                    # Of the prompt, not of its place: what is asked again after a kill gets the same seed.
+                    seed=(self._settings.seed + zlib.crc32(prompt.text.encode())) % 2**31,
+                )
                 self._engine.submit(GenerateRequest(str(number), prompt.text, sampling, None, prompt.literal))
             except (EngineError, InvalidTemplate) as error:
                 yield number, TeacherFailed(f"prompt {number + 1}: {error}")
@@ -148,7 +151,7 @@ class RemoteTeacher:
         self,
         settings: TextTeacher,
         key: str | None,
-        wait: Callable[[float], None],
+        wait: Callable[[float], None] = time.sleep,
         transport: "httpx.BaseTransport | None" = None,
     ) -> None:
         import httpx
