@@ -1,0 +1,368 @@
+"""TensorRT as a recipe: an ONNX, and how to build an engine from it on the device that will run it.
+
+Owns which TensorRT a JetPack has, which flags a graph needs there, the optimization profiles, and the checks
+that everything up to the engine is right. Refuses graphs that TensorRT would read otherwise than ONNX Runtime
+(operators of other runtimes, unsigned or shifted INT8, double precision, mixed types), profiles that do not
+fit the inputs, and JetPacks that are not known.
+
+Sources: https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-jetson.html
+(11.4.1 needs JetPack 7.2.2 on Jetson AGX Orin or Thor; JetPack 6 stays on 10.x) and
+.../tensorrt-10x-to-11x.html (11.x is strongly typed only; FP16, INT8 and their like are gone).
+
+``build`` runs where ``tensorrt`` can be imported. It has not been run on a GPU: untested.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from compile.errors import BadRecipe, ToolFailed, UnsupportedBase
+from models.digest import Digest
+from models.onnx import Value, read_model
+from models.store import chunks_of
+from models.tensorrt_key import EngineIdentity, ShapeRange, engine_name
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+RECIPE_FILE = "tensorrt.json"
+MODEL_FILE = "model.onnx"
+TO_BE_BUILT = "to-be-built-on-device"
+UNTESTED = "untested"
+
+Typing = Literal["strong", "weak"]
+Profile = Mapping[str, ShapeRange]
+
+_QDQ_COMPUTE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_DOUBLE, _INT8, _FP8, _INT4 = 11, 3, 17, 22
+
+
+@dataclass(frozen=True)
+class Line:
+    """A TensorRT line and where it is found. ``jetpack`` is the oldest JetPack with it, up to ``before``."""
+
+    name: str
+    major: int
+    jetpack: tuple[int, int, int] | None
+    before: tuple[int, int, int] | None
+    devices: tuple[str, ...]
+    weak: bool
+
+
+_ORIN_AND_THOR = ("jetson-agx-orin", "jetson-thor")
+LINES = (
+    Line("10.x on JetPack 6", 10, (6, 0, 0), (7, 0, 0), ("jetson-orin-nano-8g", "jetson-agx-orin"), True),
+    Line("10.x on JetPack 7", 10, (7, 0, 0), (7, 2, 2), ("jetson-orin-nano-8g", *_ORIN_AND_THOR), True),
+    Line("11.x on JetPack 7", 11, (7, 2, 2), (8, 0, 0), _ORIN_AND_THOR, False),
+    Line("10.x", 10, None, None, (), True),
+    Line("11.x", 11, None, None, (), False),
+)
+
+
+def line_of(jetpack: str) -> Line:
+    """The TensorRT line of a JetPack, ``6.2`` or ``7.2.2``. Raises ``BadRecipe`` for one not known."""
+    if not re.fullmatch(r"\d+(\.\d+){1,2}", jetpack):
+        raise BadRecipe(f"jetpack: {jetpack!r} is no version; 6.2 or 7.2.2 are")
+    major, minor, patch = ([int(part) for part in jetpack.split(".")] + [0])[:3]
+    version = (major, minor, patch)
+    for line in LINES:
+        if line.jetpack and line.before and line.jetpack <= version < line.before:
+            return line
+    raise BadRecipe(f"jetpack: {jetpack} is not known; known are 6.0 up to, but not, 8.0")
+
+
+@dataclass(frozen=True)
+class QdqReport:
+    """Which operators get their inputs from Q/DQ pairs, and which compute in float; counts of nodes."""
+
+    quantized: Mapping[str, int]
+    in_float: Mapping[str, int]
+    int8_weights: int
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether anything computes in INT8."""
+        return bool(self.quantized)
+
+
+def qdq_report(model: "ModelProto") -> QdqReport:
+    """See ``QdqReport``. Raises ``UnsupportedBase`` for Q/DQ that TensorRT does not take.
+
+    TensorRT's INT8 is symmetric: signed, and with zero points of 0.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            _check_zero_point(node, constants)
+    quantized: Counter[str] = Counter()
+    in_float: Counter[str] = Counter()
+    weights = 0
+    for node in model.graph.node:
+        if node.op_type not in _QDQ_COMPUTE:
+            continue
+        fed = [_dequantizer(name, makers) for name in node.input[:2]]
+        if all(fed):
+            quantized[node.op_type] += 1
+            weights += sum(maker is not None and maker.input[0] in constants for maker in fed)
+        else:
+            in_float[node.op_type] += 1
+    return QdqReport(dict(quantized), dict(in_float), weights)
+
+
+def check_graph(model: "ModelProto") -> Typing:
+    """Whether TensorRT can take the graph, and how.
+
+    ``strong``: every tensor has the type it is to be computed in, which is what 11.x wants: Q/DQ, or float16.
+    ``weak``: float32 throughout, which a builder of 10.x may lower by flags and 11.x would compute as it is.
+
+    Raises ``UnsupportedBase``.
+    """
+    import onnx
+
+    foreign = sorted(
+        {f"{node.domain}:{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    )
+    if foreign:
+        raise UnsupportedBase(f"TensorRT has no {', '.join(foreign[:5])}: export the model without them")
+    dynamic = sorted(
+        {node.op_type for node in model.graph.node}
+        & {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
+    )
+    if dynamic:
+        raise UnsupportedBase(f"TensorRT has no {', '.join(dynamic)}: quantize statically, as Q/DQ")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise UnsupportedBase(f"the graph's types do not agree: {str(error)[:500]}") from error
+    types = Counter(tensor.data_type for tensor in inferred.graph.initializer)
+    kinds = set(types) | {
+        value.type.tensor_type.elem_type for value in (*inferred.graph.value_info, *inferred.graph.input)
+    }
+    if _DOUBLE in kinds:
+        raise UnsupportedBase("the graph computes in double precision, which TensorRT does not have")
+    lowered = any(kind in kinds for kind in (10, 16, _INT8, _FP8, _INT4))
+    return "strong" if lowered else "weak"
+
+
+def check_profiles(profiles: Sequence[Profile], inputs: Sequence[Value]) -> None:
+    """Every profile gives every input three shapes that fit it and each other. Raises ``BadRecipe``."""
+    if not profiles:
+        raise BadRecipe("profiles: at least one is needed; an engine is built for ranges of shapes")
+    known = {value.name: value for value in inputs}
+    for number, profile in enumerate(profiles):
+        at = f"profiles[{number}]"
+        if missing := sorted(set(known) - set(profile)):
+            raise BadRecipe(f"{at}: the input {missing[0]!r} is missing")
+        if unknown := sorted(set(profile) - set(known)):
+            raise BadRecipe(f"{at}: the model has no input {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        symbols: dict[tuple[str, int], int] = {}
+        for name, shapes in profile.items():
+            declared = known[name].shape
+            if any(len(shape) != len(declared) for shape in shapes):
+                raise BadRecipe(f"{at}.{name}: the input has {len(declared)} dimensions")
+            for axis, size in enumerate(declared):
+                low, best, high = (shape[axis] for shape in shapes)
+                if not 1 <= low <= best <= high:
+                    raise BadRecipe(
+                        f"{at}.{name}: dimension {axis}: min <= opt <= max, not {low}, {best}, {high}"
+                    )
+                if isinstance(size, int) and not low == best == high == size:
+                    raise BadRecipe(f"{at}.{name}: dimension {axis} is always {size}")
+                for which, value in enumerate((low, best, high)):
+                    if isinstance(size, str) and symbols.setdefault((size, which), value) != value:
+                        raise BadRecipe(
+                            f"{at}.{name}: dimension {axis} is {size!r}, which another input has at "
+                            f"{symbols[size, which]}, not {value}"
+                        )
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """How one line builds the engine: flags of the network, flags of the builder."""
+
+    line: str
+    tensorrt_major: int
+    jetpack: str | None
+    network_flags: tuple[str, ...]
+    builder_flags: tuple[str, ...]
+
+
+def build_plan(line: Line, typing: Typing, report: QdqReport, jetpack: str | None = None) -> BuildPlan:
+    """Flags for a line. Raises ``BadRecipe`` where the line cannot take such a graph."""
+    if line.weak:
+        if typing == "strong":
+            return BuildPlan(line.name, line.major, jetpack, ("STRONGLY_TYPED",), ())
+        flags = ("FP16", "INT8") if report.is_quantized else ("FP16",)
+        return BuildPlan(line.name, line.major, jetpack, (), flags)
+    if typing == "weak":
+        raise BadRecipe(
+            f"{line.name} computes a graph in the types it has: this one would run in float32. Quantize it "
+            "as Q/DQ, or convert it to float16"
+        )
+    return BuildPlan(line.name, line.major, jetpack, (), ())
+
+
+def write_recipe(
+    model: Path, jetpacks: Sequence[str], profiles: Sequence[Profile], target: Path, device: str | None = None
+) -> dict[str, Any]:
+    """Write the files of a ``tensorrt-recipe`` release into ``target``; returns what ``tensorrt.json`` says.
+
+    ``jetpacks``: those of the devices it is for; none means any GPU, and both lines of TensorRT that take the
+    graph. Raises ``UnsafeFile``, ``UnsupportedBase``, ``BadRecipe``.
+    """
+    import shutil
+
+    import onnx
+
+    described = read_model(model)
+    graph = onnx.load(model)
+    typing, report = check_graph(graph), qdq_report(graph)
+    check_profiles(profiles, described.inputs)
+    plans = []
+    for jetpack in jetpacks:
+        line = line_of(jetpack)
+        if device is not None and line.devices and device not in line.devices:
+            raise BadRecipe(f"jetpack: {line.name} is not for {device}, only for {', '.join(line.devices)}")
+        plans.append(build_plan(line, typing, report, jetpack))
+    if not jetpacks:
+        anywhere = [line for line in LINES if line.jetpack is None and (line.weak or typing == "strong")]
+        plans = [build_plan(line, typing, report) for line in anywhere]
+    target.mkdir(parents=True, exist_ok=True)
+    for source, name in ((model, MODEL_FILE), *((model.parent / one, one) for one in described.files)):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target / name)
+    recipe = {
+        "schema": 1,
+        "state": TO_BE_BUILT,
+        "tested": UNTESTED,
+        "onnx": {"path": MODEL_FILE, "sha256": _digest(target / MODEL_FILE)},
+        "weights": {name: _digest(target / name) for name in described.files},
+        "typing": typing,
+        "qdq": {"quantized": dict(report.quantized), "in_float": dict(report.in_float)},
+        "plans": [
+            vars(plan)
+            | {"network_flags": list(plan.network_flags), "builder_flags": list(plan.builder_flags)}
+            for plan in plans
+        ],
+        "profiles": [
+            {name: [list(shape) for shape in shapes] for name, shapes in profile.items()}
+            for profile in profiles
+        ],
+    }
+    (target / RECIPE_FILE).write_text(json.dumps(recipe, indent=1, sort_keys=True), encoding="utf-8")
+    return recipe
+
+
+def identity(recipe: Mapping[str, Any], tensorrt: str, sm: int, driver: str) -> EngineIdentity:
+    """What the engine of a recipe depends on, on one device. Raises ``BadRecipe`` when no plan is for it."""
+    plan = _plan_for(recipe, tensorrt)
+    return EngineIdentity(
+        onnx=Digest(recipe["onnx"]["sha256"]),
+        weights={name: Digest(digest) for name, digest in recipe["weights"].items()},
+        tensorrt=tensorrt,
+        sm=sm,
+        driver=driver,
+        flags=frozenset([*plan["network_flags"], *plan["builder_flags"]]),
+        profiles=[
+            {name: _range(shapes) for name, shapes in profile.items()} for profile in recipe["profiles"]
+        ],
+    )
+
+
+def build(folder: Path, cache: Path, sm: int, driver: str) -> Path:
+    """Build the engine of the recipe in ``folder``, or find it in ``cache``. Needs ``tensorrt`` and a GPU.
+
+    Untested: no GPU has run it yet. Raises ``ToolFailed``, ``BadRecipe``.
+    """
+    try:
+        import tensorrt as trt  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise ToolFailed(
+            f"tensorrt is not installed here: the recipe stays {TO_BE_BUILT}; JetPack brings it along"
+        ) from error
+    from models.store import write_durably
+
+    recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    plan = _plan_for(recipe, trt.__version__)
+    engine = cache / engine_name(identity(recipe, trt.__version__, sm, driver))
+    if engine.is_file():
+        return engine
+    builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
+    bits = 0
+    for flag in plan["network_flags"]:
+        # 11.x takes STRONGLY_TYPED and ignores it; what it does not know is an error, not a shrug.
+        bits |= 1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag))
+    network = builder.create_network(bits)
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.WARNING))
+    if not parser.parse_from_file(str(folder / recipe["onnx"]["path"])):
+        errors = "; ".join(str(parser.get_error(at)) for at in range(parser.num_errors))
+        raise ToolFailed(f"TensorRT cannot read the graph: {errors[:2000]}")
+    settings = builder.create_builder_config()
+    for flag in plan["builder_flags"]:
+        settings.set_flag(getattr(trt.BuilderFlag, flag))
+    for profile in recipe["profiles"]:
+        ranges = builder.create_optimization_profile()
+        for name, (low, best, high) in profile.items():
+            ranges.set_shape(name, low, best, high)
+        settings.add_optimization_profile(ranges)
+    built = builder.build_serialized_network(network, settings)
+    if built is None:
+        raise ToolFailed("TensorRT built no engine; its log on stderr says why")
+    write_durably(engine, bytes(built))
+    return engine
+
+
+def _plan_for(recipe: Mapping[str, Any], tensorrt: str) -> Mapping[str, Any]:
+    major = int(tensorrt.split(".")[0])
+    for plan in recipe["plans"]:
+        if plan["tensorrt_major"] == major:
+            found: Mapping[str, Any] = plan
+            return found
+    known = ", ".join(sorted({plan["line"] for plan in recipe["plans"]}))
+    raise BadRecipe(f"the recipe is for {known}; here is TensorRT {tensorrt}")
+
+
+def _range(shapes: Sequence[Sequence[int]]) -> ShapeRange:
+    low, best, high = (tuple(shape) for shape in shapes)
+    return low, best, high
+
+
+def _digest(path: Path) -> Digest:
+    import hashlib
+
+    whole = hashlib.sha256()
+    for chunk in chunks_of(path):
+        whole.update(chunk)
+    return Digest.from_hex(whole.hexdigest())
+
+
+def _dequantizer(name: str, makers: "Mapping[str, NodeProto]") -> "NodeProto | None":
+    """The DequantizeLinear that a value comes from, past what only moves it."""
+    maker = makers.get(name)
+    while maker is not None and maker.op_type in ("Transpose", "Reshape", "Identity"):
+        maker = makers.get(maker.input[0])
+    return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
+
+
+def _check_zero_point(node: "NodeProto", constants: Mapping[str, Any]) -> None:
+    from onnx import numpy_helper
+
+    if len(node.input) < 3 or not node.input[2]:
+        if node.op_type == "QuantizeLinear":
+            raise UnsupportedBase(f"{node.name}: without a zero point it quantizes to unsigned INT8")
+        return
+    zero = constants.get(node.input[2])
+    if zero is None:
+        raise UnsupportedBase(f"{node.name}: its zero point is computed; TensorRT wants a constant")
+    stored = constants.get(node.input[0])
+    if stored is not None and stored.data_type == 6:
+        return  # a bias in INT32
+    if zero.data_type not in (_INT8, _FP8, _INT4):
+        raise UnsupportedBase(f"{node.name}: unsigned INT8; TensorRT's is signed")
+    if zero.data_type == _INT8 and numpy_helper.to_array(zero).any():
+        raise UnsupportedBase(f"{node.name}: INT8 with a zero point that is not 0; TensorRT's is symmetric")
