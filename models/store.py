@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from models.digest import CHUNK_SIZE, Digest
@@ -148,6 +148,45 @@ class BlobStore:
         partial.replace(target)
         sync_folder(target.parent)
         return target
+
+    def lay_out(self, release: Digest, files: Sequence[File]) -> Path:
+        """A folder that holds the blobs of ``files`` under their names; it is whole or not there.
+
+        They are links to the blobs where the disk has such, else copies. Raises ``DigestMismatch``.
+        """
+        folder = self._laid_out(release)
+        if folder.is_dir():
+            return folder
+        make_folder(folder.parent)
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unfinished-"))
+        try:
+            for file in files:
+                target = unfinished / file.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(self.path(file.sha256), target)
+                except OSError:
+                    copy_durably(self.path(file.sha256), target, file.sha256)
+            for inside in {(unfinished / file.path).parent for file in files} | {unfinished}:
+                sync_folder(inside)
+            unfinished.chmod(0o755)
+            unfinished.replace(folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        sync_folder(folder.parent)
+        return folder
+
+    def remove_layout(self, release: Digest) -> None:
+        """Forget the folder of a release; none is no error. Whoever has its files open keeps their bytes."""
+        folder = self._laid_out(release)
+        if folder.is_dir():
+            gone = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unfinished-"))
+            folder.replace(gone)  # gone in one step: what is left of it after a crash is not taken for whole
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def _laid_out(self, release: Digest) -> Path:
+        return self._root / "releases" / release.hex
 
     def remove(self, digest: Digest) -> None:
         """Forget a blob, whole or partial. Whoever has it open keeps its bytes; none is no error."""
