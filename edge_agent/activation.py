@@ -15,8 +15,9 @@ from dataclasses import replace
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from edge_agent.catalog import Catalog, Outcome, Served
+from edge_agent.engine_files import check_served
 from edge_agent.errors import ReleaseRefused, UnfitRelease, UnknownModel
-from edge_agent.staging import Engine, Need, Stage, verified, weights_of
+from edge_agent.staging import Engine, Need, Stage, verified
 from edge_agent.state import Release, ReleaseTable
 from models.digest import Digest
 from models.errors import DigestMismatch, EngineError, InvalidManifest, UnsafeFile
@@ -266,7 +267,7 @@ class Activator:
             release = await self._advance(release, State.FETCHING)
         vouched = await self._vouch(assignment.target_path)
         manifest = agree(desired, self.desired_version, assignment, vouched).manifest
-        weights_of(manifest)  # what cannot be served here is not fetched
+        check_served(manifest)  # what cannot be served here is not fetched
         if manifest.kind is Kind.ADAPTER:
             self._base_for(manifest)
         # Known from here on, so that what arrives can be found and deleted if it is given up.
@@ -471,8 +472,12 @@ class Activator:
 
     def _remove_blobs(self) -> None:
         """Delete the files of releases that nothing would load; offered again, they are fetched again."""
-        kept = {file.sha256 for release in self._kept() for file in _files(release)}
+        releases = self._kept()
+        kept = {file.sha256 for release in releases for file in _files(release)}
+        whole = {release.digest for release in releases}
         for release in self._releases.values():
+            if release.digest not in whole:
+                self._store.remove_layout(release.digest)
             for file in _files(release):
                 if file.sha256 not in kept:
                     self._store.remove(file.sha256)

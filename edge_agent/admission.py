@@ -20,10 +20,11 @@ class Limits:
     running: int = 8
     waiting: int = 64
     max_body_bytes: int = 1 << 20
+    max_picture_bytes: int = 32 << 20  # of a body that carries pictures
 
     def __post_init__(self) -> None:
-        if self.running < 1 or self.waiting < 0 or self.max_body_bytes < 1:
-            raise ValueError("limits: running and max_body_bytes are at least 1, waiting at least 0")
+        if min(self.running, self.max_body_bytes, self.max_picture_bytes) < 1 or self.waiting < 0:
+            raise ValueError("limits: running and the sizes of bodies are at least 1, waiting at least 0")
 
     @property
     def capacity(self) -> int:

@@ -27,13 +27,16 @@ from edge_agent.admission import Limits
 from edge_agent.api import create_app
 from edge_agent.catalog import Catalog
 from edge_agent.egress import Egress
-from edge_agent.engine_process import EngineProcess, EngineSettings
+from edge_agent.engine_files import EngineFiles
+from edge_agent.engine_wire import EngineSettings
+from edge_agent.engines import start_engine
 from edge_agent.home import Home, Membership
+from edge_agent.questions import Rules
 from edge_agent.server import listen, serve_until_signal, url_of
-from edge_agent.serving import Rules
-from edge_agent.staging import Stage
+from edge_agent.staging import Engine, Stage, StartEngine
 from edge_agent.state import MIGRATIONS as RELEASE_MIGRATIONS
 from edge_agent.state import ReleaseTable
+from edge_agent.supervised import SupervisedEngine
 from models.digest import Digest
 from models.grammar import json_schema_to_grammar
 from models.manifest import File
@@ -307,9 +310,9 @@ async def _for_ever(errand: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(ERRAND_SECONDS)
 
 
-def _starter(settings: EngineSettings) -> Callable[[Path], Any]:
-    async def start(model: Path) -> EngineProcess:
-        return await EngineProcess.start(model, settings)
+def _starter(settings: EngineSettings) -> StartEngine:
+    async def start(files: EngineFiles) -> Engine:
+        return await start_engine(files, settings)
 
     return start
 
@@ -335,7 +338,7 @@ def _facts(activator: Activator, link: Link, carried: dict[str, str]) -> dict[st
         "engines": [
             {"release": release, "pid": engine.pid, "loads": engine.loads, "restarts": engine.restarts}
             for release, engine in activator.engines.items()
-            if isinstance(engine, EngineProcess)
+            if isinstance(engine, SupervisedEngine)
         ],
         "carried": carried,
         "link": {"protocol": "MQTT 5", "tls": link.tls_version, "connections": link.connections},

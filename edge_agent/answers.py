@@ -5,7 +5,7 @@ stream without ``[DONE]``.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -107,6 +107,26 @@ class Answer(Response):
         response = error_response(error)
         await send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
         await _send(send, bytes(response.body), more=False)
+
+
+class Later(Response):
+    """Runs ``work`` while it is being answered; its response is the answer. See ``Answer``."""
+
+    def __init__(self, work: Callable[[], Awaitable[Response]], named: Named) -> None:
+        super().__init__()
+        self._work = work
+        self._named = named
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, unless the client leaves first."""
+        await _while_connected(self._respond(scope, receive, send), receive)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await self._work()
+        except Known as error:
+            response = error_response(to_api_error(error, self._named))
+        await response(scope, receive, send)
 
 
 async def _send(send: Send, body: bytes, more: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""The local REST API: OpenAI's routes over a catalog, health, readiness, metrics.
+"""The local REST API: OpenAI's routes over a catalog, those of encoders, health, readiness, metrics.
 
 Owns routes and how a request's body becomes a call. Everything that can go wrong is answered in
 OpenAI's shape. Refuses: policy, journal and engines, which come in from outside.
@@ -17,12 +17,15 @@ from edge_agent.answers import Answer, error_response
 from edge_agent.api_errors import Named, to_api_error
 from edge_agent.catalog import Catalog, Served
 from edge_agent.egress import Egress
+from edge_agent.encoder_api import encoder_routes
+from edge_agent.encoding import EncoderService
 from edge_agent.errors import EdgeError
 from edge_agent.guard import LOOPBACK_HOSTS, Guard
 from edge_agent.journal import Journal
 from edge_agent.metrics import MEDIA_TYPE, Metrics
+from edge_agent.questions import Rules
 from edge_agent.readiness import Readiness
-from edge_agent.serving import Ask, Rules, Service
+from edge_agent.serving import Ask, Service
 from models import data_class
 from models.engines.base import Sampling
 from models.openai.errors import ApiError
@@ -107,6 +110,11 @@ def create_app(
         writer = CompletionWriter(f"cmpl-{request_id}", int(now()), asked.model, asked.include_usage)
         named = Named("prompt")
         return Answer(service.answer(ask), writer, stream=asked.stream, named=named, headers=places())
+
+    encoders = EncoderService(
+        catalog, journal=journal, admission=admission, rules=rules, metrics=metrics, monotonic=monotonic
+    )
+    app.include_router(encoder_routes(encoders, limits, _read_body, places))
 
     @app.get("/v1/models")
     async def models() -> Response:

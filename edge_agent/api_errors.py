@@ -10,11 +10,13 @@ from edge_agent.errors import (
     Overloaded,
     PolicyViolation,
     UnknownModel,
+    WrongTask,
 )
 from models.errors import (
     AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
+    InvalidImage,
     InvalidTemplate,
     ModelsError,
     UnsupportedRequest,
@@ -46,6 +48,8 @@ def to_api_error(error: EdgeError | ModelsError | SyncError, named: Named) -> Ap
             return error
         case UnknownModel():
             return ApiError(404, _sentence(message), code="model_not_found", param="model")
+        case WrongTask():
+            return ApiError(400, _sentence(message), code="unsupported_model", param="model")
         case Overloaded():
             return ApiError(
                 429, _sentence(message), code="rate_limit_exceeded", retry_after=error.retry_after
@@ -64,6 +68,8 @@ def to_api_error(error: EdgeError | ModelsError | SyncError, named: Named) -> Ap
             return ApiError(400, _sentence(message), code="context_length_exceeded", param=named.prompt)
         case UnsupportedRequest():
             return ApiError(400, _sentence(message), code="invalid_value", param=named.prompt)
+        case InvalidImage():
+            return ApiError(400, _sentence(message), code="invalid_image", param=named.prompt)
         case InvalidTemplate():
             return ApiError(400, _sentence(message), code="invalid_value", param=named.prompt)
         case EngineError():

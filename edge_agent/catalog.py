@@ -9,12 +9,23 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from edge_agent.errors import UnknownModel
+from edge_agent.encoder_calls import EncoderAnswer, EncoderCall
+from edge_agent.errors import UnknownModel, WrongTask
 from models.digest import Digest
-from models.engines.base import Event, GenerateRequest
+from models.engines.base import EncoderFacts, Event, GenerateRequest
+from models.manifest import Task
 from models.prompts import ChatTemplate
+
+ROUTES: dict[Task | None, str] = {
+    None: "/v1/chat/completions",
+    "embed": "/v1/embeddings",
+    "classify": "/v1/classify",
+    "classify-image": "/v1/classify",
+    "inspect": "/v1/inspect",
+}
+"""Where a model of each task is asked."""
 
 
 class TextEngine(Protocol):
@@ -25,6 +36,17 @@ class TextEngine(Protocol):
 
         Raises ``EngineError`` subclasses, before or between events.
         """
+
+
+class EncoderEngine(Protocol):
+    """What answers texts or pictures with numbers: an encoder's process, or what behaves like one."""
+
+    @property
+    def facts(self) -> EncoderFacts:
+        """What was loaded."""
+
+    async def ask(self, call: EncoderCall) -> EncoderAnswer:
+        """Answers to all inputs, or an error. Raises ``EngineError`` subclasses."""
 
 
 async def run(engine: TextEngine, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -48,11 +70,12 @@ class Served:
     ``model_id`` is ``base`` or ``base:adapter``; ``adapter_key`` is the engine's name for the adapter.
     ``release`` and ``adapter_release`` are digests of manifests, None for a bare file. ``template`` is
     None for a model that can only complete text. ``system_prompt`` opens a chat that has none.
-    ``prompt_version`` names template and system prompt on receipts.
+    ``prompt_version`` names template and system prompt on receipts. ``task`` None: it generates text, and
+    ``engine`` is a ``TextEngine``; else an ``EncoderEngine``.
     """
 
     model_id: str
-    engine: TextEngine
+    engine: TextEngine | EncoderEngine
     adapter_key: str | None
     template: ChatTemplate | None
     context_tokens: int
@@ -62,13 +85,28 @@ class Served:
     system_prompt: str | None = None
     prompt_version: str | None = None
     created: int = 0
+    task: Task | None = None
+
+    def text_engine(self) -> TextEngine:
+        """The engine of a model that generates text. Raises ``WrongTask``."""
+        if self.task is not None:
+            raise WrongTask(f"{self.model_id!r} does not generate text; ask it at {ROUTES[self.task]}")
+        return cast(TextEngine, self.engine)
+
+    def encoder(self, *tasks: Task) -> EncoderEngine:
+        """The engine of a model for one of ``tasks``. Raises ``WrongTask``."""
+        if self.task is None or self.task not in tasks:
+            wanted = " or ".join(tasks)
+            raise WrongTask(f"{self.model_id!r} is not made to {wanted}; ask it at {ROUTES[self.task]}")
+        return cast(EncoderEngine, self.engine)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How one local answer turned out. ``ok`` is False when the model, not the caller, is to blame.
 
-    ``violated_schema``: a complete answer that does not meet ``served.output_schema``.
+    ``completion_tokens``: of the answer; of an encoder, the inputs that it answered. ``violated_schema``: a
+    complete answer that does not meet ``served.output_schema``.
     """
 
     served: Served

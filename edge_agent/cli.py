@@ -58,7 +58,11 @@ def main() -> None:
 
 @main.command()
 @click.option(
-    "--model", "models", multiple=True, metavar="NAME=PATH", help="A GGUF file or a release folder."
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A GGUF file, an ONNX folder or a release folder.",
 )
 @click.option(
     "--adapter",

@@ -110,6 +110,11 @@ def of_release(folder: Path, manifest: Manifest) -> EngineFiles:
     return EngineFiles("gguf", folder / weights_of(manifest).path)
 
 
+def describes_itself(folder: Path) -> bool:
+    """Whether a folder that is no release may hold a model."""
+    return (folder / CONFIG_FILE).is_file() or any(folder.glob("*.onnx"))
+
+
 def of_path(path: Path) -> EngineFiles:
     """What is loaded of a bare GGUF file, or of a folder of optimum or GenAI. Raises ``UnsafeFile``."""
     if path.is_dir():

@@ -9,6 +9,7 @@
     │   └── AlreadyEnrolled          a home that belongs to a device already
     ├── CannotListen             the port cannot be had
     ├── UnknownModel             no model of that name is published on this device
+    ├── WrongTask                a model was asked for what it is not made for
     ├── Overloaded               more requests than the device will queue; carries when to come back
     ├── PolicyViolation          content was about to leave under a decision that does not cover it
     ├── ReleaseRefused           a verdict on a release: it is not tried again by itself
@@ -45,6 +46,10 @@ class CannotListen(EdgeError):
 
 class UnknownModel(EdgeError):
     """No model of that name is published on this device."""
+
+
+class WrongTask(EdgeError):
+    """A model was asked for what it is not made for; the message names the route that is."""
 
 
 class Overloaded(EdgeError):

@@ -1,15 +1,22 @@
-"""Whether the published models really answer, found out by asking each for one token."""
+"""Whether the published models really answer, found out by asking each for a little."""
 
 import asyncio
+import base64
 from contextlib import aclosing
 from weakref import WeakSet
 
 from edge_agent.catalog import Catalog, Outcome, Served, run
+from edge_agent.encoder_calls import EncoderCall
 from models.engines.base import GenerateRequest, Sampling
 from models.errors import EngineError
 
 _PATIENCE = 10.0
-"""Seconds for one token; a model that takes longer is not ready."""
+"""Seconds for one token, text or picture; a model that takes longer is not ready."""
+
+_DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+)
+"""A PNG of one grey pixel."""
 
 
 class Readiness:
@@ -33,13 +40,23 @@ class Readiness:
     async def _answers(self, served: Served) -> bool:
         if served in self._answered:
             return True
-        self._asked += 1
-        request = GenerateRequest(f"ready-{self._asked}", "Hello", Sampling(max_tokens=1), served.adapter_key)
         try:
-            async with asyncio.timeout(_PATIENCE), aclosing(run(served.engine, request)) as events:
-                async for event in events:
-                    if event.finish is not None:
-                        self._answered.add(served)
+            async with asyncio.timeout(_PATIENCE):
+                await (self._ask_for_text(served) if served.task is None else self._ask_encoder(served))
         except (EngineError, TimeoutError):
             return False
         return served in self._answered
+
+    async def _ask_for_text(self, served: Served) -> None:
+        self._asked += 1
+        request = GenerateRequest(f"ready-{self._asked}", "Hello", Sampling(max_tokens=1), served.adapter_key)
+        async with aclosing(run(served.text_engine(), request)) as events:
+            async for event in events:
+                if event.finish is not None:
+                    self._answered.add(served)
+
+    async def _ask_encoder(self, served: Served) -> None:
+        sees = served.task in ("classify-image", "inspect")
+        call = EncoderCall(images=(_DOT,)) if sees else EncoderCall(("Hello",))
+        await served.encoder("embed", "classify", "classify-image", "inspect").ask(call)
+        self._answered.add(served)

@@ -1,4 +1,4 @@
-"""``outpost-edge serve --model``: any GGUF or release folder, at once, without a hub and without a home."""
+"""``outpost-edge serve --model``: any GGUF, ONNX folder or release, at once, without a hub or a home."""
 
 import re
 import secrets
@@ -11,12 +11,23 @@ from pathlib import Path
 from edge_agent.admission import Limits
 from edge_agent.api import create_app
 from edge_agent.catalog import Catalog, Served
-from edge_agent.engine_process import EngineProcess, EngineSettings
+from edge_agent.encoder_process import EncoderProcess
+from edge_agent.engine_files import (
+    EngineFiles,
+    check_served,
+    describes_itself,
+    of_path,
+    of_release,
+    weights_of,
+)
+from edge_agent.engine_process import EngineProcess
+from edge_agent.engine_wire import EngineSettings
+from edge_agent.engines import start_engine
 from edge_agent.errors import UnfitRelease, WrongUse
 from edge_agent.server import listen, serve_until_signal, url_of
-from edge_agent.staging import weights_of
 from models import canonical
 from models.digest import Digest
+from models.engines.onnx_files import missing_beside
 from models.grammar import json_schema_to_grammar
 from models.manifest import MANIFEST_FILE, Kind, Manifest
 from models.prompts import ChatTemplate
@@ -27,12 +38,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A name, and the weights to serve under it; with manifest and identity when they are of a release."""
+    """A name, and the weights to serve under it; with manifest and identity when they are of a release.
+
+    ``files`` say how a model is loaded; an adapter is only its ``weights``.
+    """
 
     name: str
     weights: Path
     manifest: Manifest | None = None
     release: Digest | None = None
+    files: EngineFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +79,9 @@ def read_plan(models: Sequence[str], adapters: Sequence[str]) -> Plan:
         base = base if colon else bases[0].name
         if base not in names:
             raise WrongUse(f"--adapter {text}: no --model is called {base!r}")
+        files = names[base].files
+        if files is not None and files.encoder is not None:
+            raise WrongUse(f"--adapter {text}: {base!r} does not generate text and takes no adapter")
         source = _source("--adapter", text.removeprefix(f"{base}:"), Kind.ADAPTER)
         _check_pair(names[base], source)
         ridden.append((base, source))
@@ -79,19 +97,34 @@ def _source(flag: str, text: str, kind: Kind) -> Source:
     if not _NAME.fullmatch(name):
         raise WrongUse(f"{flag} {text!r}: a name is letters, digits, dots, dashes and underscores")
     path = Path(place)
-    if path.is_file():
-        if path.suffix.lower() == ".onnx":
-            raise WrongUse(f"{flag} {text!r}: ONNX is not served by this version; a GGUF file is")
-        return Source(name, path)
     if not path.exists():
         raise WrongUse(f"{flag} {text!r}: there is no {path}")
     if not (path / MANIFEST_FILE).is_file():
-        raise WrongUse(f"{flag} {text!r}: neither a GGUF file nor a folder with {MANIFEST_FILE}")
+        return _bare(f"{flag} {text!r}", name, path, kind)
     manifest, data = read_release(path)
     verify_files(path, manifest)
     if manifest.kind is not kind:
         raise UnfitRelease(f"{flag} {text!r}: the release is of kind {manifest.kind}, not {kind}")
-    return Source(name, path / weights_of(manifest).path, manifest, Digest.of(data))
+    if kind is Kind.ADAPTER:
+        check_served(manifest)
+        return Source(name, path / weights_of(manifest).path, manifest, Digest.of(data))
+    files = of_release(path, manifest)
+    return Source(name, files.path, manifest, Digest.of(data), files)
+
+
+def _bare(asked: str, name: str, path: Path, kind: Kind) -> Source:
+    """A file or folder that is no release."""
+    if path.is_dir() and (kind is Kind.ADAPTER or not describes_itself(path)):
+        raise WrongUse(
+            f"{asked}: neither a GGUF file nor a folder with {MANIFEST_FILE}"
+            + (", a model.onnx or a genai_config.json" if kind is Kind.MODEL else "")
+        )
+    if path.suffix.lower() == ".onnx":
+        raise WrongUse(f"{asked}: {missing_beside(path)}")
+    if kind is Kind.ADAPTER:
+        return Source(name, path)
+    files = of_path(path)
+    return Source(name, files.path, files=files)
 
 
 def _check_pair(base: Source, adapter: Source) -> None:
@@ -117,12 +150,15 @@ async def serve(
         for source in plan.models:
             say(f"loading {source.name} from {source.weights}")
             riders = {a.name: a for base, a in plan.adapters if base == source.name}
-            engine = await EngineProcess.start(
-                source.weights, settings, {name: adapter.weights for name, adapter in riders.items()}
-            )
+            engine = await start_engine(source.files or of_path(source.weights), settings)
             stack.push_async_callback(engine.close)
-            for adapter in (None, *riders.values()):
-                catalog.publish(_served(source, adapter, engine, int(time.time())))
+            if isinstance(engine, EncoderProcess):
+                catalog.publish(_served_encoder(source, engine, int(time.time())))
+                continue
+            for adapter in riders.values():
+                await engine.attach(adapter.name, adapter.weights)
+            for rider in (None, *riders.values()):
+                catalog.publish(_served(source, rider, engine, int(time.time())))
         app = create_app(
             catalog,
             journal=None,
@@ -136,6 +172,19 @@ async def serve(
         names = ", ".join(served.model_id for served in catalog.list())
         say(f"serving {names} at {url_of(server)}/v1 (no hub, no audit; Ctrl-C ends)")
         await serve_until_signal(app, server)
+
+
+def _served_encoder(source: Source, engine: EncoderProcess, created: int) -> Served:
+    return Served(
+        model_id=source.name,
+        engine=engine,
+        adapter_key=None,
+        template=None,
+        context_tokens=engine.facts.max_tokens,
+        release=source.release,
+        created=created,
+        task=engine.facts.task,
+    )
 
 
 def _served(source: Source, adapter: Source | None, engine: EngineProcess, created: int) -> Served:

@@ -8,21 +8,20 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from edge_agent import policy
 from edge_agent.admission import Admission
 from edge_agent.catalog import Catalog, Outcome, Served, run
 from edge_agent.egress import Egress
-from edge_agent.errors import EdgeError, HubLacksModel, HubUnreachable, PolicyViolation, UnknownModel
+from edge_agent.errors import HubLacksModel, HubUnreachable, PolicyViolation
 from edge_agent.journal import Entry, Journal
 from edge_agent.metrics import Metrics
-from edge_agent.policy import Decision, PolicyInput, RunAt
+from edge_agent.policy import Decision, RunAt
+from edge_agent.questions import ANONYMOUS, Question, Rules, decide, intent_facts, refusal
 from edge_agent.receipt import Receipt
 from models import canonical
-from models.data_class import DataClass
 from models.digest import Digest
 from models.engines.base import Finish, GenerateRequest, Sampling, Usage
 from models.errors import (
@@ -36,39 +35,19 @@ from models.openai.errors import bad_request
 from models.prompts import Prompt
 from sync.errors import SyncError
 
-_BYTES_PER_TOKEN = 3
-"""A cautious guess over languages; only the policy's estimate rests on it."""
 
-ANONYMOUS = "anonymous"
-"""Subject of a call whose caller names nobody."""
-
-UNKNOWN = "unknown"
-"""Stands in leaves for a model that is not published on this device."""
-
-Endpoint = Literal["chat", "completions"]
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A call, whatever endpoint it came by. ``prompt_for`` writes the prompt for a model.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask(Question):
+    """A call for text. ``prompt_for`` writes the prompt for a model.
 
     In a chat, control tokens in the messages are only text; a text completion's prompt is the caller's own
-    and is read as it is written.
-
-    ``body`` is what the journal keeps; ``outgoing`` is what the hub would get, None when it may not be
-    asked. ``json_schema``: what the answer must meet; its grammar is added to ``sampling``.
+    and is read as it is written. ``json_schema``: what the answer must meet; its grammar is added to
+    ``sampling``.
     """
 
-    id: str
-    endpoint: Endpoint
-    model: str
     prompt_for: Callable[[Served], Prompt]
     sampling: Sampling
-    body: bytes
-    declared_class: str | None = None
-    outgoing: bytes | None = None
     json_schema: dict[str, Any] | None = None
-    subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +98,6 @@ class _Answer:
             "completion_tokens": self.usage.completion_tokens,
             "error": None if error is None else type(error).__name__,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the owner of the device configured. ``heavy_tokens``: from there on the hub is asked."""
-
-    default_class: DataClass = DataClass.INTERNAL
-    heavy_tokens: int | None = None
 
 
 class Service:
@@ -180,34 +151,14 @@ class Service:
             self._admission.leave(self._monotonic() - began)
 
     def _decide(self, ask: Ask) -> Decision:
-        return policy.decide(
-            PolicyInput(
-                declared=ask.declared_class,
-                default=self._rules.default_class,
-                body=Digest.of(ask.outgoing or b""),
-                prompt_tokens=len(ask.body) // _BYTES_PER_TOKEN,
-                max_tokens=ask.sampling.max_tokens or 0,
-                model_known_locally=self._published(ask),
-                hub_allowed=self._egress is not None and ask.outgoing is not None,
-                heavy_tokens=self._rules.heavy_tokens,
-            )
-        )
-
-    def _published(self, ask: Ask) -> bool:
-        return any(served.model_id == ask.model for served in self._catalog.list())
-
-    def _refusal(self, ask: Ask, decision: Decision) -> EdgeError:
-        if decision.reason is policy.Reason.RESTRICTED_NOT_HERE and self._egress is not None:
-            return PolicyViolation(
-                f"model {ask.model!r:.200} is not here, and a restricted request never leaves this device"
-            )
-        return UnknownModel(f"no model {ask.model!r:.200} is published on this device")
+        hub = self._egress is not None
+        return decide(ask, self._catalog, self._rules, hub=hub, max_tokens=ask.sampling.max_tokens or 0)
 
     async def _recorded(self, ask: Ask, decision: Decision) -> AsyncGenerator[Part, None]:
         """The parts of an answer with the intent before them and the result before the last."""
         data_class = str(decision.data_class)
         entry = Entry(self._journal, ask.id, data_class, ask.subject or ANONYMOUS)
-        entry.begin(_intent_facts(ask, decision, self._published(ask)), ask.body)
+        entry.begin(intent_facts(ask, decision, self._catalog), ask.body)
         answer = _Answer()
         try:
             async with aclosing(self._placed(ask, decision, entry, answer)) as parts:
@@ -227,7 +178,7 @@ class Service:
         self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
     ) -> AsyncGenerator[Started | str, None]:
         if decision.run_at is RunAt.REFUSE:
-            raise self._refusal(ask, decision)
+            raise refusal(ask, decision, hub=self._egress is not None)
         if decision.run_at is RunAt.HUB:
             try:
                 async with aclosing(self._from_hub(ask, decision, entry, answer)) as parts:
@@ -263,9 +214,10 @@ class Service:
         self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
     ) -> AsyncGenerator[Started | str, None]:
         with self._catalog.lease(ask.model) as served:
+            engine = served.text_engine()
             began = self._monotonic()
             try:
-                async with aclosing(run(served.engine, await self._request(ask, served))) as events:
+                async with aclosing(run(engine, await self._request(ask, served))) as events:
                     async for event in events:
                         if answer.receipt is None:
                             # The engine has started on the prompt while the intent was being written.
@@ -309,17 +261,6 @@ class Service:
     def _observe(self, outcome: Outcome) -> None:
         self._metrics.outcome(outcome)
         self._catalog.record(outcome)
-
-
-def _intent_facts(ask: Ask, decision: Decision, published: bool) -> dict[str, Any]:
-    """A name that is no model of this device is the caller's text: it stays in the sealed body."""
-    return {
-        "endpoint": ask.endpoint,
-        "model": ask.model if published else UNKNOWN,
-        "run_at": str(decision.run_at),
-        "reason": str(decision.reason),
-        "policy": policy.VERSION,
-    }
 
 
 def _vouched(upstream: dict[str, Any]) -> dict[str, str | None]:

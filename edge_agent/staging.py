@@ -5,25 +5,35 @@ old and a new release of one adapter live side by side over the same weights), r
 go of what nobody needs. Refuses: deciding what serves, and anything durable (``edge_agent.activation``).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.catalog import Catalog, Served
+from edge_agent.catalog import Catalog, EncoderEngine, Served
+from edge_agent.encoder_calls import EncoderCall, floats
+from edge_agent.engine_files import EngineFiles, check_served, of_release, weights_of
 from edge_agent.errors import ProbeFailed, UnfitRelease
 from edge_agent.state import Release
 from models import canonical
 from models.digest import Digest
-from models.engines.base import Event, GenerateRequest, ModelFacts, Sampling
-from models.errors import ContextLengthExceeded, EngineError, InvalidTemplate, UnsupportedRequest
-from models.manifest import File, Kind, Manifest, Probe
-from models.probes import judge
+from models.engines.base import EncoderFacts, Event, GenerateRequest, ModelFacts, Sampling
+from models.engines.onnx_encoder import read_picture
+from models.errors import (
+    ContextLengthExceeded,
+    EngineError,
+    InvalidImage,
+    InvalidTemplate,
+    UnsupportedRequest,
+)
+from models.manifest import Manifest, Probe
+from models.probes import judge, label_answer, score_answer, vector_answer
 from models.prompts import ChatTemplate
 from models.store import BlobStore
 
 
-class Engine(Protocol):
+class TextEngine(Protocol):
     """A loaded base model that takes adapters: an engine process, or anything that behaves like one."""
 
     @property
@@ -43,8 +53,17 @@ class Engine(Protocol):
         """Unload everything."""
 
 
-StartEngine = Callable[[Path], Awaitable[Engine]]
-"""Loads a model file. Raises ``EngineError``, ``UnsafeFile``."""
+class Encoder(EncoderEngine, Protocol):
+    """A loaded encoder or vision model."""
+
+    async def close(self) -> None:
+        """Unload everything."""
+
+
+Engine = TextEngine | Encoder
+
+StartEngine = Callable[[EngineFiles], Awaitable[Engine]]
+"""Loads a model. Raises ``EngineError``, ``UnsafeFile``."""
 
 HEADROOM = 256 << 20
 """Bytes of memory that an engine needs besides its weights: contexts, compute graphs, the process."""
@@ -54,7 +73,14 @@ HEADROOM = 256 << 20
 class _Base:
     engine: Engine
     template: ChatTemplate | None
+    folder: Path | None  # where its files lie under their names, if they do
     adapters: set[Digest] = field(default_factory=set)
+
+    def text_engine(self) -> TextEngine:
+        """The engine of a base that takes adapters. Raises ``UnfitRelease``."""
+        if isinstance(self.engine.facts, EncoderFacts):
+            raise UnfitRelease("an adapter cannot ride on a model that does not generate text")
+        return self.engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +121,17 @@ class Stage:
         """
         manifest = verified(release)
         if release.digest not in self._bases:
-            weights = weights_of(manifest)
-            if self._bases and self._free_memory() < weights.size + HEADROOM:
+            size = sum(file.size for file in manifest.files)
+            if self._bases and self._free_memory() < size + HEADROOM:
                 raise EngineError(f"no memory to load {manifest.name} {manifest.version} beside what runs")
-            engine = await self._start(self._store.path(weights.sha256))
+            files, folder = await asyncio.to_thread(self._files, release.digest, manifest)
+            engine = await self._start(files)
             try:
                 template = _template(manifest, engine.facts)
             except UnfitRelease:
                 await engine.close()
                 raise
-            self._bases[release.digest] = _Base(engine, template)
+            self._bases[release.digest] = _Base(engine, template, folder)
         return self._served(manifest, manifest.name, release.digest, None)
 
     async def load_adapter(self, release: Release, base: Release) -> Served:
@@ -113,7 +140,8 @@ class Stage:
         await self.load_base(base)
         loaded = self._bases[base.digest]
         if release.digest not in loaded.adapters:
-            await loaded.engine.attach(release.digest.hex, self._store.path(weights_of(manifest).sha256))
+            weights = self._store.path(weights_of(manifest).sha256)
+            await loaded.text_engine().attach(release.digest.hex, weights)
             loaded.adapters.add(release.digest)
         name = f"{verified(base).name}:{manifest.name}"
         return self._served(manifest, name, base.digest, release.digest)
@@ -121,7 +149,7 @@ class Stage:
     async def replay(self, served: Served, manifest: Manifest) -> None:
         """Ask every probe of a staged release. Raises ``ProbeFailed``, ``UnfitRelease``, ``EngineError``."""
         for number, probe in enumerate(manifest.probes):
-            answer = await _ask(served, f"probe-{served.model_id}-{number}", probe)
+            answer = await self._ask(served, f"probe-{served.model_id}-{number}", probe)
             verdict = judge(probe, answer)
             if not verdict.passed:
                 raise ProbeFailed(
@@ -149,7 +177,7 @@ class Stage:
                 await base.engine.close()
                 continue
             for adapter in [a for a in base.adapters if a not in needed and a.hex not in running]:
-                await base.engine.detach(adapter.hex)
+                await base.text_engine().detach(adapter.hex)
                 base.adapters.discard(adapter)
 
     async def close(self) -> None:
@@ -158,6 +186,23 @@ class Stage:
             _, base = self._bases.popitem()
             await base.engine.close()
 
+    def _files(self, release: Digest, manifest: Manifest) -> tuple[EngineFiles, Path | None]:
+        """What is loaded of a base. One file is loaded where it lies; several are laid out first."""
+        check_served(manifest)
+        if manifest.format == "gguf":
+            return EngineFiles("gguf", self._store.path(weights_of(manifest).sha256)), None
+        folder = self._store.lay_out(release, manifest.files)
+        return of_release(folder, manifest), folder
+
+    async def _ask(self, served: Served, request_id: str, probe: Probe) -> str:
+        if served.task is None:
+            return await _ask_for_text(served, request_id, probe)
+        folder = self._bases[served.release].folder if served.release is not None else None
+        if folder is None:
+            raise UnfitRelease(f"{served.model_id} has probes, and its files are not laid out")
+        picture = await asyncio.to_thread(read_picture, folder, probe) if probe.image is not None else None
+        return await _ask_encoder(served, probe, picture)
+
     def _retire(self, served: Served | None) -> None:
         if served is not None:
             self._retired.append(served)
@@ -165,6 +210,16 @@ class Stage:
     def _served(self, manifest: Manifest, model_id: str, base: Digest, adapter: Digest | None) -> Served:
         loaded = self._bases[base]
         facts, system_prompt = loaded.engine.facts, manifest.engine.system_prompt
+        if isinstance(facts, EncoderFacts):
+            return Served(
+                model_id=model_id,
+                engine=loaded.engine,
+                adapter_key=None,
+                template=None,
+                context_tokens=facts.max_tokens,
+                release=base,
+                task=facts.task,
+            )
         source = loaded.template.source if loaded.template is not None else None
         return Served(
             model_id=model_id,
@@ -180,16 +235,6 @@ class Stage:
         )
 
 
-def weights_of(manifest: Manifest) -> File:
-    """The one file that the engine loads. Raises ``UnfitRelease`` for a kind or format not served here."""
-    if manifest.kind not in (Kind.MODEL, Kind.ADAPTER) or manifest.format != "gguf":
-        raise UnfitRelease(f"this device cannot activate a {manifest.kind} in format {manifest.format}")
-    found = [file for file in manifest.files if file.path.endswith(".gguf")]
-    if len(found) != 1:
-        raise UnfitRelease(f"a {manifest.kind} holds one GGUF file; {manifest.name} holds {len(found)}")
-    return found[0]
-
-
 def verified(release: Release) -> Manifest:
     """The manifest of a release that was vouched for here. Raises ``UnfitRelease`` before that."""
     if release.manifest is None:
@@ -197,7 +242,9 @@ def verified(release: Release) -> Manifest:
     return release.manifest
 
 
-def _template(manifest: Manifest, facts: ModelFacts) -> ChatTemplate | None:
+def _template(manifest: Manifest, facts: ModelFacts | EncoderFacts) -> ChatTemplate | None:
+    if isinstance(facts, EncoderFacts):
+        return None
     promised = manifest.engine.chat_template
     if facts.chat_template is None:
         if promised is not None:
@@ -211,7 +258,21 @@ def _template(manifest: Manifest, facts: ModelFacts) -> ChatTemplate | None:
         raise UnfitRelease(str(error)) from error
 
 
-async def _ask(served: Served, request_id: str, probe: Probe) -> str:
+async def _ask_encoder(served: Served, probe: Probe, picture: bytes | None) -> str:
+    """One answer as ``models.probes`` judges it, asked as the API would ask it."""
+    call = EncoderCall(images=(picture,)) if picture is not None else EncoderCall((probe.text or "",))
+    engine = served.encoder("embed", "classify", "classify-image", "inspect")
+    try:
+        answer = await engine.ask(call)
+    except (ContextLengthExceeded, InvalidImage) as error:
+        raise UnfitRelease(f"a probe cannot be asked: {error}") from error
+    if answer.inspections:
+        return score_answer(answer.inspections[0].score, answer.inspections[0].is_defect)
+    numbers = floats(answer.rows[0])
+    return vector_answer(numbers) if served.task == "embed" else label_answer(engine.facts.labels, numbers)
+
+
+async def _ask_for_text(served: Served, request_id: str, probe: Probe) -> str:
     """One greedy answer, asked as ``/v1/chat/completions`` would ask it."""
     if served.template is None:
         raise UnfitRelease(f"{served.model_id} has probes and no chat template to ask them with")
@@ -223,7 +284,7 @@ async def _ask(served: Served, request_id: str, probe: Probe) -> str:
         prompt = served.template.prompt(chat)
         sampling = Sampling(probe.max_tokens)
         request = GenerateRequest(request_id, prompt.text, sampling, served.adapter_key, prompt.literal)
-        async for event in served.engine.generate(request):
+        async for event in served.text_engine().generate(request):
             if event.error is not None:
                 raise event.error
             text.append(event.text)

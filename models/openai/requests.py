@@ -273,9 +273,21 @@ class CompletionRequest(_Request):
 
 
 _R = TypeVar("_R", bound=_Request)
+_B = TypeVar("_B", bound=BaseModel)
 
 
 def _parse(cls: type[_R], data: bytes, neutral: dict[str, tuple[Any, ...]]) -> _R:
+    request = read_body(cls, data, neutral)
+    if request.stream_options is not None and not request.stream:
+        raise bad_request("'stream_options' needs 'stream': true.", "stream_options", "invalid_value")
+    return request
+
+
+def read_body(cls: type[_B], data: bytes, neutral: dict[str, tuple[Any, ...]]) -> _B:
+    """A JSON body as ``cls``, which forbids extra fields; ``neutral``: options that pass at these values.
+
+    Raises ``ApiError`` (400) that names the parameter.
+    """
     body = _decode(data)
     given = {key: value for key, value in body.items() if value is not None}
     for key, allowed in neutral.items():
@@ -286,13 +298,15 @@ def _parse(cls: type[_R], data: bytes, neutral: dict[str, tuple[Any, ...]]) -> _
             near = difflib.get_close_matches(key, cls.model_fields, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise bad_request(f"Unknown parameter: '{key:.100}'.{hint}", key, "unknown_parameter")
+    return validated(cls, given)
+
+
+def validated(cls: type[_B], given: dict[str, Any]) -> _B:
+    """``given`` as ``cls``. Raises ``ApiError`` (400) that names the parameter."""
     try:
-        request = cls.model_validate(given)
+        return cls.model_validate(given)
     except ValidationError as error:
         raise _from_validation(error) from error
-    if request.stream_options is not None and not request.stream:
-        raise bad_request("'stream_options' needs 'stream': true.", "stream_options", "invalid_value")
-    return request
 
 
 def _decode(data: bytes) -> dict[str, Any]:

@@ -74,12 +74,12 @@ def test_a_release_that_does_not_hold_is_refused(tmp_path: Path) -> None:
         (["smol="], [], "expected NAME=PATH"),
         (["s/m=x.gguf"], [], "a name is"),
         (["smol=nowhere.gguf"], [], "there is no"),
-        (["smol=."], [], "neither a GGUF"),
+        (["smol=empty"], [], "neither a GGUF"),
         (["a=x.gguf", "a=x.gguf"], [], "twice"),
         (["a=x.gguf", "b=x.gguf"], ["y=x.gguf"], "write BASE:y=PATH"),
         (["a=x.gguf"], ["b:y=x.gguf"], "no --model is called 'b'"),
         (["a=x.gguf"], ["a:y=x.gguf", "y=x.gguf"], "twice"),
-        (["a=x.onnx"], [], "ONNX is not served"),
+        (["a=x.onnx"], [], "does not say what it is for: give its folder, with config.json"),
     ],
 )
 def test_wrong_use_names_the_flag(
@@ -88,6 +88,7 @@ def test_wrong_use_names_the_flag(
     monkeypatch.chdir(tmp_path)
     for name in ("x.gguf", "x.onnx"):
         Path(name).touch()
+    Path("empty").mkdir()
     with pytest.raises(WrongUse, match=why) as refused:
         read_plan(models, adapters)
     assert "--model" in str(refused.value) or "--adapter" in str(refused.value)

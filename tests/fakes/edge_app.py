@@ -12,7 +12,7 @@ from edge_agent.api import create_app
 from edge_agent.catalog import Catalog, Served
 from edge_agent.egress import Egress
 from edge_agent.journal import Journal
-from edge_agent.serving import Rules
+from edge_agent.questions import Rules
 from models.digest import Digest
 from models.grammar import json_schema_to_grammar
 from models.prompts import ChatTemplate

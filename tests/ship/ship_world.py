@@ -16,6 +16,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from edge_agent.activation import Activator
 from edge_agent.catalog import Catalog, Outcome
+from edge_agent.engine_files import EngineFiles
 from edge_agent.staging import Stage
 from edge_agent.state import MIGRATIONS, ReleaseTable
 from models.digest import Digest
@@ -225,9 +226,9 @@ class Device:
             changed=lambda: note("changed"),
         )
 
-    async def _start(self, model: Path) -> FakeEngine:
+    async def _start(self, files: EngineFiles) -> FakeEngine:
         self.loads += 1
-        return FakeEngine(model, self.note)
+        return FakeEngine(files.path, self.note)
 
     async def ask(self, model: str) -> str:
         """One answer as the API would get it; the catalog hears how it turned out."""
