@@ -1,31 +1,27 @@
 """A folder of images per label: read, checked, freed of copies, split, described.
 
-Owns the decode check, the limits that hold before anything is decoded, exact duplicates (by pixels, so that a
-re-encoded copy counts), the splits and the card. Refuses an image that does not decode, one that claims more
-pixels than the limit, one that lies under two labels, and a folder with too few images; by name.
+Owns the decode check (with the engine's own decoder, whose limit holds before anything is decoded), exact
+duplicates (by pixels, so that a re-encoded copy counts), the splits and the card. Refuses an image that does
+not decode, one that claims more pixels than the limit, one that lies under two labels, and a folder with too
+few images; by name.
 """
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compile.errors import BadData
 from compile.steps import Report
 from models.digest import Digest
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from models.errors import InvalidImage
 
 SPLITS_FILE = "images.json"
 CARD_FILE = "card.json"
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
-_FORMATS = ("JPEG", "PNG")
-_MODES = frozenset({"L", "RGB", "RGBA", "LA", "P", "1"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def read_images(root: Path, labels: Sequence[str], limits: Limits, report: Repor
             else []
         )
         if not found:
-            what = "holds no .jpg, .jpeg or .png" if folder.is_dir() else "is no folder"
+            what = f"holds none of {', '.join(sorted(SUFFIXES))}" if folder.is_dir() else "is no folder"
             raise BadData(f"{folder} {what}: there are no images of {label!r}")
         listed += [(label, path) for path in found]
     images: list[LabelledImage] = []
@@ -89,7 +85,7 @@ def read_images(root: Path, labels: Sequence[str], limits: Limits, report: Repor
         name = path.relative_to(root).as_posix()
         try:
             image = _describe(name, label, _bounded(path, limits), limits)
-        except BadData as error:
+        except (BadData, InvalidImage) as error:
             bad.append((name, str(error)))
             continue
         before = first.setdefault(image.pixels, image)
@@ -102,27 +98,6 @@ def read_images(root: Path, labels: Sequence[str], limits: Limits, report: Repor
         if number % 50 == 0:
             report(number / len(listed), f"{number} of {len(listed)} images")
     return Reading(tuple(images), tuple(bad), tuple(copies))
-
-
-def decode(data: bytes, limits: Limits) -> "Image":
-    """The image, whole. Raises ``BadData`` that says why not, before decoding where the header tells."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > limits.pixels:
-                raise BadData(f"claims {width} x {height} pixels; the limit is {limits.pixels}")
-            if image.mode not in _MODES:
-                raise BadData(f"has pixels of mode {image.mode}; 8 bits a channel are read")
-            image.load()
-            return image.copy()
-    except UnidentifiedImageError as error:
-        raise BadData("is neither a JPEG nor a PNG") from error
-    except Image.DecompressionBombError as error:
-        raise BadData(f"claims too many pixels: {error}") from error
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's own, for broken files
-        raise BadData(f"does not decode: {error}") from error
 
 
 def refuse_bad(reading: Reading, keep_good: bool) -> None:
@@ -236,7 +211,9 @@ def _bounded(path: Path, limits: Limits) -> bytes:
 def _describe(name: str, label: str, data: bytes, limits: Limits) -> LabelledImage:
     import numpy as np
 
-    image = decode(data, limits).convert("RGB")
+    from models.engines.onnx_vision import decode
+
+    image = decode(data, limits.pixels)
     pixels = np.asarray(image)
     shape = f"{image.width}x{image.height}\0".encode()
     return LabelledImage(

@@ -44,8 +44,15 @@ _WIDTH_DEPTH = {
     "efficientnet-lite3": (1.2, 1.4),
     "efficientnet-lite4": (1.4, 1.8),
 }
-_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
-_STAGES += ((4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 """Repeats, kernel, stride, expansion and channels of the seven stages, before scaling."""
 
 
@@ -103,19 +110,28 @@ class Graph:
         return name
 
     def model(
-        self, name: str, inputs: Sequence["onnx.ValueInfoProto"], outputs: Sequence["onnx.ValueInfoProto"]
+        self,
+        name: str,
+        inputs: Sequence["onnx.ValueInfoProto"],
+        outputs: Sequence["onnx.ValueInfoProto"],
+        opsets: "Sequence[onnx.OperatorSetIdProto]" = (),
     ) -> "onnx.ModelProto":
-        """The finished model, checked, shapes inferred. The same graph always gives the same bytes."""
+        """The finished model, checked, shapes inferred, without what no output needs.
+
+        The same graph always gives the same bytes.
+        """
         import onnx
         from onnx import helper
 
-        graph = helper.make_graph(self.nodes, name, list(inputs), list(outputs), self.constants)
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
-            producer_name="outpost",
-        )
+        needed, nodes = {output.name for output in outputs}, []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                nodes.append(node)
+        constants = [tensor for tensor in self.constants if tensor.name in needed]
+        graph = helper.make_graph(nodes[::-1], name, list(inputs), list(outputs), constants)
+        wanted = list(opsets) or [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=wanted, ir_version=IR_VERSION, producer_name="outpost")
         onnx.checker.check_model(model, full_check=True)
         return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
@@ -191,6 +207,17 @@ def add_backbone(
         if last and block.stage in stages:
             taps[block.stage] = value
     return taps
+
+
+def texture(architecture: str, stage: int) -> tuple[str, int]:
+    """The value in the graph that shows a stage's textures, and how many channels it has.
+
+    That is the next block's expanded activation. A block's own output is linear, and a linear filter's
+    answer to a fine pattern averages out over a neighbourhood; past a ReLU it does not.
+    """
+    table = blocks(architecture)
+    index = next(index for index, block in enumerate(table) if block.stage == stage + 1)
+    return f"block{index}.expand.relu6", table[index].inputs * table[index].expansion
 
 
 def classifier(

@@ -9,9 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from compile.recipe.sections import BaseSource, RecipeBase, Section, Source
 from models.manifest import ImageInput, Name
 
-VARIANT_TYPES = ("fp32", "int8-static", "int8-dynamic")
-CalibrationMethod = Literal["minmax", "entropy", "percentile"]
-
 
 class ImageData(Source):
     """A folder with a folder of images (JPEG, PNG) per label. ``max_pixels`` holds before decoding."""
@@ -71,28 +68,31 @@ class ImageSection(Section):
 class Memory(Section):
     """The memory bank (PatchCore).
 
-    ``stages`` of the backbone whose features are taken (1 is the finest), on the grid of the first one, each
-    averaged over ``neighbourhood`` x ``neighbourhood`` places. ``whiten`` scales every direction in which
-    good parts vary to the same length and keeps the ``directions`` of largest variance (all by default).
-    ``patches`` are kept by greedy coreset selection in ``projection`` random directions; a score is
-    re-weighted by ``neighbours`` of the nearest kept patch.
+    ``stages`` of the backbone whose features are taken (1 is the finest), each averaged over squares of
+    ``neighbourhood`` pixels, ``grid`` pixels apart. ``whiten`` scales every direction in which good parts
+    vary to the same length and keeps the ``directions`` of largest variance (all by default). ``patches`` are
+    kept by greedy coreset selection in ``projection`` random directions; a score is re-weighted by the
+    ``neighbours`` of the nearest kept patch. ``whole``: stages whose means over the whole picture are one
+    more patch, compared in ``whole_directions`` directions with those of the good pictures.
     """
 
-    stages: Annotated[tuple[int, ...], Field(min_length=1, max_length=4)] = (3, 5)
-    neighbourhood: Literal[1, 3, 5, 7] = 3
+    stages: Annotated[tuple[int, ...], Field(min_length=1, max_length=4)] = (1, 3)
+    neighbourhood: int = Field(default=16, ge=2, le=256)
+    grid: int = Field(default=8, ge=2, le=64)
     whiten: bool = True
     directions: int | None = Field(default=None, ge=2)
     patches: int = Field(default=1000, ge=10, le=50_000)
     projection: int = Field(default=32, ge=2)
     neighbours: int = Field(default=9, ge=1)
-    border: int = Field(default=0, ge=0, le=8)
+    whole: tuple[int, ...] = (1, 3, 5)
+    whole_directions: int = Field(default=32, ge=2)
     seed: int = 0
 
-    @field_validator("stages")
+    @field_validator("stages", "whole")
     @classmethod
     def _in_order(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
-        if list(stages) != sorted(set(stages)) or not all(1 <= stage <= 7 for stage in stages):
-            raise ValueError("stages are numbers from 1 to 7, each once, in order")
+        if list(stages) != sorted(set(stages)) or not all(1 <= stage <= 6 for stage in stages):
+            raise ValueError("stages are numbers from 1 to 6, each once, in order")
         return stages
 
 
@@ -107,7 +107,7 @@ class ImageVariant(Section):
 
     name: Name
     type: Literal["fp32", "int8-static", "int8-dynamic"]
-    calibration: CalibrationMethod = "minmax"
+    calibration: Literal["min-max", "entropy", "percentile"] = "min-max"
     calibration_images: int = Field(default=32, ge=4, le=512)
 
 

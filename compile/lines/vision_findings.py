@@ -1,0 +1,401 @@
+"""What the steps of a vision line measured, as findings: every variant against its budgets."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compile.anomaly.areas import measured_area
+from compile.anomaly.threshold import Threshold, calibrate, rate_interval
+from compile.data.images import CARD_FILE, ImageSplits
+from compile.evaluate import judge, statistics
+from compile.evaluate.judge import Measured, VariantResult
+from compile.evaluate.pictures import Seen, read_seen
+from compile.findings import Answer, Case, Compared, Findings, Picture
+from compile.line import REFERENCE, device_name
+from compile.lines.vision import BASELINES, LEDGER, VariantSteps, VisionLine
+from compile.onnx.files import size_of
+from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
+from compile.steps import Cache, in_order
+from models.manifest import Fallback
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float32]
+
+MODEL = "model.onnx"
+_SEED = 7
+_PRECISION = {"fp32": "FP32", "int8-static": "INT8", "int8-dynamic": "INT8-dynamic"}
+_REFERENCE_NOTE = "the weights as they came, in float32, on the same pictures through the same engine"
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One variant's scores of the calibration parts and the test parts, and its threshold."""
+
+    seen: Seen
+    calibration: "Array"
+    test: "Array"
+    threshold: Threshold
+
+    @property
+    def defects(self) -> "npt.NDArray[np.bool_]":
+        """Which test parts it takes for defects."""
+        found: npt.NDArray[np.bool_] = self.test >= self.threshold.value
+        return found
+
+
+def find(line: VisionLine, cache: Cache, command: str) -> Findings:
+    """Judge what was measured. Raises ``Refused`` where no threshold can keep its promise."""
+    if isinstance(line.recipe, InspectRecipe):
+        return _find_inspection(line, line.recipe, cache, command)
+    return _find_classes(line, line.recipe, cache, command)
+
+
+def inspected(line: VisionLine, recipe: InspectRecipe, cache: Cache, name: str) -> Inspected:
+    """What a variant of an inspection said."""
+    seen = read_seen(cache.folder(line.variants[name].seen))
+    parts = len(line.splits(cache).calibration)
+    scores = seen.answers[:parts]
+    threshold = calibrate(scores.tolist(), recipe.threshold.false_reject_rate)
+    return Inspected(seen, scores, seen.answers[parts:], threshold)
+
+
+def _find_inspection(line: VisionLine, recipe: InspectRecipe, cache: Cache, command: str) -> Findings:
+    splits = line.splits(cache)
+    labels = [image.label for image in splits.test]
+    said = {name: inspected(line, recipe, cache, name) for name in line.variants}
+    results = {}
+    for name, steps in line.variants.items():
+        metrics = _inspection_metrics(recipe, labels, said[name], said[REFERENCE])
+        results[name] = _result(line, cache, name, steps, said[name].seen, metrics)
+    everyone = {name: _inspection_answers(labels, recipe.data.good, one) for name, one in said.items()}
+    chosen = judge.choose([one for name, one in results.items() if name != REFERENCE])
+    shown = chosen.name if chosen else REFERENCE
+    return _findings(
+        line,
+        cache,
+        command,
+        results,
+        headline="auroc",
+        splits=splits,
+        beside=_inspection_baselines(line, recipe, cache, labels),
+        cases=tuple(
+            Case(image.file, image.label, {name: answers[at] for name, answers in everyone.items()})
+            for at, image in enumerate(splits.test)
+        ),
+        pictures=_pictures(line, recipe, splits, shown, said[shown]),
+        notes=_notes(recipe, shown, said[shown]),
+    )
+
+
+def _inspection_metrics(
+    recipe: InspectRecipe, labels: Sequence[str], ours: Inspected, theirs: Inspected
+) -> dict[str, Measured]:
+    import numpy as np
+
+    rounds = recipe.evaluate.bootstrap
+    at = {
+        name: np.array([label == name for label in labels])
+        for name in (recipe.data.good, *recipe.data.defects)
+    }
+    good = at[recipe.data.good]
+
+    def area(defects: "npt.NDArray[np.bool_]") -> Measured:
+        tests = [one.test[which].tolist() for one in (ours, theirs) for which in (good, defects)]
+        return measured_area(*tests)
+
+    def caught(defects: "npt.NDArray[np.bool_]") -> Measured:
+        values, others = (one.defects[defects].astype(float).tolist() for one in (ours, theirs))
+        return judge.paired(values, others, rounds, _SEED)
+
+    rejected = ours.defects[good]
+    rate, asked = float(rejected.mean()), recipe.threshold.false_reject_rate
+    low, high = rate_interval(int(rejected.sum()), len(rejected))
+    correlation = _correlation(ours.test, theirs.test, rounds)
+    same = (ours.defects == theirs.defects).astype(float).tolist()
+    metrics = {
+        "auroc": area(~good),
+        # Beside the rate that was asked for, not beside the reference's: that is the promise.
+        "false_reject_rate": Measured(asked, rate, (low - asked, high - asked), len(rejected), (low, high)),
+        "detection_rate": caught(~good),
+        "score_correlation": correlation,
+        "verdict_agreement": judge.paired(same, [1.0] * len(same), rounds, _SEED),
+    }
+    for label in recipe.data.defects:
+        metrics[f"auroc_{label}"] = area(at[label])
+        metrics[f"detection_rate_{label}"] = caught(at[label])
+    return metrics
+
+
+def _correlation(ours: "Array", theirs: "Array", rounds: int) -> Measured:
+    import numpy as np
+
+    def pearson(at: "npt.NDArray[np.int64]") -> float:
+        return float(np.corrcoef(ours[at], theirs[at])[0, 1])
+
+    low, high = statistics.resample(len(ours), pearson, min(rounds, 500), _SEED)
+    value = pearson(np.arange(len(ours)))
+    return Measured(1.0, value, (low - 1, high - 1), len(ours), (low, high))
+
+
+def _inspection_answers(labels: Sequence[str], good: str, said: Inspected) -> list[Answer]:
+    return [
+        Answer(f"{'defect' if defect else 'good'}, score {score:.3f}", bool(defect) == (label != good))
+        for label, score, defect in zip(labels, said.test, said.defects, strict=True)
+    ]
+
+
+def _inspection_baselines(
+    line: VisionLine, recipe: InspectRecipe, cache: Cache, labels: Sequence[str]
+) -> tuple[Compared, ...]:
+    stored = json.loads((cache.folder(line.baselines) / BASELINES).read_text(encoding="utf-8"))
+    compared = []
+    for name, scores in stored.items():
+        by_label = {
+            label: [score for score, one in zip(scores, labels, strict=True) if one == label]
+            for label in (recipe.data.good, *recipe.data.defects)
+        }
+        good = by_label.pop(recipe.data.good)
+        kinds = {"auroc": [score for each in by_label.values() for score in each]}
+        kinds |= {f"auroc_{label}": each for label, each in by_label.items()}
+        metrics = {}
+        for metric, defects in kinds.items():
+            measured = measured_area(good, defects, good, defects)
+            metrics[metric] = Measured(None, measured.value, None, measured.samples, measured.interval)
+        compared.append(Compared(name, metrics, "distance to the nearest good picture"))
+    return tuple(compared)
+
+
+def _pictures(
+    line: VisionLine, recipe: InspectRecipe, splits: ImageSplits, name: str, said: Inspected
+) -> tuple[Picture, ...]:
+    """The first test pictures of each label, and the parts that were judged wrong by the widest margin."""
+    from compile.anomaly.show import Shown, sheet
+
+    parts, limit = len(splits.calibration), recipe.data.max_pixels
+    threshold = said.threshold.value
+
+    def shown(at: int) -> Shown:
+        image = splits.test[at]
+        return Shown(
+            (line.root / image.file).read_bytes(),
+            said.seen.heat_maps[parts + at].astype("float32"),
+            image.label,
+            float(said.test[at]),
+            bool(said.defects[at]),
+        )
+
+    labels = (recipe.data.good, *recipe.data.defects)
+    by_label = {
+        label: [at for at, image in enumerate(splits.test) if image.label == label] for label in labels
+    }
+    first = [[shown(at) for at in by_label[label][: recipe.evaluate.shown]] for label in labels]
+    pictures = [
+        Picture(
+            f"{name}: the first test pictures of {', '.join(labels)}, with heat maps of one scale",
+            sheet(first, threshold, limit),
+        )
+    ]
+    wrong = [
+        at
+        for at, image in enumerate(splits.test)
+        if bool(said.defects[at]) != (image.label != recipe.data.good)
+    ]
+    wrong.sort(key=lambda at: -abs(float(said.test[at]) - threshold))
+    if wrong:
+        widest = [shown(at) for at in wrong[: 2 * recipe.evaluate.shown]]
+        rows = [
+            widest[start : start + recipe.evaluate.shown]
+            for start in range(0, len(widest), recipe.evaluate.shown)
+        ]
+        caption = f"{name}: of {len(wrong)} wrong verdicts those farthest from the threshold"
+        pictures.append(Picture(caption, sheet(rows, threshold, limit)))
+    return tuple(pictures)
+
+
+def _notes(recipe: InspectRecipe, name: str, said: Inspected) -> tuple[str, ...]:
+    one = said.threshold
+    low, high = one.interval
+    return (
+        f"{name}: the threshold {one.value:.4f} comes from {one.parts} good parts that the bank has not "
+        f"seen. Over such calibrations it rejects {one.expected:.2%} of good parts (asked: at most "
+        f"{one.asked:.2%}); this one rejects {low:.2%} to {high:.2%} with 95 % confidence.",
+        f"Trained on {recipe.data.train} good pictures and on nothing else; defects are in the test only.",
+    )
+
+
+def _find_classes(line: VisionLine, recipe: ClassifyImageRecipe, cache: Cache, command: str) -> Findings:
+    splits, labels = line.splits(cache), recipe.data.labels
+    truth = [image.label for image in splits.test]
+    said = {name: _probabilities(line, cache, name, splits) for name in line.variants}
+    results = {}
+    for name, steps in line.variants.items():
+        seen, ours = said[name]
+        metrics = _class_metrics(recipe, truth, ours, said[REFERENCE][1])
+        results[name] = _result(line, cache, name, steps, seen, metrics)
+    answers = {
+        name: [
+            Answer(f"{labels[row.argmax()]} ({row.max():.1%})", labels[row.argmax()] == label)
+            for row, label in zip(probabilities, truth, strict=True)
+        ]
+        for name, (_, probabilities) in said.items()
+    }
+    stored = json.loads((cache.folder(line.baselines) / BASELINES).read_text(encoding="utf-8"))
+    notes = {"majority": "the most frequent label", "pixels": "logistic regression on 16 x 16 grey pixels"}
+    beside = tuple(
+        Compared(name, _alone(truth, found, labels, recipe.evaluate.bootstrap), notes[name])
+        for name, found in stored.items()
+    )
+    return _findings(
+        line,
+        cache,
+        command,
+        results,
+        headline="accuracy",
+        splits=splits,
+        beside=beside,
+        cases=tuple(
+            Case(image.file, image.label, {name: each[at] for name, each in answers.items()})
+            for at, image in enumerate(splits.test)
+        ),
+        curve=json.loads((cache.folder(line.head) / "curve.json").read_text(encoding="utf-8"))
+        if line.head is not None
+        else [],
+    )
+
+
+def _probabilities(line: VisionLine, cache: Cache, name: str, splits: ImageSplits) -> "tuple[Seen, Array]":
+    seen = read_seen(cache.folder(line.variants[name].seen))
+    return seen, seen.answers[len(splits.calibration) :]
+
+
+def _class_metrics(
+    recipe: ClassifyImageRecipe, truth: Sequence[str], ours: "Array", theirs: "Array"
+) -> dict[str, Measured]:
+    import numpy as np
+
+    labels, rounds = recipe.data.labels, recipe.evaluate.bootstrap
+    said, others = ([labels[at] for at in rows.argmax(axis=1)] for rows in (ours, theirs))
+    right, wanted = ([float(a == b) for a, b in zip(each, truth, strict=True)] for each in (said, others))
+    same = [float(a == b) for a, b in zip(said, others, strict=True)]
+    floor = 1e-12
+    reference = np.maximum(theirs.astype(np.float64), floor)
+    divergence = (reference * (np.log(reference) - np.log(np.maximum(ours.astype(np.float64), floor)))).sum(
+        axis=1
+    )
+    mean = statistics.mean_interval(divergence, rounds, _SEED)
+    tail = statistics.resample(
+        len(divergence), lambda at: float(np.percentile(divergence[at], 99)), rounds, _SEED
+    )
+    count = len(truth)
+    return {
+        "accuracy": judge.paired(right, wanted, rounds, _SEED),
+        "macro_f1": judge.macro_f1(truth, said, others, labels, rounds, _SEED),
+        "top1_agreement": judge.paired(same, [1.0] * count, rounds, _SEED),
+        "kl_mean": Measured(0.0, float(divergence.mean()), mean, count, mean),
+        "kl_p99": Measured(0.0, float(np.percentile(divergence, 99)), tail, count, tail),
+    }
+
+
+def _alone(
+    truth: Sequence[str], said: Sequence[str], labels: Sequence[str], rounds: int
+) -> dict[str, Measured]:
+    """A baseline's scores, beside nothing."""
+    f1 = judge.macro_f1(truth, said, said, labels, rounds, _SEED)
+    return {
+        "accuracy": judge.share([a == b for a, b in zip(truth, said, strict=True)], rounds, _SEED),
+        "macro_f1": Measured(None, f1.value, None, f1.samples, f1.interval),
+    }
+
+
+def _result(
+    line: VisionLine,
+    cache: Cache,
+    name: str,
+    steps: VariantSteps,
+    seen: Seen,
+    metrics: dict[str, Measured],
+) -> VariantResult:
+    size = size_of(cache.folder(steps.model) / MODEL)
+    ratio = size / size_of(cache.folder(line.variants[REFERENCE].model) / MODEL)
+    metrics["size_ratio"] = Measured(0.0, ratio, (ratio, ratio), 1)
+    variant = steps.variant
+    settings: dict[str, Any] = {"type": variant.type}
+    if variant.type == "int8-static":
+        settings |= {"calibration": variant.calibration, "images": variant.calibration_images}
+    return VariantResult(
+        name=name,
+        precision=_PRECISION[variant.type],
+        bytes=size,
+        verdicts=judge.hold(metrics, {} if name == REFERENCE else line.recipe.budgets),
+        speeds=seen.speeds,
+        peak_ram_bytes=seen.peak_ram_bytes,
+        ledger=ledger_of(cache, steps),
+        format="onnx",
+        speed_unit="images/s",
+        settings=settings,
+    )
+
+
+def ledger_of(cache: Cache, steps: VariantSteps) -> tuple[Fallback, ...]:
+    """What is not at the precision that was asked for."""
+    if steps.quantized is None:
+        return ()
+    stored = json.loads((cache.folder(steps.quantized) / LEDGER).read_text(encoding="utf-8"))
+    return tuple(Fallback.model_validate(one) for one in stored)
+
+
+def _findings(
+    line: VisionLine,
+    cache: Cache,
+    command: str,
+    results: Mapping[str, VariantResult],
+    headline: str,
+    splits: ImageSplits,
+    beside: tuple[Compared, ...],
+    cases: tuple[Case, ...],
+    pictures: tuple[Picture, ...] = (),
+    notes: tuple[str, ...] = (),
+    curve: Sequence[Mapping[str, Any]] = (),
+) -> Findings:
+    recipe = line.recipe
+    candidates = [one for name, one in results.items() if name != REFERENCE]
+    chosen = judge.choose(candidates)
+    return Findings(
+        title=f"{recipe.release.name} {recipe.release.version} on {recipe.base.name}",
+        command=command,
+        device=device_name(line.workshop.threads),
+        headline=headline,
+        reference_note=_REFERENCE_NOTE,
+        rows={name: len(getattr(splits, name)) for name in ("train", "calibration", "test")},
+        reference=results[REFERENCE],
+        variants=tuple(candidates),
+        chosen=chosen.name if chosen else None,
+        nearest=None if chosen else judge.nearest_recipe(candidates, recipe.budgets),
+        lineage=lineage(line, cache),
+        curve=tuple(curve),
+        beside=beside,
+        cases=cases,
+        pictures=pictures,
+        notes=notes,
+    )
+
+
+def lineage(line: VisionLine, cache: Cache) -> dict[str, Any]:
+    """Where a release comes from."""
+    card = json.loads((cache.folder(line.data) / CARD_FILE).read_text(encoding="utf-8"))
+    splits = line.splits(cache)
+    tools = {name: version for step in in_order(line.steps) for name, version in step.tools.items()}
+    return {
+        "base_weights": line.digests["base"],
+        "reference": _REFERENCE_NOTE,
+        "images": line.digests["data"],
+        "dataset": card["digest"],
+        "calibration_images": len(splits.calibration),
+        "recipe": line.digests["recipe"],
+        "tools": tools | {"python": platform.python_version()},
+    }

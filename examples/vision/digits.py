@@ -1,0 +1,31 @@
+"""scikit-learn's handwritten digits (1,797 scans of 8 x 8 grey values, UCI) as a folder of PNGs per label.
+
+python examples/vision/digits.py FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+
+def write_digits(folder: Path, each: int | None = None) -> Path:
+    """Write ``folder/<digit>/<number>.png``, at most ``each`` of a digit; returns ``folder``."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    counts: dict[int, int] = {}
+    for number, (values, label) in enumerate(zip(pixels, labels, strict=True)):
+        counts[label] = counts.get(label, 0) + 1
+        if each is None or counts[label] <= each:
+            target = folder / str(label) / f"{number:04}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            grey = (values.reshape(8, 8) * 255 / 16).round().astype(np.uint8)
+            Image.fromarray(grey).save(target)
+    return folder
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    print(write_digits(Path(sys.argv[1])))
