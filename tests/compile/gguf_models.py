@@ -84,6 +84,30 @@ def write_llama(path: Path, shape: Shape = Shape()) -> Path:
     return path
 
 
+def write_lora(path: Path, base: Path, strength: float, rank: int = 4, seed: int = 1) -> Path:
+    """A LoRA on every matrix of every layer; ``strength`` is its size beside the weight's."""
+    from gguf import GGUFReader, GGUFWriter
+
+    chance = np.random.default_rng(seed)
+    writer = GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 2.0 * rank)
+    for tensor in GGUFReader(base).tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+            rows, columns = tensor.data.shape
+            size = strength * float(np.abs(tensor.data).mean()) / 2
+            a = chance.standard_normal((rank, columns)) / np.sqrt(rank)
+            b = chance.standard_normal((rows, rank)) * size
+            writer.add_tensor(f"{tensor.name}.lora_a", a.astype(np.float16))
+            writer.add_tensor(f"{tensor.name}.lora_b", b.astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def calibration_text(path: Path, words: int = 600) -> Path:
     """Text of the words that the vocabulary knows."""
     chance = np.random.default_rng(7)

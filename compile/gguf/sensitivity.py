@@ -1,0 +1,231 @@
+"""Mixed precision by measurement: which tensors to keep higher so that a KL budget holds at least size.
+
+``sensitivity`` measures, for each group of tensors (a kind of matrix in a layer, say), the KL divergence to
+the reference when only that group is quantized, through the engine that will serve. ``plan_mixed`` then keeps
+groups higher in the order of harm per byte saved, and asks for measurements of whole mixtures until it has
+the shortest list that holds: harms alone do not add up exactly, so no plan rests on their sum. Planning is
+pure but for the measuring function that it is given. Refuses a budget that keeping everything cannot meet.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compile.errors import Refused
+from compile.evaluate import statistics
+from compile.evaluate.measure import TOKENS, measure
+from compile.gguf.mixture import Override, designed, is_quantized, size_of
+from compile.gguf.quantize import quantize
+from compile.steps import Report
+from models.engines.llama_cpp import check_model
+from models.gguf import GgufHeader, TensorType
+
+SENSITIVITY = "sensitivity.json"
+GroupBy = Literal["layer-kind", "layer", "kind"]
+_BLOCK = 32
+"""Tokens that are drawn together: neighbours depend on each other."""
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """The text to measure on: its first ``tokens`` tokens, in windows."""
+
+    path: Path
+    tokens: int
+    window: int = 256
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A group that could be kept higher. ``harm``: the mean KL when it alone is low and all else is F32."""
+
+    name: str
+    tensors: tuple[str, ...]
+    low_bytes: int
+    high_bytes: int
+    harm: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mixture as measured: mean KL with the upper end of its 95 % interval, and the file's bytes."""
+
+    kept: tuple[str, ...]
+    bytes: int
+    kl: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The overrides that hold the budget, and every mixture that was measured on the way, smallest first."""
+
+    overrides: tuple[Override, ...]
+    point: Point
+    curve: tuple[Point, ...]
+
+
+def plan_mixed(
+    candidates: Sequence[Candidate],
+    high: TensorType,
+    budget: float,
+    measured: Callable[[frozenset[str]], Point],
+) -> Plan:
+    """Keep the fewest groups at ``high``, those first that save most KL per byte, so that the budget holds.
+
+    ``measured(kept)`` measures a mixture; ``budget`` bounds the upper end of its mean KL's interval. Asks for
+    at most ``2 + log2(n + 1)`` mixtures. Law: the point of the plan is within the budget, and where more
+    kept groups never measure worse, no shorter list of the same order is. Raises ``Refused``.
+    """
+    order = sorted(candidates, key=lambda one: (-one.harm / max(one.high_bytes - one.low_bytes, 1), one.name))
+    seen: dict[int, Point] = {}
+
+    def at(count: int) -> Point:
+        if count not in seen:
+            seen[count] = measured(frozenset(one.name for one in order[:count]))
+        return seen[count]
+
+    if at(len(order)).worst > budget:
+        best = at(len(order))
+        raise Refused(
+            f"KL {best.kl:.4g} (up to {best.worst:.4g}) with every group at {high.name}; "
+            f"the budget is {budget:.4g}: no mixture with {high.name} holds it"
+        )
+    low, enough = 0, len(order)
+    while low < enough:
+        middle = (low + enough) // 2
+        if at(middle).worst <= budget:
+            enough = middle
+        else:
+            low = middle + 1
+    kept = order[:enough]
+    overrides = tuple(Override(name, high) for one in kept for name in one.tensors)
+    return Plan(overrides, at(enough), tuple(sorted(seen.values(), key=lambda point: point.bytes)))
+
+
+def groups_of(header: GgufHeader, by: GroupBy) -> dict[str, tuple[str, ...]]:
+    """The quantized tensors of a model in groups; embeddings and output are groups of their own."""
+    groups: dict[str, list[str]] = {}
+    for tensor in header.tensors:
+        if is_quantized(tensor):
+            found = re.fullmatch(r"blk\.(\d+)\.(.+)\.weight", tensor.name)
+            names = {
+                "layer-kind": f"blk.{found[1]}.{found[2]}",
+                "layer": f"blk.{found[1]}",
+                "kind": found[2],
+            } if found else {by: tensor.name.removesuffix(".weight")}  # fmt: skip
+            groups.setdefault(names[by], []).append(tensor.name)
+    return {name: tuple(tensors) for name, tensors in groups.items()}
+
+
+def sensitivity(
+    reference: Path,
+    against: Path,
+    kind: str,
+    high: TensorType,
+    text: Heldout,
+    folder: Path,
+    threads: int,
+    by: GroupBy = "layer-kind",
+    importance: Path | None = None,
+    report: Report = lambda done, note: None,
+) -> tuple[Candidate, ...]:
+    """Measure every group that ``high`` would hold more exactly than a ``kind`` file does.
+
+    ``against`` is the folder of the reference's own measurement on ``text`` (``measure_reference``). Leaves
+    ``sensitivity.json`` in ``folder``. Raises ``ToolFailed`` and what ``quantize`` raises.
+    """
+    header = check_model(reference)
+    plain = {tensor.name: tensor for tensor in header.tensors}
+    low = designed(header, kind, importance is not None)
+    everything = tuple(Override(name, TensorType.F32) for name in low)
+    result = []
+    groups = groups_of(header, by)
+    for number, (name, tensors) in enumerate(groups.items()):
+        sizes = [(size_of(plain[one], low[one]), size_of(plain[one], high)) for one in tensors]
+        low_bytes, high_bytes = sum(a for a, _ in sizes), sum(b for _, b in sizes)
+        report(number / len(groups), f"group {name}")
+        if any(a >= b for a, b in sizes):
+            continue
+        chosen = frozenset(tensors)
+        overrides = [one for one in everything if one.tensor not in chosen]
+        overrides += [Override(one, low[one]) for one in tensors]
+        point = _measured(reference, against, kind, text, folder, threads, importance, overrides, name)
+        result.append(Candidate(name, tensors, low_bytes, high_bytes, point.kl))
+    stored = {"kind": kind, "high": high.name, "by": by, "candidates": [asdict(one) for one in result]}
+    (folder / SENSITIVITY).write_text(json.dumps(stored, indent=1), encoding="utf-8")
+    return tuple(result)
+
+
+def read_candidates(folder: Path) -> tuple[Candidate, ...]:
+    """What ``sensitivity`` left."""
+    stored: dict[str, Any] = json.loads((folder / SENSITIVITY).read_text(encoding="utf-8"))
+    return tuple(Candidate(**(one | {"tensors": tuple(one["tensors"])})) for one in stored["candidates"])
+
+
+def measure_reference(reference: Path, text: Heldout, folder: Path, threads: int, report: Report) -> None:
+    """The log-probabilities of the reference on ``text``, which everything is held against."""
+    folder.mkdir(exist_ok=True)
+    measure(_job(reference, text, folder, None, threads), report)
+
+
+def measure_mixture(
+    reference: Path,
+    against: Path,
+    kind: str,
+    high: TensorType,
+    candidates: Sequence[Candidate],
+    text: Heldout,
+    folder: Path,
+    threads: int,
+    importance: Path | None = None,
+) -> Callable[[frozenset[str]], Point]:
+    """The measuring function of ``plan_mixed``: quantizes a mixture, measures it, deletes it."""
+
+    def one(kept: frozenset[str]) -> Point:
+        names = [name for group in candidates if group.name in kept for name in group.tensors]
+        overrides = [Override(name, high) for name in names]
+        return _measured(
+            reference, against, kind, text, folder, threads, importance, overrides, *sorted(kept)
+        )
+
+    return one
+
+
+def _measured(
+    reference: Path,
+    against: Path,
+    kind: str,
+    text: Heldout,
+    folder: Path,
+    threads: int,
+    importance: Path | None,
+    overrides: Iterable[Override],
+    *kept: str,
+) -> Point:
+    import numpy as np
+
+    model, results = folder / "mixture.gguf", folder / "mixture"
+    results.mkdir(exist_ok=True)
+    try:
+        quantize(reference, model, kind, threads, importance, tuple(overrides))
+        measure(_job(model, text, results, against, threads), lambda done, note: None)
+        divergence = np.load(results / TOKENS)["kl"].astype(np.float64)
+        _, worst = statistics.mean_interval(divergence, 1000, 0, _BLOCK)
+        return Point(kept, model.stat().st_size, float(divergence.mean()), worst)
+    finally:
+        model.unlink(missing_ok=True)
+
+
+def _job(model: Path, text: Heldout, folder: Path, against: Path | None, threads: int) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "adapter": None,
+        "folder": str(folder),
+        "threads": threads,
+        "text": {"path": str(text.path), "tokens": text.tokens, "window": text.window},
+        "against": None if against is None else str(against),
+    }

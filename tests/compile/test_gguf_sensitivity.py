@@ -1,0 +1,96 @@
+"""Planning as laws over made-up harms; measuring on a real file through the engine."""
+
+import math
+
+import pytest
+from gguf_models import Shape, calibration_text, write_llama
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compile.errors import Refused
+from compile.gguf.files import fallbacks
+from compile.gguf.quantize import quantize
+from compile.gguf.sensitivity import (
+    Candidate,
+    Heldout,
+    Point,
+    groups_of,
+    measure_mixture,
+    measure_reference,
+    plan_mixed,
+    read_candidates,
+    sensitivity,
+)
+from models.engines.llama_cpp import read_header
+from models.gguf import TensorType
+
+
+def quiet(done, note):
+    pass
+
+
+harms = st.lists(st.tuples(st.floats(0, 1), st.integers(1, 100)), min_size=1, max_size=40)
+
+
+@given(harms, st.floats(0, 3), st.floats(0, 0.5))
+def test_a_plan_holds_its_budget_with_no_shorter_list_of_the_same_order(listed, budget, rest):
+    groups = [
+        Candidate(f"g{at}", (f"t{at}.weight",), 10, 10 + more, harm) for at, (harm, more) in enumerate(listed)
+    ]
+    asked = []
+
+    def measured(kept):
+        asked.append(kept)
+        kl = rest + sum(one.harm for one in groups if one.name not in kept)
+        size = sum(one.high_bytes if one.name in kept else one.low_bytes for one in groups)
+        return Point(tuple(sorted(kept)), size, kl, kl * 1.1)
+
+    if rest * 1.1 > budget:
+        with pytest.raises(Refused, match="budget"):
+            plan_mixed(groups, TensorType.Q8_0, budget, measured)
+        return
+    plan = plan_mixed(groups, TensorType.Q8_0, budget, measured)
+    assert plan.point.worst <= budget and len(asked) == len(set(asked)) <= 2 + math.log2(len(groups) + 1)
+    assert (
+        [one.tensor for one in plan.overrides] and {one.type for one in plan.overrides} == {TensorType.Q8_0}
+        if plan.point.kept
+        else plan.overrides == ()
+    )
+    order = sorted(groups, key=lambda one: (-one.harm / (one.high_bytes - one.low_bytes), one.name))
+    assert set(plan.point.kept) == {one.name for one in order[: len(plan.point.kept)]}
+    if plan.point.kept:
+        assert measured(frozenset(one.name for one in order[: len(plan.point.kept) - 1])).worst > budget
+    assert [one.bytes for one in plan.curve] == sorted(one.bytes for one in plan.curve)
+
+
+def test_groups_cover_every_quantized_tensor_once(tmp_path):
+    header = read_header(write_llama(tmp_path / "f32.gguf", Shape(layers=3)))
+    for by, count in (("layer-kind", 3 * 7 + 2), ("layer", 3 + 2), ("kind", 7 + 2)):
+        groups = groups_of(header, by)
+        tensors = [name for group in groups.values() for name in group]
+        assert len(groups) == count and len(tensors) == len(set(tensors)) == 3 * 7 + 2
+
+
+@pytest.mark.slow
+def test_a_measured_plan_makes_the_file_that_holds(tmp_path):
+    reference = write_llama(tmp_path / "f32.gguf", Shape(layers=2, inner=256))
+    text = Heldout(calibration_text(tmp_path / "text.txt"), 192, 64)
+    against, folder = tmp_path / "reference", tmp_path / "work"
+    folder.mkdir()
+    measure_reference(reference, text, against, 1, quiet)
+    arguments = (reference, against, "Q4_0", TensorType.Q8_0)
+    found = sensitivity(*arguments, text, folder, 1, "kind")
+    assert read_candidates(folder) == found
+    assert {one.name for one in found} > {"attn_q", "ffn_down", "token_embd"} and all(
+        one.harm > 0 for one in found
+    )
+    measured = measure_mixture(*arguments, found, text, folder, 1)
+    least, most = measured(frozenset()), measured(frozenset(one.name for one in found))
+    budget = (least.worst + most.worst) / 2
+    plan = plan_mixed(found, TensorType.Q8_0, budget, measured)
+    assert most.kl < plan.point.worst <= budget < least.worst
+    assert least.bytes < plan.point.bytes < most.bytes
+    quantize(reference, tmp_path / "mixed.gguf", "Q4_0", 1, overrides=plan.overrides)
+    assert (tmp_path / "mixed.gguf").stat().st_size == plan.point.bytes
+    assert fallbacks(read_header(tmp_path / "mixed.gguf"), "Q4_0", plan.overrides) == ()
+    assert not (folder / "mixture.gguf").exists()
