@@ -95,6 +95,10 @@ class OnnxText:
         """What ``embed`` or ``classify`` answers, with the tokens that were read. Raises as they do."""
         return self._run(texts)
 
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids that are read of each text, special tokens included. Raises as ``embed`` does."""
+        return self._tokenizer.read(texts)[0]
+
     def close(self) -> None:
         """Free the weights. Safe to call twice."""
         self._session.close()
