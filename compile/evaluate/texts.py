@@ -1,0 +1,160 @@
+"""Measurements of one text encoder, taken through the engine that will serve it, in a process of their own.
+
+The process is new for every measurement, so that its peak memory is the model's and nobody else's.
+``python -m compile.evaluate.texts`` reads one JSON job on stdin and writes its results to the folder that the
+job names; a line ``PART NOTE`` on stdout says how far it is.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compile.errors import ToolFailed
+from compile.steps import Report
+from models.engines.onnx_files import EncoderFiles
+from models.engines.onnx_session import OnnxSettings
+from models.engines.onnx_text import OnnxText
+from models.errors import ModelsError
+from models.manifest import Engine
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+RESULT, ANSWERS = "measured.json", "answers.npy"
+_PART = 64
+_SPEED_TEXTS = 32
+
+
+@dataclass(frozen=True)
+class Read:
+    """What an engine made of texts: vectors or probabilities [n, width], in their order.
+
+    ``speeds``: texts per second. ``truncated``: texts that were longer than the model reads.
+    """
+
+    answers: "npt.NDArray[np.float32]"
+    speeds: tuple[float, ...]
+    peak_ram_bytes: int
+    truncated: int
+    token_ids: tuple[tuple[int, ...], ...]
+
+
+def measure_texts(
+    files: EncoderFiles,
+    texts: Sequence[str],
+    folder: Path,
+    threads: int,
+    speed_repeats: int,
+    tokenize: Sequence[str],
+    report: Report,
+) -> None:
+    """Give ``texts`` to the engine; ``read_measured`` reads what is left in ``folder``.
+
+    Texts that are too long are cut and counted. ``tokenize``: texts whose token ids are wanted. Raises
+    ``ToolFailed``.
+    """
+    job = {
+        "model": str(files.model),
+        "tokenizer": str(files.tokenizer),
+        "engine": files.engine.model_dump(mode="json"),
+        "texts": list(texts),
+        "tokenize": list(tokenize),
+        "folder": str(folder),
+        "threads": threads,
+        "speed_repeats": speed_repeats,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compile.evaluate.texts"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    with process:
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise ToolFailed("the measuring process has no pipes")
+        process.stdin.write(json.dumps(job))
+        process.stdin.close()
+        for line in process.stdout:
+            part, _, note = line.strip().partition(" ")
+            report(float(part), note)
+        said = process.stderr.read()
+    if process.returncode != 0:
+        raise ToolFailed(f"measuring {files.model.name} failed with {process.returncode}:\n{said[-2000:]}")
+
+
+def read_measured(folder: Path) -> Read:
+    """What ``measure_texts`` left."""
+    import numpy as np
+
+    stored: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return Read(
+        answers=np.load(folder / ANSWERS, allow_pickle=False),
+        speeds=tuple(stored["speed"]),
+        peak_ram_bytes=stored["peak_ram_bytes"],
+        truncated=stored["truncated"],
+        token_ids=tuple(tuple(ids) for ids in stored["token_ids"]),
+    )
+
+
+def _child(job: dict[str, Any]) -> None:
+    import numpy as np
+
+    files = EncoderFiles(Path(job["model"]), Engine.model_validate(job["engine"]), Path(job["tokenizer"]))
+    engine = OnnxText(files, OnnxSettings(threads=job["threads"], truncate=True))
+    texts, folder = job["texts"], Path(job["folder"])
+    speeds = _speeds(engine, texts, job["speed_repeats"])
+    answers, truncated = [], 0
+    for at in range(0, len(texts), _PART):
+        answered = engine.answer(texts[at : at + _PART])
+        answers.append(answered.values)
+        truncated += answered.truncated
+        _say((at + _PART) / max(len(texts), 1), f"{at + len(answered.values)} of {len(texts)} texts")
+    result = {
+        "speed": speeds,
+        "peak_ram_bytes": _peak_ram(),
+        "truncated": truncated,
+        "token_ids": engine.tokenize(job["tokenize"]),
+    }
+    engine.close()
+    np.save(folder / ANSWERS, np.concatenate(answers))
+    (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+
+
+def _speeds(engine: OnnxText, texts: Sequence[str], repeats: int) -> list[float]:
+    """Texts per second over texts at even distances; the first round warms the caches."""
+    count = min(_SPEED_TEXTS, len(texts))
+    some = [texts[at * len(texts) // count] for at in range(count)]
+    speeds = []
+    for repeat in range(repeats + 1):
+        began = time.perf_counter()
+        engine.answer(some)
+        if repeat:
+            speeds.append(round(count / (time.perf_counter() - began), 2))
+    return speeds
+
+
+def _peak_ram() -> int:
+    """Bytes. ``ru_maxrss`` would carry the parent's peak over ``exec``; VmHWM is this process's own."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _say(part: float, note: str) -> None:
+    sys.stdout.write(f"{min(part, 1.0):.3f} {note}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        _child(json.load(sys.stdin))
+    except ModelsError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
