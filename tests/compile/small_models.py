@@ -74,6 +74,7 @@ def encoder(folder: Path, seed: int = 0, layers: int = 4, width: int = 32) -> Pa
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=64,
+        initializer_range=0.2,  # at the usual 0.02 fresh layers change next to nothing
     )
     BertModel(config).save_pretrained(folder)
     return folder
