@@ -199,7 +199,7 @@ class _Gone(torch.nn.Module):
 
 def take_out(model: Any, first_layer: int) -> None:
     """Replace the layers below ``first_layer``: from now on the model takes what enters that layer."""
-    layers = methods.decoder_layers(model)
+    layers = methods.layers_of(model)
     for index in range(first_layer):
         layers[index] = _Gone(layers[index])
 
@@ -227,7 +227,7 @@ def write_fixed(
     total, done, fixed = max(1, sum(map(len, examples.values()))), 0, {}
     with conditions(settings, threads), torch.no_grad():
         model = methods.load_causal(hf_folder, settings).eval()
-        layers = methods.decoder_layers(model)
+        layers = methods.layers_of(model)
         if first_layer >= len(layers):
             raise BadRecipe(f"finetune.first_layer: {first_layer}, but the model has {len(layers)} layers")
         for name, some in examples.items():
@@ -272,7 +272,7 @@ def _entering(model: Any, layer: Any, examples: Sequence[Example]) -> torch.Tens
 def _hold(model: Any, first_layer: int, sample: Example) -> None:
     """The upper layers on what is kept give what the whole model gives. Takes the lower ones out."""
     whole = model(input_ids=torch.tensor([sample.ids])).logits
-    kept = _entering(model, methods.decoder_layers(model)[first_layer], [sample])
+    kept = _entering(model, methods.layers_of(model)[first_layer], [sample])
     take_out(model, first_layer)
     upper = model(inputs_embeds=kept).logits
     if (whole - upper).abs().max() > _TOLERANCE * whole.abs().max():

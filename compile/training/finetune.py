@@ -44,8 +44,6 @@ def finetune(
     curve = train_causal(
         hf_folder, train, validation, whole, target, scratch, threads, now, report, start_from, fixed
     )
-    told = [
-        vars(epoch) | {"number": epoch.epoch, "validation_exact_first": epoch.metric} for epoch in curve
-    ]
+    told = [vars(epoch) | {"number": epoch.epoch, "validation_exact_first": epoch.metric} for epoch in curve]
     (target / CURVE).write_text(json.dumps(told), encoding="utf-8")
     return curve

@@ -71,7 +71,9 @@ def adapt(base: Any, settings: FineTune, task_type: str, start_from: Path | None
         raise BadRecipe(f"finetune.first_layer: {settings.first_layer}, but the model has {layers} layers")
     if start_from is not None:
         if settings.method == "full":
-            raise BadRecipe("finetune.method: full does not go on from an adapter; name a whole model as base")
+            raise BadRecipe(
+                "finetune.method: full does not go on from an adapter; name a whole model as base"
+            )
         model = PeftModel.from_pretrained(base, str(start_from), is_trainable=True, local_files_only=True)
         kind = model.active_peft_config.peft_type.value
         if kind != _PEFT_TYPES[settings.method]:
@@ -110,9 +112,7 @@ def _shape(base: Any, settings: FineTune, task_type: str) -> Any:
         )
     shapes = {"prefix": PrefixTuningConfig, "p-tuning": PromptEncoderConfig, "prompt": PromptTuningConfig}
     more = {"encoder_hidden_size": base.config.hidden_size} if settings.method == "p-tuning" else {}
-    return shapes[settings.method](
-        num_virtual_tokens=settings.virtual_tokens, task_type=task_type, **more
-    )
+    return shapes[settings.method](num_virtual_tokens=settings.virtual_tokens, task_type=task_type, **more)
 
 
 def _targets(base: Any, settings: FineTune) -> list[str] | str:
@@ -134,20 +134,24 @@ def _targets(base: Any, settings: FineTune) -> list[str] | str:
 def _freeze_below(base: Any, first_layer: int) -> None:
     if first_layer == 0:
         return
-    layers = decoder_layers(base)
+    layers = layers_of(base)
     base.get_input_embeddings().requires_grad_(False)
     for layer in layers[:first_layer]:
         layer.requires_grad_(False)
 
 
-def decoder_layers(model: Any) -> Any:
-    """The list of layers of a causal model or an encoder, wrapped by peft or not. Raises ``BadRecipe``."""
+def layers_of(model: Any) -> Any:
+    """The list of layers of a Llama-like model or a BERT-like one, wrapped by peft or not.
+
+    Raises ``BadRecipe`` for another architecture.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     core = getattr(base, base.base_model_prefix, base)
-    for path in ("layers", "h", "encoder.layer", "encoder.layers"):
-        part = core
-        for name in path.split("."):
-            part = getattr(part, name, None)
-        if part is not None:
-            return part
-    raise BadRecipe(f"finetune.first_layer: the layers of {base.config.model_type!r} are not known; leave it at 0")
+    found = getattr(core, "layers", None)
+    if found is None:
+        found = getattr(getattr(core, "encoder", None), "layer", None)
+    if found is None:
+        raise BadRecipe(
+            f"finetune.first_layer: the layers of {base.config.model_type!r} are not known; leave it at 0"
+        )
+    return found

@@ -304,7 +304,9 @@ class _Trainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> torch.Tensor:
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> torch.Tensor | None:
+        if not batch_samples:  # an epoch that is gone on with asks for as many steps as a whole one
+            return None
         return torch.stack([self._objective.weight(batch) for batch in batch_samples]).sum().to(device)
 
     def compute_loss(
@@ -323,7 +325,9 @@ class _Trainer(Trainer):
         with torch.no_grad():
             for at in range(0, len(order), self._settings.batch):
                 chosen = [self._validation[index] for index in order[at : at + self._settings.batch]]
-                judged = self._objective.judge(self.model, self._prepare_inputs(self._objective.collate(chosen)))
+                judged = self._objective.judge(
+                    self.model, self._prepare_inputs(self._objective.collate(chosen))
+                )
                 loss, weight = loss + judged.loss, weight + judged.weight
                 outcomes += judged.outcomes
         number = len(self.curve) + 1
