@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from small_models import WORDS, encoder, quiet, texts
 
 from compile.errors import BadRecipe, TeacherFailed
-from compile.recipe.distil import DistilLabels, DistilVectors, PruneDepth, TextTeacher
+from compile.recipe.distil import (
+    DistilLabels,
+    DistilVectors,
+    Heal,
+    Prune,
+    PruneDepth,
+    PruneWidth,
+    TextTeacher,
+)
 from compile.recipe.sections import Source
 from compile.recipe.training import FineTune
 from compile.training.distil_encoder import distil_encoder, embed, pooling
@@ -24,6 +32,7 @@ from compile.training.distil_labels import (
     read_labelled,
 )
 from compile.training.prune_depth import prune_depth
+from compile.training.prune_heal import prune_encoder
 
 SETTINGS = FineTune(method="full", epochs=6, batch=8, learning_rate=2e-3, best_by="metric")
 SOURCE = Source(file="teacher")
@@ -62,6 +71,25 @@ def test_a_student_comes_nearer_to_its_teacher_s_vectors(folders, tmp_path):
     after = float((embed(tmp_path / "out", VALIDATION, 32, 1, quiet) * wanted).sum(-1).mean())
     assert after > before + 0.5 * (1 - before) and max(one.metric for one in curve) == pytest.approx(after)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["hidden_dropout_prob"] == 0.1
+
+
+def test_an_encoder_is_cut_and_heals_in_one(folders, tmp_path):
+    both = Prune(
+        depth=PruneDepth(keep=3),
+        width=PruneWidth(neurons=32, by="activation"),
+        heal=Heal(training={"epochs": 4, "batch": 8, "learning_rate": 2e-3}),
+    )
+    prune_encoder(
+        folders[0], both, TRAIN, VALIDATION, tmp_path / "out", tmp_path / "scratch", 1, clock(), quiet, 32
+    )
+    wanted = embed(folders[0], VALIDATION, 32, 1, quiet)
+    cosines = [
+        float((embed(folder, VALIDATION, 32, 1, quiet) * wanted).sum(-1).mean())
+        for folder in (tmp_path / "scratch" / "width", tmp_path / "out")
+    ]
+    assert cosines[1] > cosines[0] + 0.5 * (1 - cosines[0])
+    said = json.loads((tmp_path / "out" / "pruned.json").read_text())
+    assert said[0]["depth"]["kept"] and said[1]["width"]["neurons"] == 32
 
 
 def test_vectors_do_not_depend_on_what_else_is_in_the_batch(folders):
