@@ -1,0 +1,159 @@
+"""Recipes for text encoders: ``task: embed`` and ``task: classify``.
+
+Owns their sections, which settings go with which precision, and which metrics a budget can bound.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from compile.recipe.data import DataSource
+from compile.recipe.sections import BaseSource, RecipeBase, Section
+from compile.recipe.training import FineTune
+from models.manifest import Name
+
+VariantType = Literal["int8-dynamic", "int8-static", "int8-blocks", "int4"]
+
+_ONLY_WITH: dict[str, tuple[VariantType, ...]] = {
+    "calibration": ("int8-static",),
+    "percentile": ("int8-static",),
+    "calibration_rows": ("int8-static",),
+    "attention": ("int8-static",),
+    "reduce_range": ("int8-dynamic", "int8-static"),
+    "method": ("int4",),
+    "block": ("int8-blocks", "int4"),
+    "accuracy_level": ("int8-blocks", "int4"),
+    "tables": ("int4",),
+}
+
+
+class TextSection(Section):
+    """How the model reads text. What is left out is what the base's own files say."""
+
+    max_tokens: int | None = Field(default=None, ge=8, le=8192)
+    pooling: Literal["mean", "cls"] | None = None
+    normalize: bool | None = None
+
+
+class ExportSection(Section):
+    """The ONNX export and what it may differ from torch by."""
+
+    opset: int = Field(default=18, ge=14, le=21)
+    max_difference: float = Field(default=1e-3, gt=0)
+    min_cosine: float = Field(default=0.99999, gt=0, le=1)
+
+
+class Mixed(Section):
+    """Groups of nodes stay in float, those that lose most per byte first, until the loss on ``rows`` held-out
+    texts is within ``max_loss`` (1 less the mean cosine; for a classifier the mean KL divergence) or the file
+    would be larger than ``max_size_ratio`` of the float one."""
+
+    max_loss: float = Field(gt=0)
+    max_size_ratio: float = Field(default=0.3, gt=0, le=1)
+    by: Literal["part", "block"] = "part"
+    rows: int = Field(default=48, ge=8, le=1024)
+
+
+class EncoderVariant(Section):
+    """One precision.
+
+    ``attention``: products of two activations in INT8, in float, or whichever measures better.
+    ``accuracy_level`` 4: activations in INT8 by the block; 0: in float.
+    """
+
+    name: Name
+    type: VariantType
+    reduce_range: bool = True
+    calibration: Literal["min-max", "entropy", "percentile"] = "min-max"
+    percentile: float = Field(default=99.999, gt=50, le=100)
+    calibration_rows: int = Field(default=64, ge=4, le=4096)
+    attention: Literal["int8", "float", "measure"] = "measure"
+    method: Literal["rtn", "k-quant", "hqq"] = "rtn"
+    block: Literal[16, 32, 64, 128, 256] = 32
+    accuracy_level: Literal[0, 4] = 4
+    tables: Literal[4, 8] = 8
+    mixed: Mixed | None = None
+
+    @model_validator(mode="after")
+    def _settings_belong(self) -> "EncoderVariant":
+        for key, types in _ONLY_WITH.items():
+            if key in self.model_fields_set and self.type not in types:
+                raise ValueError(f"{key} goes with {' and '.join(types)}, not with {self.type}")
+        if self.method == "k-quant" and (self.block != 32 or self.tables != 8):
+            raise ValueError("k-quant works in blocks of 32, with tables in 8 bits")
+        return self
+
+    @property
+    def precision(self) -> str:
+        """As a manifest says it."""
+        return "INT4" if self.type == "int4" else "INT8"
+
+
+class EncoderEvaluate(Section):
+    """How much to measure. ``rows``: at most so many texts."""
+
+    rows: int | None = Field(default=None, ge=16)
+    speed_repeats: int = Field(default=5, ge=3)
+    bootstrap: int = Field(default=1000, ge=200)
+    shown: int = Field(default=200, ge=1, le=5000)
+
+
+class _EncoderRecipe(RecipeBase):
+    base: BaseSource
+    data: DataSource
+    text: TextSection = TextSection()
+    export: ExportSection = ExportSection()
+    variants: Annotated[tuple[EncoderVariant, ...], Field(min_length=1)]
+    evaluate: EncoderEvaluate = EncoderEvaluate()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "_EncoderRecipe":
+        names = self.variant_names
+        if len(set(names)) != len(names) or "reference" in names:
+            raise ValueError("variants need different names, and 'reference' is taken")
+        return self
+
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """The names under which variants are reported."""
+        return tuple(variant.name for variant in self.variants)
+
+
+class EmbedRecipe(_EncoderRecipe):
+    """A text embedder. Rows with a label are found by their label, rows with an answer by their answer."""
+
+    fixed_metrics: ClassVar[tuple[str, ...]] = (
+        "cosine_mean",
+        "cosine_p1",
+        "similarity_spearman",
+        "top1_agreement",
+        "top10_overlap",
+        "retrieval_accuracy",
+        "retrieval_accuracy_ratio",
+        "retrieval_precision",
+        "retrieval_precision_ratio",
+        "answer_rank",
+        "answer_rank_ratio",
+        "fallback_tensors",
+        "size_ratio",
+    )
+
+    task: Literal["embed"]
+
+
+class ClassifyRecipe(_EncoderRecipe):
+    """A text classifier. Without ``finetune`` the base is one already."""
+
+    fixed_metrics: ClassVar[tuple[str, ...]] = (
+        "accuracy",
+        "accuracy_ratio",
+        "macro_f1",
+        "label_agreement",
+        "kl_mean",
+        "kl_p99",
+        "fallback_tensors",
+        "size_ratio",
+    )
+
+    task: Literal["classify"]
+    finetune: FineTune | None = None
