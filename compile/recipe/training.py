@@ -12,9 +12,6 @@ from compile.recipe.sections import Section
 
 Method = Literal["lora", "qlora", "full", "prefix", "p-tuning", "prompt"]
 
-DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Every matrix of a Llama layer."""
-
 LoraTarget = Literal[
     "q_proj",
     "k_proj",
@@ -28,6 +25,17 @@ LoraTarget = Literal[
     "value",
     "dense",
 ]
+
+DEFAULT_TARGETS: tuple[LoraTarget, ...] = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
+"""Every matrix of a Llama layer."""
 
 _WITH_LAYERS = ("lora", "full")
 _WITH_VIRTUAL = ("prefix", "p-tuning", "prompt")

@@ -114,7 +114,11 @@ class Answers(Objective):
 
     def collate(self, examples: Sequence[_Placed]) -> Batch:
         plain = [placed.example for placed in examples]
-        rows, columns, wanted, weights, heavy = [], [], [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        wanted: list[int] = []
+        weights: list[float] = []
+        heavy: list[bool] = []
         for row, example in enumerate(plain):
             answer = example.ids[example.prompt_length :]
             rows += [row] * len(answer)
@@ -232,7 +236,7 @@ def write_fixed(
             raise BadRecipe(f"finetune.first_layer: {first_layer}, but the model has {len(layers)} layers")
         for name, some in examples.items():
             parts: list[torch.Tensor] = [torch.empty(0)] * len(some)
-            order = sorted(range(len(some)), key=lambda index: len(some[index].ids))  # noqa: B023
+            order = sorted(range(len(some)), key=lambda index: len(some[index].ids))
             for at in range(0, len(order), 16):
                 indices = order[at : at + 16]
                 hidden = _entering(model, layers[first_layer], [some[index] for index in indices])
@@ -277,8 +281,8 @@ def _hold(model: Any, first_layer: int, sample: Example) -> None:
     upper = model(inputs_embeds=kept).logits
     if (whole - upper).abs().max() > _TOLERANCE * whole.abs().max():
         raise UnsupportedBase(
-            f"finetune.first_layer: the upper layers of {model.config.model_type!r} alone do not give what the "
-            "whole model gives; leave it at 0"
+            f"finetune.first_layer: the upper layers of {model.config.model_type!r} alone do not give what "
+            "the whole model gives; leave it at 0"
         )
 
 
@@ -286,5 +290,5 @@ def _read_fixed(path: Path, name: str, examples: Sequence[Example]) -> list[_Pla
     from safetensors.torch import load_file
 
     rows = [len(example.ids) for example in examples]
-    parts = load_file(path)[name].split(rows)
+    parts = load_file(path)[name].split(rows)  # type: ignore[no-untyped-call]
     return [_Placed(example, hidden) for example, hidden in zip(examples, parts, strict=True)]

@@ -49,7 +49,7 @@ def write(
     more: Callable[[Path], None],
     keep: Sequence[Path],
 ) -> Path:
-    """Write ``checkpoint-STEP``, ``more`` files in it, and remove those before it that are not in ``keep``."""
+    """Write ``checkpoint-STEP``, ``more`` files in it, and remove those that are not in ``keep``."""
     from safetensors.torch import save_file
 
     folder, part = scratch / f"checkpoint-{step}", scratch / _WRITING

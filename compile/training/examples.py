@@ -54,7 +54,7 @@ def load_tokenizer(hf_folder: Path) -> Any:
 
 
 def load_template(hf_folder: Path) -> tuple[ChatTemplate, str]:
-    """The chat template of a model's tokenizer, and the token that ends a turn. Raises ``UnsupportedBase``."""
+    """A model's chat template, and the token that ends a turn. Raises ``UnsupportedBase``."""
     path = hf_folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     source, beside = config.get("chat_template"), hf_folder / "chat_template.jinja"
@@ -84,7 +84,7 @@ def encode_rows(
     """
     _refuse(rows, lambda row: not row.answer, "have no answer")
     _refuse(rows, lambda row: bool(row.rejected), "are preferences (prompt, chosen, rejected)")
-    weight_of = {name: settings.label_weight for name in label_fields} | dict(settings.field_weights)
+    weight_of = dict.fromkeys(label_fields, settings.label_weight) | dict(settings.field_weights)
     examples, long, cut = [], [], []
     for row in rows:
         example = _encode(row, row.messages, tokenizer, prompt_of, end_of_turn, weight_of)
@@ -94,8 +94,8 @@ def encode_rows(
                 shorter = _shortened(row, tokenizer, prompt_of, end_of_turn, weight_of, settings.max_tokens)
                 if shorter is None:
                     raise BadData(
-                        f"row {row.number}: prompt and answer are over {settings.max_tokens} tokens even without "
-                        "the user's text; raise finetune.max_tokens"
+                        f"row {row.number}: prompt and answer are over {settings.max_tokens} tokens even "
+                        "without the user's text; raise finetune.max_tokens"
                     )
                 example = shorter
                 cut.append(row.number)

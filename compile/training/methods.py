@@ -27,7 +27,7 @@ def check_machine(settings: FineTune) -> None:
     if missing:
         raise Refused(
             f"finetune.method: qlora needs {' and '.join(missing)}. Use method: lora here: it makes the same "
-            "kind of adapter, with the base in 16 or 32 bits instead of 4; or run this recipe on a GPU machine"
+            "kind of adapter, with the base in 32 bits instead of 4; or run this recipe on a GPU machine"
         )
 
 
@@ -45,7 +45,7 @@ def load_causal(hf_folder: Path, settings: FineTune, start_from: Path | None = N
         from transformers import BitsAndBytesConfig
 
         options["dtype"] = torch.bfloat16
-        options["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -55,7 +55,7 @@ def load_causal(hf_folder: Path, settings: FineTune, start_from: Path | None = N
     if settings.method == "qlora":
         from peft import prepare_model_for_kbit_training
 
-        base = prepare_model_for_kbit_training(base)
+        base = prepare_model_for_kbit_training(base)  # type: ignore[no-untyped-call]
     # A path of this machine has no place in what is written.
     base.config._name_or_path = ""
     base.config.use_cache = False
@@ -71,9 +71,7 @@ def adapt(base: Any, settings: FineTune, task_type: str, start_from: Path | None
         raise BadRecipe(f"finetune.first_layer: {settings.first_layer}, but the model has {layers} layers")
     if start_from is not None:
         if settings.method == "full":
-            raise BadRecipe(
-                "finetune.method: full does not go on from an adapter; name a whole model as base"
-            )
+            raise BadRecipe("finetune.method: full cannot go on from an adapter; name a whole model as base")
         model = PeftModel.from_pretrained(base, str(start_from), is_trainable=True, local_files_only=True)
         kind = model.active_peft_config.peft_type.value
         if kind != _PEFT_TYPES[settings.method]:

@@ -143,8 +143,8 @@ def fit(
     trainer = _Trainer(
         model, objective, arguments, list(train), list(validation), settings, scratch, run, now, report
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Watch(trainer, per_epoch))
+    trainer.remove_callback(PrinterCallback)  # type: ignore[no-untyped-call]
+    trainer.add_callback(_Watch(trainer, per_epoch))  # type: ignore[no-untyped-call]
     found = checkpoints.last(scratch, run)
     if found is not None:
         trainer.recall(found)
@@ -160,8 +160,8 @@ def conditions(settings: FineTune, threads: int) -> Iterator[None]:
     """Seed, threads and determinism for making and training a model; what was set before comes back."""
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(threads)
     if settings.deterministic:
         enable_full_determinism(settings.seed)
@@ -295,7 +295,7 @@ class _Trainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer,
+                optimizer if optimizer is not None else self.optimizer,  # type: ignore[arg-type]
                 lambda step: schedule(step, num_training_steps, self._settings.warmup),
             )
             self._created_lr_scheduler = True
@@ -312,12 +312,12 @@ class _Trainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        loss = self._objective.loss(model, inputs) / num_items_in_batch
+        loss: torch.Tensor = self._objective.loss(model, inputs) / num_items_in_batch
         self.losses += loss.item()
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        self.model.eval()
+        self.model.eval()  # type: ignore[union-attr]
         order = sorted(
             range(len(self._validation)), key=lambda at: self._objective.length(self._validation[at])
         )

@@ -236,7 +236,7 @@ def test_mistakes_are_named(tiny, tmp_path):
     with pytest.raises(BadRecipe, match=r"the model has no query; it has down_proj, .*v_proj"):
         train(tiny, tmp_path, SETTINGS.model_copy(update={"targets": ("q_proj", "query")}))
     if not torch.cuda.is_available():
-        with pytest.raises(Refused, match="qlora needs an NVIDIA GPU.* Use method: lora"):
+        with pytest.raises(Refused, match=r"qlora needs an NVIDIA GPU.* Use method: lora"):
             train(tiny, tmp_path, FineTune(method="qlora"))
 
 
@@ -246,7 +246,7 @@ def test_a_run_whose_loss_is_no_number_is_a_named_failure(tiny, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     model.model.norm.weight.data[0] = torch.nan
     model.save_pretrained(tmp_path / "broken")
-    with pytest.raises(TrainingFailed, match="epoch 1.*diverged; a learning_rate below 0.01"):
+    with pytest.raises(TrainingFailed, match=r"epoch 1.*diverged; a learning_rate below 0.01"):
         train(tmp_path / "broken", tmp_path)
 
 
