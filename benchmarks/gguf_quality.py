@@ -4,7 +4,7 @@ For every type: mean KL to the F32 reference and top-token flips on held-out tex
 through the engine that serves; and the paired difference of the KL with an importance matrix, from the same
 tokens. Files are made in ``--work`` and kept there.
 
-    .venv/bin/python benchmarks/gguf_quality.py REFERENCE.gguf --calibration T.txt --heldout H.txt \
+    .venv/bin/python -m benchmarks.gguf_quality REFERENCE.gguf --calibration T.txt --heldout H.txt \
         --work DIR [--kinds Q8_0,Q4_K_M] [--mixed Q4_K_M:Q8_0:0.02] [--tokens 4096] [--out FILE.json]
 """
 

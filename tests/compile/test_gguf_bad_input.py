@@ -34,7 +34,7 @@ def refused(folder, content):
 
 def test_a_file_that_is_cut_short_is_refused_before_a_native_library_sees_it(sound, tmp_path):
     assert "past the end" in refused(tmp_path, sound[:-1])
-    assert "ends inside its header" in refused(tmp_path, sound[:1000])
+    assert "cannot fit the file" in refused(tmp_path, sound[:1000])
     assert "cannot be read" in refused(tmp_path, b"")
 
 

@@ -4,8 +4,10 @@ import pytest
 from gguf_models import Shape, write_llama, write_lora
 
 from compile.errors import UnsupportedBase
+from compile.gguf.dequantize import rows_of
 from compile.gguf.quantize import quantize
 from compile.gguf.survival import Nearness, Survival, advise, merge, nearness, survival, yardstick
+from models.engines.llama_cpp import read_header
 
 PROMPTS = [
     "the cat sat",
@@ -54,15 +56,44 @@ def test_an_adapter_that_does_nothing_is_found_out(base, tmp_path):
     assert survival(base / "q8.gguf", adapter, against, tmp_path / "heard", 1, quiet).survives
 
 
-def test_a_small_adapter_merged_before_quantizing_is_measured_beside_one_kept_apart(base, tmp_path):
-    adapter, against = measured(base, tmp_path, 0.05)
-    separate = survival(base / "q4.gguf", adapter, against, tmp_path / "separate", 1, quiet).adapted
-    merge(base / "f32.gguf", adapter, tmp_path / "merged.gguf")
-    quantize(tmp_path / "merged.gguf", tmp_path / "merged-q4.gguf", "Q4_0", 1)
-    merged = nearness(tmp_path / "merged-q4.gguf", against, tmp_path / "merged", 1, quiet)
+def on_the_grid(base, packed, target):
+    """The reference that a quantized source gives: F32 weights that lie on its grid."""
+    plain = {tensor.name: tensor for tensor in read_header(base).tensors}
+    content = bytearray(base.read_bytes())
+    with packed.open("rb") as file:
+        for tensor in read_header(packed).tensors:
+            raw = b"".join(slab.tobytes() for slab in rows_of(file, tensor))
+            at = plain[tensor.name].offset
+            content[at : at + len(raw)] = raw
+    target.write_bytes(content)
+    return target
+
+
+def apart_and_merged(reference, kind, adapter, folder):
+    against = folder / "yardstick"
+    yardstick(reference, adapter, PROMPTS, against, 1, 12, quiet)
+    quantize(reference, folder / "base.gguf", kind, 1)
+    separate = survival(folder / "base.gguf", adapter, against, folder / "separate", 1, quiet).adapted
+    merge(reference, adapter, folder / "merged-f32.gguf")
+    quantize(folder / "merged-f32.gguf", folder / "merged.gguf", kind, 1)
+    return separate, nearness(folder / "merged.gguf", against, folder / "merged", 1, quiet)
+
+
+def test_merging_into_weights_that_lie_on_the_grid_loses_a_small_adapter(base, tmp_path):
+    """A base that was quantized before: alone it comes back as it was, merged it rounds the adapter away."""
+    reference = on_the_grid(base / "f32.gguf", base / "q4.gguf", tmp_path / "grid.gguf")
+    adapter = write_lora(tmp_path / "adapter.gguf", reference, 0.02)
+    separate, merged = apart_and_merged(reference, "Q4_0", adapter, tmp_path)
     choice, why = advise(separate, merged)
-    print(separate.mean_kl, merged.mean_kl, choice, why)
-    assert choice in ("separate", "merged") and "95 % interval" in why
+    assert choice == "separate" and "loses more" in why
+    assert separate.mean_kl.high < merged.mean_kl.low
+
+
+def test_merging_into_weights_that_were_never_quantized_costs_about_the_same(base, tmp_path):
+    """The rounding error is drawn anew and no larger: which is nearer is for the measurement to say."""
+    adapter = write_lora(tmp_path / "adapter.gguf", base / "f32.gguf", 0.05)
+    separate, merged = apart_and_merged(base / "f32.gguf", "Q4_0", adapter, tmp_path)
+    assert 0.8 < merged.mean_kl.value / separate.mean_kl.value < 1.25
 
 
 def test_advice_follows_the_interval_and_keeps_apart_what_cannot_be_told():
