@@ -204,6 +204,8 @@ def _guard(work: Callable[[], T]) -> T:
         _fail(error, _REFUSED)
     except (CompileError, ModelsError) as error:
         _fail(error, _FAILED)
+    except OSError as error:  # what is on disk is whole: writes end in a rename
+        _fail(error, _FAILED)
     except ModuleNotFoundError as error:
         _fail(f"{error.name} is missing: pip install 'outpost[compile]'", _FAILED)
 

@@ -6,7 +6,9 @@ steps, by which version of the product, it was made.
 
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from models import canonical
 from models.digest import Digest
 from models.errors import ModelsError
 from models.manifest import MANIFEST_FILE
-from models.store import read_release, write_durably
+from models.store import make_folder, read_release, sync_folder, write_durably
 
 BUILD_FILE = "build.json"
 
@@ -40,13 +42,15 @@ def run(
     cache = Cache(command.cache)
     executor.run(in_order(line.steps), cache, command, progress)
     findings = line.findings(cache, said)
-    _clear(out)
-    releases = line.package(cache, findings, out) if findings.chosen is not None else {}
-    write_report(out, findings, releases)
+    with _replaced(out) as unfinished:
+        releases = line.package(cache, findings, unfinished) if findings.chosen is not None else {}
+        write_report(unfinished, findings, releases)
+        if releases:
+            digests = {path.name: _release_digest(path) for path in releases.values()}
+            stored = json.dumps({"of": identity, "releases": digests}, indent=1)
+            write_durably(unfinished / BUILD_FILE, stored.encode())
     if findings.chosen is None:
         raise Refused(refusal(findings))
-    stored = {"of": identity, "releases": {path.name: _release_digest(path) for path in releases.values()}}
-    write_durably(out / BUILD_FILE, json.dumps(stored, indent=1).encode())
 
 
 def refusal(findings: Findings) -> str:
@@ -88,11 +92,23 @@ def _release_digest(folder: Path) -> Digest:
     return Digest.of((folder / MANIFEST_FILE).read_bytes())
 
 
-def _clear(out: Path) -> None:
-    """Remove what an earlier run left in ``out``, and nothing else."""
-    out.mkdir(parents=True, exist_ok=True)
-    for path in out.iterdir():
-        if path.is_dir() and (path / MANIFEST_FILE).is_file():
-            shutil.rmtree(path)
-        elif path.name in ("report.html", "report.json", BUILD_FILE):
-            path.unlink()
+@contextmanager
+def _replaced(out: Path) -> Iterator[Path]:
+    """A folder whose contents replace, at the end of the block, what an earlier run left in ``out``.
+
+    Nothing else in ``out`` is touched, and nothing at all when the block fails.
+    """
+    make_folder(out)
+    unfinished = Path(tempfile.mkdtemp(dir=out, prefix=".unfinished-"))
+    try:
+        yield unfinished
+        for path in list(out.iterdir()):
+            if path.is_dir() and (path / MANIFEST_FILE).is_file():
+                shutil.rmtree(path)
+            elif path.name in ("report.html", "report.json", BUILD_FILE):
+                path.unlink()
+        for path in unfinished.iterdir():
+            path.rename(out / path.name)
+        sync_folder(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

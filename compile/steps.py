@@ -6,6 +6,7 @@ one result, and all keys of a build are known before anything runs. A result is 
 its key in one rename, after its files are on disk, or not at all.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -96,7 +97,7 @@ class Cache:
         return (self.folder(step) / DONE_FILE).is_file()
 
     def record(self, step: Step) -> dict[str, Any]:
-        """What making the result took: ``seconds``, ``peak_ram_bytes``. Raises ``OSError`` when it is not there."""
+        """What making the result took: ``seconds``, ``peak_ram_bytes``. The result is there."""
         found: dict[str, Any] = json.loads((self.folder(step) / DONE_FILE).read_text(encoding="utf-8"))
         return found
 
@@ -114,7 +115,9 @@ class Cache:
                     if not self.has(step):
                         self._make(step, scratch, report)
             except OSError as error:
-                raise CompileError(f"step {step.name}: {error}") from error
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                hint = "; nothing half-written is left, and a new run goes on behind the finished steps"
+                raise CompileError(f"step {step.name}: {error}{hint if full else ''}") from error
         return self.folder(step)
 
     def _make(self, step: Step, scratch: Path, report: Report) -> None:

@@ -3,10 +3,11 @@
 import json
 import re
 import shutil
+import subprocess
 import time
 
 import pytest
-from small_base import compile_, make_base
+from small_base import COMMAND, ROOT, compile_, make_base
 
 from models.store import verify_release
 
@@ -107,6 +108,28 @@ def test_ray_makes_the_same_model(built):
         out / "small-1.0.0" / "model.gguf"
     ).read_bytes()
     assert "[6/6]" in done.stderr
+
+
+@pytest.mark.parametrize("during", ["a step", "packaging"])
+def test_a_disk_that_fills_up_leaves_what_was_there(built, tmp_path, during):
+    """A limit on file sizes stands in for a full disk: the same error from the same write."""
+    recipe, cache, out, _ = built
+    (out / "build.json").unlink(missing_ok=True)  # so that there is something to do
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    if during == "a step":
+        cache, out = tmp_path / "cache", tmp_path / "out"
+        cache.mkdir()
+    command = [*COMMAND, "run", str(recipe), "--cache", str(cache), "--out", str(out)]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 400; exec "$@"', "bash", *command],
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1 and "File too large" in done.stderr and "Traceback" not in done.stderr
+    if during == "a step":
+        assert "a new run goes on behind the finished steps" in done.stderr
+        assert not out.exists() and [path.name for path in cache.iterdir()] == ["scratch"]
+    else:
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("executor", ["local", "ray"])
