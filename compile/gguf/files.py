@@ -30,14 +30,20 @@ class Converters:
 
     def base(self, hf_folder: Path, target: Path) -> None:
         """Write the model in ``hf_folder`` as an F32 GGUF. Raises ``ToolFailed``."""
-        self._run("convert_hf_to_gguf.py", str(hf_folder), "--outtype", "f32", "--outfile", str(target))
+        self._convert(target, "convert_hf_to_gguf.py", str(hf_folder), "--outtype", "f32")
 
     def adapter(self, peft_folder: Path, hf_folder: Path, target: Path) -> None:
         """Write a peft LoRA adapter as an F16 GGUF. Raises ``ToolFailed``."""
-        self._run(
-            "convert_lora_to_gguf.py", str(peft_folder), "--base", str(hf_folder), "--outtype", "f16",
-            "--outfile", str(target),
-        )  # fmt: skip
+        script, base = "convert_lora_to_gguf.py", str(hf_folder)
+        self._convert(target, script, str(peft_folder), "--base", base, "--outtype", "f16")
+
+    def _convert(self, target: Path, script: str, *arguments: str) -> None:
+        unfinished = target.with_name(f".{target.name}.unfinished")
+        try:
+            self._run(script, *arguments, "--outfile", str(unfinished))
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def _run(self, script: str, *arguments: str) -> None:
         path = self.folder / script

@@ -70,18 +70,28 @@ def importance(
         text.read_text(encoding="utf-8")
     except ValueError as error:
         raise BadData(f"{text}: calibration text is UTF-8: {error}") from error
+    unfinished = target.with_name(f".{target.name}.unfinished")
     adds_bos = header.metadata.get("tokenizer.ggml.add_bos_token") is True
     job = {
         "bos": header.integer("tokenizer.ggml.bos_token_id") if adds_bos else None,
         "model": str(model),
         "text": str(text),
-        "target": str(target),
+        "target": str(unfinished),
         "threads": threads,
         "tokens": tokens,
         "window": window,
         "matrices": [tensor.name for tensor in header.tensors if is_quantized(tensor)],
         "digests": {"text": _digest(text), "model": _digest(model)},
     }
+    try:
+        _run(job, report)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return describe(target)
+
+
+def _run(job: Mapping[str, Any], report: Report) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "compile.gguf.importance"],
         stdin=subprocess.PIPE,
@@ -100,12 +110,12 @@ def importance(
             report(float(part), note)
         said = process.stderr.read()
     if process.returncode == _TOO_SHORT:
-        raise BadData(f"{text}: {said.strip()}")
+        raise BadData(f"{job['text']}: {said.strip()}")
     if process.returncode != 0:
+        name = Path(job["model"]).name
         raise ToolFailed(
-            f"measuring the importance of {model.name} failed with {process.returncode}:\n{said[-2000:]}"
+            f"measuring the importance of {name} failed with {process.returncode}:\n{said[-2000:]}"
         )
-    return describe(target)
 
 
 def describe(path: Path) -> ImportanceFacts:
