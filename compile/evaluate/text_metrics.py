@@ -101,6 +101,13 @@ def compare(
     return result
 
 
+def compare_texts(
+    wanted: Sequence[str], said: Sequence[str], reference: Sequence[str], rounds: int, seed: int
+) -> dict[str, Measured]:
+    """BLEU, chrF, ROUGE-L and exact match of free answers, paired with those of ``reference``."""
+    return compare(wanted, said, reference, ("bleu", "chrf", "rouge_l", "exact_match"), rounds, seed)
+
+
 def perplexity(losses: Sequence[float] | Array, tokens: Sequence[int]) -> Scored:
     """Of answers: ``losses`` are sums of negative log-likelihoods (nats) per answer of so many tokens."""
     sums = np.stack([np.asarray(losses, dtype=np.float64), np.asarray(tokens, dtype=np.float64)], axis=1)
