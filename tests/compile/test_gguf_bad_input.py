@@ -1,11 +1,10 @@
 """Files that lie, and disks that fill up: a clear error, nothing half-written."""
 
-import resource
 import subprocess
 import sys
 
 import pytest
-from gguf_models import Shape, write_llama
+from gguf_models import Shape, calibration_text, write_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,6 +72,24 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(tmp_path):
         assert done.returncode == 1 and "ToolFailed: quantizing to Q8_0 failed" in done.stderr, done.stderr
         assert target.read_bytes() == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["f32.gguf", "q.gguf"]
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     quantize(source, target, "Q8_0", 1)
     assert target.stat().st_size > 1_000_000
+
+
+def test_a_disk_that_fills_up_under_an_importance_matrix_leaves_nothing(tmp_path):
+    source = write_llama(tmp_path / "f32.gguf", Shape(layers=1, inner=256))
+    text = calibration_text(tmp_path / "text.txt", 60)
+    code = (
+        "import resource, sys; from pathlib import Path; from compile.gguf.importance import importance\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "source, text, target = map(Path, sys.argv[1:])\n"
+        "importance(source, text, target, 1, 48, 48)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, source, text, tmp_path / "importance.safetensors"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "ToolFailed: measuring the importance" in done.stderr, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f32.gguf", "text.txt"]
