@@ -44,13 +44,15 @@ def measured_area(
 ) -> Measured:
     """An area beside that of the reference on the same parts.
 
-    A normal interval has no width where both rank all parts alike, or all perfectly; such an end is moved by
-    the exact bound for a change that was never seen in so many parts.
+    A normal interval has no width where both rank all parts alike, or all perfectly; it then gets the exact
+    bound for a change that was never seen in so many parts. Equal scores are one model: nothing can change.
     """
     ours, theirs = area(good, defects), area(reference_good, reference_defects)
     difference = ours.value - theirs.value
     unseen = never_seen_bound(min(len(good), len(defects)))
     width = _Z * _deviation(ours.by_defect - theirs.by_defect, ours.by_good - theirs.by_good) or unseen
+    if list(good) == list(reference_good) and list(defects) == list(reference_defects):
+        width = 0.0
     own = _Z * _deviation(ours.by_defect, ours.by_good) or unseen
     return Measured(
         reference=theirs.value,

@@ -38,13 +38,14 @@ class Bank:
     """What good parts look like: ``points`` [kept, directions], and of each its ``neighbours`` [kept, b].
 
     A point is its own first neighbour.
-    ``scale``: the score that one in twenty good parts exceeds which the bank has not seen.
+    A distance ``d`` counts as ``factor * d + offset``.
     """
 
     space: Space
     points: Array
     neighbours: npt.NDArray[np.int64]
-    scale: float = 1.0
+    factor: float = 1.0
+    offset: float = 0.0
 
 
 def space_of(features: Array, whiten: bool, directions: int | None) -> Space:
@@ -116,10 +117,27 @@ def from_int8(stored: npt.NDArray[np.int8], scales: Array) -> Array:
     return points
 
 
-def scaled(bank: Bank, unseen: Array) -> Bank:
-    """The bank with the scale that good pictures [pictures, places, width] give which it has not seen."""
-    scores = [score(bank, patches)[0] for patches in unseen]
-    return replace(bank, scale=max(float(np.percentile(scores, 95)), 1e-6))
+def scaled(
+    patches: Bank, whole: Bank | None, unseen: Array, unseen_whole: Array | None
+) -> tuple[Bank, Bank | None]:
+    """The banks with the scales that good pictures give which they have not seen.
+
+    ``unseen`` [pictures, places, width], ``unseen_whole`` [pictures, width]. One in twenty of them gets more
+    than 1 from either bank, and the median is the same: neither is heard above the other for its spread.
+    """
+    middle, high = _spread([score(patches, one)[0] for one in unseen])
+    sized = replace(patches, factor=1 / high)
+    if whole is None or unseen_whole is None:
+        return sized, None
+    low, far = _spread([score(whole, one[None])[0] for one in unseen_whole])
+    factor = (high - middle) / high / (far - low)
+    return sized, replace(whole, factor=factor, offset=1 - factor * far)
+
+
+def _spread(scores: list[float]) -> tuple[float, float]:
+    """Median and 95th percentile, apart from each other and above 0."""
+    middle, high = np.percentile(scores, [50, 95])
+    return float(middle), float(max(high, middle * (1 + 1e-6), 1e-6))
 
 
 def score(bank: Bank, patches: Array) -> tuple[float, Array]:

@@ -83,12 +83,12 @@ def build_memory(
         )
     np.save(target / CHOSEN, chosen)
     patches = banks.with_neighbours(space, banks.rounded(inside[chosen], small), memory.neighbours)
-    patches = banks.scaled(patches, seen.patches[kept:])
-    whole = None
+    whole, unseen = None, None
     if seen.whole is not None:
         across = banks.space_of(seen.whole[:kept], True, min(memory.whole_directions, kept - 1))
         points = banks.rounded(across.into(seen.whole[:kept]), small)
-        whole = banks.scaled(banks.with_neighbours(across, points, 1), seen.whole[kept:, None])
+        whole, unseen = banks.with_neighbours(across, points, 1), seen.whole[kept:]
+    patches, whole = banks.scaled(patches, whole, seen.patches[kept:], unseen)
     report(0.95, "writing the model")
     write_model(assemble(open_model(features), grid, patches, whole, small), target / MODEL)
 

@@ -20,7 +20,7 @@ from compile.onnx.vision_export import (
     image_input,
     texture,
 )
-from compile.recipe.vision import Memory
+from compile.recipe.vision import STRIDES, Memory
 
 if TYPE_CHECKING:
     import onnx
@@ -33,12 +33,16 @@ PATCHES, WHOLE = "patches", "whole"
 
 @dataclass(frozen=True)
 class Grid:
-    """Where patches lie and how many numbers describe one; ``whole_width`` 0: the whole is not looked at."""
+    """Where patches lie and how many numbers describe one; ``whole_width`` 0: the whole is not looked at.
+
+    ``border`` places on each side are not among the rows and columns.
+    """
 
     rows: int
     columns: int
     width: int
     whole_width: int
+    border: int = 0
 
 
 def feature_graph(
@@ -56,6 +60,8 @@ def feature_graph(
     ]
     channels = sum(texture(config.architecture, stage)[1] for stage in memory.stages)
     joined = graph.add("Concat", "levels", levels, axis=1) if len(levels) > 1 else levels[0]
+    if memory.border:
+        joined, rows, columns = _inner(graph, joined, memory.border, rows, columns)
     last = graph.add("Transpose", "levels.last", [joined], perm=[0, 2, 3, 1])
     shape = graph.constant("patches.shape", np.array([0, rows * columns, channels], np.int64))
     graph.add("Reshape", PATCHES, [last, shape])
@@ -66,7 +72,7 @@ def feature_graph(
         _add_whole(graph, config, memory.whole)
         outputs.append(float_output(WHOLE, ["n", across]))
     model = graph.model(f"{config.architecture} patches", [image_input(width, height)], outputs)
-    return model, Grid(rows, columns, channels, across)
+    return model, Grid(rows, columns, channels, across, memory.border)
 
 
 def _level(
@@ -80,7 +86,7 @@ def _level(
     """One depth on the grid: averages over the neighbourhood, brought to the grid's places."""
     import numpy as np
 
-    name, scale = texture(config.architecture, stage)[0], stride_of(stage)
+    name, scale = texture(config.architecture, stage)[0], STRIDES[stage - 1]
     kernel, step = max(1, memory.neighbourhood // scale), max(1, memory.grid // scale)
     places = tuple(math.ceil(length / scale) for length in size)
     if kernel > 1 or step > 1:
@@ -102,6 +108,17 @@ def _level(
     return name
 
 
+def _inner(graph: Graph, name: str, border: int, rows: int, columns: int) -> tuple[str, int, int]:
+    """Without the outermost places, which see the padding around the picture."""
+    import numpy as np
+
+    starts = graph.constant("border.starts", np.array([border, border], np.int64))
+    ends = graph.constant("border.ends", np.array([rows - border, columns - border], np.int64))
+    axes = graph.constant("border.axes", np.array([2, 3], np.int64))
+    inner = graph.add("Slice", "levels.inner", [name, starts, ends, axes])
+    return inner, rows - 2 * border, columns - 2 * border
+
+
 def _add_whole(graph: Graph, config: VisionConfig, stages: Sequence[int]) -> None:
     means = [
         graph.add(
@@ -110,11 +127,6 @@ def _add_whole(graph: Graph, config: VisionConfig, stages: Sequence[int]) -> Non
         for stage in stages
     ]
     graph.add("Concat", WHOLE, means, axis=1)
-
-
-def stride_of(stage: int) -> int:
-    """Pixels from one place of a stage to the next."""
-    return (2, 4, 8, 16, 16, 32, 32)[stage - 1]
 
 
 def _around(length: int, kernel: int, step: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """The whole anomaly model as one ONNX graph: backbone, memory banks, score and heat map.
 
 Owns how distances and scores are computed on the device. The backbone comes as it is, in float or quantized;
-what is added stays in float32. Outputs are what ``models.engines.onnx_vision`` reads: ``score`` [n] and
-``heat_map`` [n, rows, columns], both 1 where one in twenty unseen good parts lies above.
+what is added computes in float32. Outputs are what ``models.engines.onnx_vision`` reads: ``score`` [n] and
+``heat_map`` [n, rows, columns]. About 1 is what one in twenty good parts is above that no bank has seen.
 """
 
 from typing import TYPE_CHECKING
@@ -25,27 +25,35 @@ def assemble(
 
     graph = Graph(list(features.graph.node), list(features.graph.initializer))
     own, distances = _nearest(graph, "patch", PATCHES, patches, small)
-    score = _scaled(graph, "patch", own, patches.scale)
-    heat = _scaled(graph, "patch.map", distances, patches.scale)
+    score = _scaled(graph, "patch", own, patches)
+    heat = _scaled(graph, "patch.map", distances, patches)
     if whole is not None:
         one = graph.constant("whole.one", np.array([1], np.int64))
         alone = graph.add("Unsqueeze", "whole.patch", [WHOLE, one])
         across, _ = _nearest(graph, "whole", alone, whole, small)
-        across = _scaled(graph, "whole", across, whole.scale)
+        across = _scaled(graph, "whole", across, whole)
         score = graph.add("Max", "either", [score, across])
         heat = graph.add("Max", "either.map", [heat, graph.add("Unsqueeze", "whole.map", [across, one])])
     graph.add("Identity", SCORE, [score])
-    shape = graph.constant("heat_map.shape", np.array([-1, grid.rows, grid.columns], np.int64))
-    graph.add("Reshape", HEAT_MAP, [heat, shape])
-    outputs = [float_output(SCORE, ["n"]), float_output(HEAT_MAP, ["n", grid.rows, grid.columns])]
+    shape = graph.constant("heat_map.shape", np.array([-1, 1, grid.rows, grid.columns], np.int64))
+    placed = graph.add("Reshape", "heat_map.inner", [heat, shape])
+    # The outermost places are not looked at; they are shown as what is next to them.
+    around = [0, 0, grid.border, grid.border]
+    pads = graph.constant("heat_map.pads", np.array(around + around, np.int64))
+    padded = graph.add("Pad", "heat_map.padded", [placed, pads], mode="edge")
+    across = graph.constant("heat_map.axis", np.array([1], np.int64))
+    graph.add("Squeeze", HEAT_MAP, [padded, across])
+    size = [grid.rows + 2 * grid.border, grid.columns + 2 * grid.border]
+    outputs = [float_output(SCORE, ["n"]), float_output(HEAT_MAP, ["n", *size])]
     return graph.model("anomaly", list(features.graph.input), outputs, list(features.opset_import))
 
 
-def _scaled(graph: Graph, name: str, value: str, scale: float) -> str:
+def _scaled(graph: Graph, name: str, value: str, bank: Bank) -> str:
     import numpy as np
 
-    factor = graph.constant(f"{name}.factor", np.array(1 / scale, np.float32))
-    return graph.add("Mul", f"{name}.scaled", [value, factor])
+    factor = graph.constant(f"{name}.factor", np.array(bank.factor, np.float32))
+    offset = graph.constant(f"{name}.offset", np.array(bank.offset, np.float32))
+    return graph.add("Add", f"{name}.scaled", [graph.add("Mul", f"{name}.sized", [value, factor]), offset])
 
 
 def _nearest(graph: Graph, name: str, value: str, bank: Bank, small: bool) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Heat maps for people: the picture, and over it what looks unlike a good part. PNG bytes.
 
-One scale for all pictures of a model: nothing below half of the threshold, full red at twice the threshold.
+One scale for all pictures of a model: nothing below nine tenths of the threshold, full red at half above it.
 """
 
 import io
@@ -41,7 +41,7 @@ def overlay(
     size = (_SIDE, _SIDE)
     grey = np.asarray(decode(picture, max_pixels).convert("L").resize(size), dtype=np.float32)
     heat = np.asarray(Image.fromarray(heat_map).resize(size, Image.Resampling.BILINEAR))
-    part = np.clip((heat / threshold - 0.5) / 1.5, 0, 1)[..., None]
+    part = np.clip((heat / threshold - 0.9) / 0.6, 0, 1)[..., None]
     colour = np.stack([np.full_like(heat, 230), 200 * (1 - part[..., 0]), np.zeros_like(heat)], axis=-1)
     mixed = grey[..., None] * (1 - 0.75 * part) + colour * 0.75 * part
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))

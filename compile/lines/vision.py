@@ -35,10 +35,9 @@ Folders = Mapping[str, Path]
 
 @dataclass(frozen=True)
 class VariantSteps:
-    """One precision: ``model`` holds ``model.onnx``, ``quantized`` the ledger (None in float)."""
+    """One precision: ``model`` holds ``model.onnx`` and, unless it is float, ``ledger.json``."""
 
     variant: ImageVariant
-    quantized: Step | None
     model: Step
     seen: Step
 
@@ -200,6 +199,7 @@ class _Making:
         }
         if isinstance(recipe, InspectRecipe):
             memory = recipe.memory
+            parameters["whole"] = list(memory.whole)
             parameters["patches"] = [
                 list(memory.stages),
                 memory.neighbourhood,
@@ -256,7 +256,7 @@ class _Making:
             {"labels": list(self._labels), "image": self._image.model_dump(mode="json")}
             | (recipe.head.model_dump(mode="json") if isinstance(recipe, ClassifyImageRecipe) else {}),
             {"data": data, "backbone": backbone},
-            versions("onnxruntime", "scikit-learn", "pillow") | {"outpost-head": "1"},
+            versions("onnxruntime", "scikit-learn", "pillow") | {"outpost-head": "3"},
             work,
             seconds=60,
             disk_bytes=1_000_000,
@@ -280,7 +280,7 @@ class _Making:
                 None if variant.type == "fp32" else self._quantized(variant, data, whole, "model.onnx")
             )
             model = quantized or whole
-        return VariantSteps(variant, quantized, model, self._seen(variant, data, model))
+        return VariantSteps(variant, model, self._seen(variant, data, model))
 
     def _classifier(self, backbone: Step, head: Step) -> Step:
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
@@ -311,7 +311,7 @@ class _Making:
 
             splits = images.read_image_splits(inputs["data"])
             chosen = splits.train[: variant.calibration_images]
-            ledger = quantize_vision(
+            quantize_vision(
                 inputs["source"] / file,
                 folder / "model.onnx",
                 variant.type == "int8-static",
@@ -322,8 +322,7 @@ class _Making:
                 scratch,
                 report,
             )
-            told = [one.model_dump(mode="json") for one in ledger]
-            (folder / LEDGER).write_text(json.dumps(told), encoding="utf-8")
+            _write_ledger(folder)
 
         return Step(
             f"quantize-{variant.name}",
@@ -376,6 +375,8 @@ class _Making:
                 np.load(inputs["reference"] / CHOSEN) if "reference" in inputs else None,
                 small=variant.type != "fp32",
             )
+            if variant.type != "fp32":
+                _write_ledger(folder)
 
         after = {"data": data, "backbone": backbone}
         after |= {"quantized": quantized} if quantized is not None else {}
@@ -492,6 +493,14 @@ def prepare_images(
     images.write_image_splits(folder, splits)
     card = json.dumps(images.card(reading, splits), indent=1, ensure_ascii=False)
     (folder / images.CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _write_ledger(folder: Path) -> None:
+    """What in ``folder/model.onnx`` did not become INT8: of an anomaly model, the space that banks lie in."""
+    from compile.onnx.files import MODEL, ledger
+
+    told = [one.model_dump(mode="json") for one in ledger(folder / MODEL, "INT8")]
+    (folder / LEDGER).write_text(json.dumps(told), encoding="utf-8")
 
 
 def _digest_of_labels(root: Path, labels: Sequence[str]) -> Digest:

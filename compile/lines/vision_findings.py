@@ -16,6 +16,7 @@ from compile.findings import Answer, Case, Compared, Findings, Picture
 from compile.line import REFERENCE, device_name
 from compile.lines.vision import BASELINES, LEDGER, VariantSteps, VisionLine
 from compile.onnx.files import size_of
+from compile.onnx.vision_head import CHOICES
 from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
 from compile.steps import Cache, in_order
 from models.manifest import Fallback
@@ -262,10 +263,16 @@ def _find_classes(line: VisionLine, recipe: ClassifyImageRecipe, cache: Cache, c
             Case(image.file, image.label, {name: each[at] for name, each in answers.items()})
             for at, image in enumerate(splits.test)
         ),
-        curve=json.loads((cache.folder(line.head) / "curve.json").read_text(encoding="utf-8"))
-        if line.head is not None
-        else [],
+        notes=_head_notes(line, cache),
     )
+
+
+def _head_notes(line: VisionLine, cache: Cache) -> tuple[str, ...]:
+    if line.head is None:
+        return ()
+    tried = json.loads((cache.folder(line.head) / CHOICES).read_text(encoding="utf-8"))
+    said = ", ".join(f"{one['strength']:g}: {one['calibration_accuracy']:.3f}" for one in tried)
+    return (f"The head's strength was chosen on the calibration pictures (accuracy by strength: {said}).",)
 
 
 def _probabilities(line: VisionLine, cache: Cache, name: str, splits: ImageSplits) -> "tuple[Seen, Array]":
@@ -343,9 +350,10 @@ def _result(
 
 def ledger_of(cache: Cache, steps: VariantSteps) -> tuple[Fallback, ...]:
     """What is not at the precision that was asked for."""
-    if steps.quantized is None:
+    path = cache.folder(steps.model) / LEDGER
+    if not path.is_file():
         return ()
-    stored = json.loads((cache.folder(steps.quantized) / LEDGER).read_text(encoding="utf-8"))
+    stored = json.loads(path.read_text(encoding="utf-8"))
     return tuple(Fallback.model_validate(one) for one in stored)
 
 
@@ -360,7 +368,6 @@ def _findings(
     cases: tuple[Case, ...],
     pictures: tuple[Picture, ...] = (),
     notes: tuple[str, ...] = (),
-    curve: Sequence[Mapping[str, Any]] = (),
 ) -> Findings:
     recipe = line.recipe
     candidates = [one for name, one in results.items() if name != REFERENCE]
@@ -377,7 +384,6 @@ def _findings(
         chosen=chosen.name if chosen else None,
         nearest=None if chosen else judge.nearest_recipe(candidates, recipe.budgets),
         lineage=lineage(line, cache),
-        curve=tuple(curve),
         beside=beside,
         cases=cases,
         pictures=pictures,

@@ -1,7 +1,8 @@
 """A linear head on a backbone's pooled features, for labels of one's own.
 
-Owns its training (multinomial logistic regression on standardised features, its strength chosen on the
-calibration split), its file, and the baselines beside it. The scaling is folded into the head's weight.
+Owns its training (multinomial logistic regression, its strength chosen on the calibration split), its file,
+and the baselines beside it. Features are centred and share one scale, which is folded into the head's weight:
+a scale for each would make huge weights of features that hardly vary, and INT8 would see nothing else.
 """
 
 import json
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float32]
 
-HEAD, CURVE = "head.npz", "curve.json"
+HEAD, CHOICES = "head.npz", "choices.json"
 _BATCH = 8
 _ROUNDS = 300
 _SIDE = 16
@@ -43,21 +44,21 @@ def train_head(
     threads: int,
     report: Report,
 ) -> None:
-    """Write ``head.npz`` and ``curve.json`` (an entry per strength) into ``folder``."""
+    """Write ``head.npz`` and ``choices.json`` (an entry per strength) into ``folder``."""
     import numpy as np
 
     _check(splits, labels)
     chosen = [*splits.train, *splits.calibration]
     features = _features(pooled, root, chosen, image, max_pixels, threads, report)
     count = len(splits.train)
-    mean, deviation = features[:count].mean(axis=0), features[:count].std(axis=0) + 1e-6
+    mean, deviation = features[:count].mean(axis=0), float(features[:count].std()) + 1e-6
     scaled = (features - mean) / deviation
     answers = np.array([labels.index(one.label) for one in chosen])
-    curve, best = [], None
+    tried, best = [], None
     for number, strength in enumerate(strengths, 1):
         weight, bias = _fit(scaled[:count], answers[:count], strength, len(labels))
         right = float(((scaled[count:] @ weight.T + bias).argmax(axis=1) == answers[count:]).mean())
-        curve.append({"number": number, "strength": strength, "calibration_accuracy": right})
+        tried.append({"strength": strength, "calibration_accuracy": right})
         if best is None or right > best[0]:
             best = (right, weight, bias)
         report(0.8 + 0.2 * number / len(strengths), f"strength {strength:g}: {right:.3f}")
@@ -66,7 +67,7 @@ def train_head(
     weight = best[1] / deviation
     bias = best[2] - weight @ mean
     np.savez(folder / HEAD, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
-    (folder / CURVE).write_text(json.dumps(curve), encoding="utf-8")
+    (folder / CHOICES).write_text(json.dumps(tried), encoding="utf-8")
 
 
 def read_head(folder: Path) -> "tuple[Array, Array]":

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from compile.recipe.sections import BaseSource, RecipeBase, Section, Source
 from models.manifest import ImageInput, Name
 
+STRIDES = (2, 4, 8, 16, 16, 32, 32)
+"""Pixels from one place of a stage to the next."""
+
 
 class ImageData(Source):
     """A folder with a folder of images (JPEG, PNG) per label. ``max_pixels`` holds before decoding."""
@@ -69,23 +72,25 @@ class Memory(Section):
     """The memory bank (PatchCore).
 
     ``stages`` of the backbone whose features are taken (1 is the finest), each averaged over squares of
-    ``neighbourhood`` pixels, ``grid`` pixels apart. ``whiten`` scales every direction in which good parts
-    vary to the same length and keeps the ``directions`` of largest variance (all by default). ``patches`` are
-    kept by greedy coreset selection in ``projection`` random directions; a score is re-weighted by the
-    ``neighbours`` of the nearest kept patch. ``whole``: stages whose means over the whole picture are one
-    more patch, compared in ``whole_directions`` directions with those of the good pictures.
+    ``neighbourhood`` pixels, ``grid`` pixels apart; ``border`` places on each side are left out, because the
+    network's padding shows there. ``whiten`` scales every direction in which good parts vary to the same
+    length and keeps the ``directions`` of largest variance (all by default). ``patches`` are kept by greedy
+    coreset selection in ``projection`` random directions; a score is re-weighted by the ``neighbours`` of the
+    nearest kept patch. ``whole``: stages whose means over the whole picture are one more patch, compared in
+    ``whole_directions`` directions with those of the good pictures.
     """
 
-    stages: Annotated[tuple[int, ...], Field(min_length=1, max_length=4)] = (1, 3)
-    neighbourhood: int = Field(default=16, ge=2, le=256)
+    stages: Annotated[tuple[int, ...], Field(min_length=1, max_length=4)] = (1,)
+    neighbourhood: int = Field(default=12, ge=2, le=256)
     grid: int = Field(default=8, ge=2, le=64)
+    border: int = Field(default=1, ge=0, le=8)
     whiten: bool = True
     directions: int | None = Field(default=None, ge=2)
     patches: int = Field(default=1000, ge=10, le=50_000)
     projection: int = Field(default=32, ge=2)
     neighbours: int = Field(default=9, ge=1)
-    whole: tuple[int, ...] = (1, 3, 5)
-    whole_directions: int = Field(default=32, ge=2)
+    whole: tuple[int, ...] = (1,)
+    whole_directions: int = Field(default=16, ge=2)
     seed: int = 0
 
     @field_validator("stages", "whole")
@@ -151,6 +156,21 @@ class InspectRecipe(_ImageRecipe):
     data: InspectData
     memory: Memory = Memory()
     threshold: Threshold = Threshold()
+
+    @model_validator(mode="after")
+    def _grid_fits(self) -> "InspectRecipe":
+        strides = [STRIDES[stage - 1] for stage in self.memory.stages]
+        if self.memory.grid < strides[0]:
+            raise ValueError(
+                f"memory.grid is at least {strides[0]}, the places of stage {self.memory.stages[0]}"
+            )
+        for side, length in (("width", self.image.width), ("height", self.image.height)):
+            for step in (*strides, self.memory.grid):
+                if length % step:
+                    raise ValueError(f"image.{side} is a multiple of {step}, the distance of places")
+            if length // self.memory.grid <= 2 * self.memory.border:
+                raise ValueError(f"image.{side} has no places inside memory.border")
+        return self
 
     fixed_metrics: ClassVar[tuple[str, ...]] = (
         "auroc",
