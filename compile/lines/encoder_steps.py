@@ -59,7 +59,7 @@ def finetune(
     report: Report,
 ) -> None:
     """Train a classifier on the labels of the training rows."""
-    from compile.training.trainer import train_classifier
+    from compile.training.classifier import train_classifier
 
     splits = read_splits(data)
     train_classifier(source, splits, splits.labels, settings, folder, scratch, threads, report)

@@ -205,17 +205,18 @@ def shrink_tables(model: "ModelProto", keep: Collection[str] = ()) -> int:
         table = numpy_helper.to_array(tensors[name])
         quantized, scales = rows_to_int8(table.astype(np.float32))
         graph.initializer.remove(tensors[name])
-        graph.initializer.append(numpy_helper.from_array(quantized, f"{name}_int8"))
-        graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scale"))
-        axes = f"{name}_axis"
+        graph.initializer.append(numpy_helper.from_array(quantized, f"{name}/int8"))
+        graph.initializer.append(numpy_helper.from_array(scales, f"{name}/scale"))
+        axes = f"{name}/axis"
         graph.initializer.append(numpy_helper.from_array(np.array([-1], dtype=np.int64), axes))
+        # With a slash: names of the quantizers' own (x_scale, x_quantized) cannot clash with these.
         ids, out, stem = node.input[1], node.output[0], node.name or name
         nodes[at : at + 1] = [
-            helper.make_node("Gather", [f"{name}_int8", ids], [f"{out}_int8"], name=f"{stem}_rows"),
-            helper.make_node("Cast", [f"{out}_int8"], [f"{out}_rows"], name=f"{stem}_cast", to=1),
-            helper.make_node("Gather", [f"{name}_scale", ids], [f"{out}_scale"], name=f"{stem}_scales"),
-            helper.make_node("Unsqueeze", [f"{out}_scale", axes], [f"{out}_column"], name=f"{stem}_column"),
-            helper.make_node("Mul", [f"{out}_rows", f"{out}_column"], [out], name=f"{stem}_scaled"),
+            helper.make_node("Gather", [f"{name}/int8", ids], [f"{out}/table_int8"], name=f"{stem}_rows"),
+            helper.make_node("Cast", [f"{out}/table_int8"], [f"{out}/table_rows"], name=f"{stem}_cast", to=1),
+            helper.make_node("Gather", [f"{name}/scale", ids], [f"{out}/table_scale"], name=f"{stem}_scales"),
+            helper.make_node("Unsqueeze", [f"{out}/table_scale", axes], [f"{out}/table_column"], name=f"{stem}_column"),
+            helper.make_node("Mul", [f"{out}/table_rows", f"{out}/table_column"], [out], name=f"{stem}_scaled"),
         ]
         made += 1
     del graph.node[:]
