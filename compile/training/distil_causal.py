@@ -25,7 +25,7 @@ from compile.training.distil import divergence, teacher_digest, top_divergence, 
 from compile.training.examples import Example
 from compile.training.trainer import Batch, Epoch, Judged, Objective, conditions, fit, write_curve
 
-_KEPT = "teacher-{}.safetensors"
+_KEPT = "teacher.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,23 +58,28 @@ def distil_causal(
     """
     check_vocabularies(teacher, student)
     by = f"{teacher_digest(teacher)} {distil.temperature} {distil.hard} {distil.top}"
-    with conditions(settings, threads):
-        teaches = methods.load_causal(teacher, FineTune(method="full")).eval().requires_grad_(False)
-        lists = []
-        for name, examples in (("train", train), ("validation", validation)):
-            lists.append([_Taught(example, by=by) for example in examples])
-            if distil.top is not None and name == "train":
-                kept = scratch / _KEPT.format(name)
-                lists[-1] = _keep(teaches, examples, distil.top, distil.temperature, by, kept, report)
+    taught: list[list[_Taught]] = [
+        [_Taught(example, by=by) for example in some] for some in (train, validation)
+    ]
+    teaches: Any = None
+    if distil.hard < 1:
+        with conditions(settings, threads):
+            teaches = methods.load_causal(teacher, FineTune(method="full")).eval().requires_grad_(False)
+            if distil.top is not None and train:
+                taught[0] = _keep(teaches, train, distil.top, distil.temperature, by, scratch / _KEPT, report)
+                teaches = None  # not needed any more, and as big as it is
     # Seeds anew, so that a student is the same whether its teacher ran before it or not.
     with conditions(settings, threads):
         model = methods.load_causal(student, settings)
-        objective = _Lesson(model, teaches if distil.top is None else None, distil)
-        curve = fit(model, objective, lists[0], lists[1], settings, scratch, threads, now, report)
+        objective = _Lesson(model, teaches, distil)
+        curve = fit(model, objective, taught[0], taught[1], settings, scratch, threads, now, report)
         model.eval()
-        model.save_pretrained(target, safe_serialization=True)
         if settings.method == "full":
+            model.save_pretrained(target, safe_serialization=True)
             copy_tokenizer(student, target)
+        else:
+            model.save_pretrained(target, safe_serialization=True, save_embedding_layers=False)
+            (target / "README.md").unlink(missing_ok=True)
     write_curve(curve, target)
     return curve
 
@@ -148,6 +153,7 @@ class _Lesson(Objective):
         warmth = self._distil.temperature
         if self._taught is None:
             return top_divergence(logits, batch["values"], batch["indices"], warmth)
+        self._teacher.to(logits.device)
         with torch.no_grad():
             taught = self._taught.logits(self._teacher, batch)
         return divergence(logits, taught, warmth)

@@ -21,6 +21,7 @@ from compile.recipe.distil import DistilVectors
 from compile.recipe.training import FineTune
 from compile.steps import Report
 from compile.training import prune
+from compile.training.classifier import load_encoder_tokenizer
 from compile.training.distil import teacher_digest, vector_loss
 from compile.training.trainer import Batch, Epoch, Judged, Objective, conditions, fit, write_curve
 
@@ -69,7 +70,7 @@ def distil_encoder(
     with conditions(settings, threads):
         model = prune.load(student)
         calm(model, settings.dropout)
-        objective = _Vectors(pooling(student), distil.cosine)
+        objective = _Vectors(pooling(student), distil.cosine, load_encoder_tokenizer(student).pad_token_id)
         # The student reads text as its own tokenizer does.
         lists = [
             [
@@ -87,20 +88,18 @@ def distil_encoder(
 
 def encode(folder: Path, texts: Sequence[str], longest: int) -> list[tuple[int, ...]]:
     """Token ids with the special tokens that the model expects, cut to ``longest``."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+    tokenizer = load_encoder_tokenizer(folder)
     if not texts:
         return []
     ids = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
     return [tuple(one) for one in ids]
 
 
-def collate(ids: Sequence[Sequence[int]]) -> Batch:
+def collate(ids: Sequence[Sequence[int]], pad: int) -> Batch:
     """Padded ``input_ids`` and ``attention_mask``."""
     rows = [torch.tensor(one) for one in ids]
     return {
-        "input_ids": pad_sequence(rows, batch_first=True),
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad),
         "attention_mask": pad_sequence([torch.ones_like(one) for one in rows], batch_first=True),
     }
 
@@ -120,12 +119,13 @@ def embed(folder: Path, texts: Sequence[str], longest: int, threads: int, report
     """The vectors of an encoder in a folder: float32 [texts, width]."""
     torch.set_num_threads(threads)
     model, pool, ids = prune.load(folder), pooling(folder), encode(folder, texts, longest)
+    pad = load_encoder_tokenizer(folder).pad_token_id
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     found = torch.empty(len(ids), width(folder))
     with torch.no_grad():
         for at in range(0, len(order), _BATCH):
             chosen = order[at : at + _BATCH]
-            found[chosen] = vectors(model, collate([ids[index] for index in chosen]), pool)
+            found[chosen] = vectors(model, collate([ids[index] for index in chosen], pad), pool)
             report((at + len(chosen)) / len(order), "the teacher's vectors")
     return found
 
@@ -188,15 +188,15 @@ def calm(model: Any, dropout: float) -> None:
 class _Vectors(Objective):
     """How far the student's vectors are from the teacher's."""
 
-    def __init__(self, pool: Literal["mean", "cls"], cosine: float) -> None:
-        self._pool, self._cosine = pool, cosine
+    def __init__(self, pool: Literal["mean", "cls"], cosine: float, pad: int) -> None:
+        self._pool, self._cosine, self._pad = pool, cosine, pad
 
     def length(self, example: Piece) -> int:
         return len(example.ids)
 
     def collate(self, examples: Sequence[Piece]) -> Batch:
         wanted = [one.vector for one in examples if one.vector is not None]
-        return {**collate([one.ids for one in examples]), "vectors": torch.stack(wanted)}
+        return {**collate([one.ids for one in examples], self._pad), "vectors": torch.stack(wanted)}
 
     def weight(self, batch: Batch) -> torch.Tensor:
         return torch.tensor(float(len(batch["vectors"])))

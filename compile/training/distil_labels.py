@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
-from compile.errors import BadRecipe, TeacherFailed
+from compile.errors import BadData, BadRecipe, TeacherFailed
 from compile.recipe.distil import DistilLabels, TextTeacher
 from compile.recipe.training import FineTune
 from compile.steps import Report
 from compile.training import prune
+from compile.training.causal import copy_tokenizer
+from compile.training.classifier import Labels, Text, load_encoder_tokenizer
 from compile.training.distil_encoder import calm, collate, encode
 from compile.training.teacher import ANSWERS, Teacher, ask
-from compile.training.trainer import Batch, Epoch, Judged, Objective, conditions, fit, write_curve
+from compile.training.trainer import Batch, Epoch, conditions, fit, write_curve
 
 LABELLED = "labelled.jsonl"
 _BATCH = 32
@@ -117,21 +119,22 @@ def probabilities(
         raise BadRecipe(f"distil.teacher: its labels are {', '.join(names)}, not {', '.join(labels)}")
     torch.set_num_threads(threads)
     model, ids = prune.load(folder), encode(folder, texts, longest)
+    pad = load_encoder_tokenizer(folder).pad_token_id
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     found = torch.empty(len(ids), len(labels))
     with torch.no_grad():
         for at in range(0, len(order), _BATCH):
             chosen = order[at : at + _BATCH]
-            logits = model(**collate([ids[index] for index in chosen])).logits
+            logits = model(**collate([ids[index] for index in chosen], pad)).logits
             found[chosen] = (logits / temperature).softmax(-1)
             report((at + len(chosen)) / len(order), "the teacher's labels")
     return found[:, [names.index(label) for label in labels]]
 
 
 @dataclass(frozen=True)
-class _Text:
-    ids: tuple[int, ...]
-    label: int  # -1 when the text has none
+class _Taught(Text):
+    """``label`` is -1 when the text has none of its own."""
+
     probabilities: tuple[float, ...]
 
 
@@ -152,8 +155,8 @@ def distil_classifier(
     """Train a classifier on hard and soft labels and write it to ``target``.
 
     ``hf_folder`` is an encoder or a classifier. A text with both kinds of label learns ``distil.hard`` of its
-    own and the rest of the teacher's; ``validation`` has labels of its own. The metric is accuracy. A run
-    that was killed goes on. Raises ``BadRecipe``, ``TrainingFailed``.
+    own and the rest of the teacher's; ``validation`` has labels of its own. The metric is macro-F1. A run
+    that was killed goes on. Raises ``BadData``, ``BadRecipe``, ``TrainingFailed``.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -163,9 +166,12 @@ def distil_classifier(
         raise BadRecipe(
             "distil: a text to train on needs a label or probabilities, one to validate on a label"
         )
+    strange = sorted({one.label for one in (*train, *validation) if one.label} - set(labels))
+    if strange:
+        raise BadData(f"labels that are not asked for: {', '.join(map(repr, strange))}")
     lists = [
         [
-            _Text(ids, place.get(one.label, -1), one.probabilities)
+            _Taught(ids, place.get(one.label, -1), one.probabilities)
             for ids, one in zip(encode(hf_folder, [one.text for one in some], longest), some, strict=True)
         ]
         for some in (train, validation)
@@ -182,53 +188,38 @@ def distil_classifier(
         model.config._name_or_path = ""
         if settings.dropout:
             calm(model, settings.dropout)
-        objective = _SoftLabels(len(labels), distil.hard)
+        objective = _SoftLabels(labels, distil.hard, load_encoder_tokenizer(hf_folder).pad_token_id)
         curve = fit(model, objective, lists[0], lists[1], settings, scratch, threads, now, report)
-        model.eval()
-        prune.save(model, hf_folder, target)
+        model.eval().save_pretrained(target, safe_serialization=True)
+        copy_tokenizer(hf_folder, target)
+        if (hf_folder / "vocab.txt").is_file():
+            (target / "vocab.txt").write_bytes((hf_folder / "vocab.txt").read_bytes())
     write_curve(curve, target)
     return curve
 
 
-class _SoftLabels(Objective):
+class _SoftLabels(Labels):
     """Cross-entropy with a distribution: the text's own label, the teacher's probabilities, or a mix."""
 
-    def __init__(self, classes: int, hard: float) -> None:
-        self._classes, self._hard = classes, hard
+    def __init__(self, labels: Sequence[str], hard: float, pad: int) -> None:
+        super().__init__(labels, (1.0,) * len(labels), pad)
+        self._classes, self._hard = len(labels), hard
 
-    def length(self, example: _Text) -> int:
-        return len(example.ids)
-
-    def collate(self, examples: Sequence[_Text]) -> Batch:
-        wanted = torch.zeros(len(examples), self._classes)
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        soft = torch.zeros(len(examples), self._classes)
         for row, one in enumerate(examples):
             own = 0.0 if one.label < 0 else self._hard if one.probabilities else 1.0
             if one.label >= 0:
-                wanted[row, one.label] += own
+                soft[row, one.label] += own
             if one.probabilities:
-                wanted[row] += (1 - own) * torch.tensor(one.probabilities)
-        labels = torch.tensor([one.label for one in examples])
-        return {**collate([one.ids for one in examples]), "wanted": wanted, "own": labels}
+                soft[row] += (1 - own) * torch.tensor(one.probabilities)
+        return super().collate(examples) | {"soft": soft}
 
     def weight(self, batch: Batch) -> torch.Tensor:
-        return torch.tensor(float(len(batch["own"])))
+        return torch.tensor(float(len(batch["soft"])))
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        return -(batch["wanted"] * log_softmax(self._logits(model, batch), -1)).sum()
-
-    def judge(self, model: Any, batch: Batch) -> Judged:
-        logits = self._logits(model, batch)
-        loss = cross_entropy(logits, batch["own"], reduction="sum")
-        return Judged(float(loss), len(logits), (logits.argmax(-1) == batch["own"]).tolist())
-
-    def metric(self, outcomes: Sequence[bool]) -> float:
-        return sum(outcomes) / len(outcomes)
-
-    def _logits(self, model: Any, batch: Batch) -> torch.Tensor:
-        result: torch.Tensor = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits
-        return result
+        return -(batch["soft"] * log_softmax(self._logits(model, batch), -1)).sum()
 
 
 def read_labelled(folder: Path) -> list[Labelled]:

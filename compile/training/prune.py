@@ -44,11 +44,12 @@ def batches(folder: Path, data: Data, longest: int, report: Report) -> Iterator[
     """
     if not data:
         raise BadRecipe("prune: there is no data to measure importance on")
-    tokenizer = None
+    tokenizer, pad = None, 0
     if isinstance(data[0], str):
-        from transformers import AutoTokenizer
+        from compile.training.classifier import load_encoder_tokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+        tokenizer = load_encoder_tokenizer(folder)
+        pad = tokenizer.pad_token_id
     for at in range(0, len(data), _BATCH):
         some: Any = data[at : at + _BATCH]
         if tokenizer is not None:
@@ -61,7 +62,7 @@ def batches(folder: Path, data: Data, longest: int, report: Report) -> Iterator[
                 for one in some
             ]
         batch = {
-            "input_ids": pad_sequence(ids, batch_first=True),
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
             "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
         }
         if said is not None:

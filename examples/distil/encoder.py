@@ -130,7 +130,7 @@ def contrast(
             return len(example[0])
 
         def collate(self, examples: Any) -> Any:
-            return collate([half for side in (0, 1) for half in (one[side] for one in examples)])
+            return collate([half for side in (0, 1) for half in (one[side] for one in examples)], 0)
 
         def weight(self, batch: Any) -> Any:
             return torch.tensor(len(batch["input_ids"]) / 2)

@@ -15,7 +15,7 @@ from common import Line, articles, losses, options, progress, size_of, small_lla
 
 def main() -> None:
     """Prune, heal four times, print two tables."""
-    chosen = options(__doc__, epochs=3, articles=50, seed=0)
+    chosen = options(__doc__, epochs=3, articles=50, learning_rate=3e-4, seed=0)
     from compile.recipe.distil import Heal, Prune, PruneDepth, PruneWidth
     from compile.recipe.training import FineTune
     from compile.training.distil_causal import text_examples
@@ -27,7 +27,12 @@ def main() -> None:
     train, validation, test = articles()
     lists = [text_examples(texts, tokenizer, 128, 0) for texts in (train[: chosen.articles], validation)]
     settings = FineTune(
-        method="full", epochs=chosen.epochs, batch=8, learning_rate=1e-3, weight_decay=0.1, seed=chosen.seed
+        method="full",
+        epochs=chosen.epochs,
+        batch=8,
+        learning_rate=chosen.learning_rate,
+        weight_decay=0.1,
+        seed=chosen.seed,
     )
     reference = Line("unpruned", losses(whole, test, 128, chosen.threads), size_of(whole))
     cuts = {
