@@ -211,12 +211,13 @@ def shrink_tables(model: "ModelProto", keep: Collection[str] = ()) -> int:
         graph.initializer.append(numpy_helper.from_array(np.array([-1], dtype=np.int64), axes))
         # With a slash: names of the quantizers' own (x_scale, x_quantized) cannot clash with these.
         ids, out, stem = node.input[1], node.output[0], node.name or name
+        rows, floats, scale, column = (f"{out}/{part}" for part in ("rows", "floats", "scale", "column"))
         nodes[at : at + 1] = [
-            helper.make_node("Gather", [f"{name}/int8", ids], [f"{out}/table_int8"], name=f"{stem}_rows"),
-            helper.make_node("Cast", [f"{out}/table_int8"], [f"{out}/table_rows"], name=f"{stem}_cast", to=1),
-            helper.make_node("Gather", [f"{name}/scale", ids], [f"{out}/table_scale"], name=f"{stem}_scales"),
-            helper.make_node("Unsqueeze", [f"{out}/table_scale", axes], [f"{out}/table_column"], name=f"{stem}_column"),
-            helper.make_node("Mul", [f"{out}/table_rows", f"{out}/table_column"], [out], name=f"{stem}_scaled"),
+            helper.make_node("Gather", [f"{name}/int8", ids], [rows], name=f"{stem}_rows"),
+            helper.make_node("Cast", [rows], [floats], name=f"{stem}_cast", to=1),
+            helper.make_node("Gather", [f"{name}/scale", ids], [scale], name=f"{stem}_scales"),
+            helper.make_node("Unsqueeze", [scale, axes], [column], name=f"{stem}_column"),
+            helper.make_node("Mul", [floats, column], [out], name=f"{stem}_scaled"),
         ]
         made += 1
     del graph.node[:]
