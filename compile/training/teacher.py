@@ -60,7 +60,8 @@ def ask(
         prompts = [({"role": "system", "content": settings.system}, *one) for one in prompts]
     keys = [_key(settings, one) for one in prompts]
     known = _read(kept)
-    missing = [at for at, key in enumerate(keys) if key not in known]
+    missing = list({key: at for at, key in enumerate(keys) if key not in known}.values())
+    done = len(set(keys)) - len(missing)
     failed: list[TeacherFailed] = []
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.open("a", encoding="utf-8") as stream:
@@ -71,15 +72,15 @@ def ask(
                 if len(failed) > settings.failures:
                     raise TeacherFailed(
                         f"{len(failed)} of {len(prompts)} prompts have no answer (teacher.failures allows "
-                        f"{settings.failures}); answered are {len(known)}. The last said: {answer}"
+                        f"{settings.failures}); {done} are answered and kept. The last said: {answer}"
                     ) from answer
                 continue
             known[keys[at]] = answer
             line = {"key": keys[at], "answer": answer}
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             stream.flush()
-            done = len(prompts) - len(missing) + number + 1
-            report(min(1.0, len(known) / len(prompts)), f"answer {min(done, len(prompts))} of {len(prompts)}")
+            done += 1
+            report(done / len(set(keys)), f"answer {done} of {len(set(keys))}")
     return [known.get(key) for key in keys]
 
 

@@ -6,6 +6,8 @@ the same weights to begin with, data, order, steps and choice of the best epoch.
 ``lee.cor``, which neither has seen. About two minutes, and four for the teacher, once::
 
     python examples/distil/logits.py
+
+``--top 64`` keeps so many of the teacher's 2,048 logits of each token on disk instead of running it beside.
 """
 
 import shutil
@@ -16,7 +18,7 @@ from common import Line, articles, losses, options, progress, size_of, small_lla
 
 def main() -> None:
     """Train both students; print the table."""
-    chosen = options(__doc__, epochs=12, articles=50, temperature=2.0, hard=0.3, seed=0)
+    chosen = options(__doc__, epochs=12, articles=50, temperature=2.0, hard=0.3, top=0, seed=0)
     from make import Sizes, new_model
 
     from compile.recipe.distil import DistilLogits
@@ -47,7 +49,12 @@ def main() -> None:
             fresh,
             lists[0],
             lists[1],
-            DistilLogits(teacher=Source(file=str(teacher)), temperature=chosen.temperature, hard=hard),
+            DistilLogits(
+                teacher=Source(file=str(teacher)),
+                temperature=chosen.temperature,
+                hard=hard,
+                top=chosen.top or None,
+            ),
             settings,
             target,
             target / "scratch",

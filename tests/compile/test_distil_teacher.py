@@ -101,6 +101,10 @@ def test_every_prompt_gets_its_own_answer_and_nothing_is_asked_twice(tmp_path, p
         assert run(upstream, said, kept, 7)[0] == answers and len(upstream.requests) == 1
         run(upstream, said.model_copy(update={"model": "other"}), kept, 7)
         assert len(upstream.requests) == 8
+        asked = RemoteTeacher(said, None)
+        twice = [({"role": "user", "content": "the same"},)] * 2
+        assert ask(asked, twice, said, kept, quiet) == ["to the same"] * 2 and len(upstream.requests) == 9
+        asked.close()
 
 
 def test_a_busy_server_is_asked_again_when_it_says_and_a_failing_one_ever_later(tmp_path):
