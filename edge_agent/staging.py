@@ -19,7 +19,7 @@ from edge_agent.state import Release
 from models import canonical
 from models.digest import Digest
 from models.engines.base import EncoderFacts, Event, GenerateRequest, ModelFacts, Sampling
-from models.engines.onnx_encoder import read_picture
+from models.engines.onnx_encoder import probe_picture
 from models.errors import (
     ContextLengthExceeded,
     EngineError,
@@ -200,7 +200,7 @@ class Stage:
         folder = self._bases[served.release].folder if served.release is not None else None
         if folder is None:
             raise UnfitRelease(f"{served.model_id} has probes, and its files are not laid out")
-        picture = await asyncio.to_thread(read_picture, folder, probe) if probe.image is not None else None
+        picture = await asyncio.to_thread(probe_picture, folder, probe) if probe.image is not None else None
         return await _ask_encoder(served, probe, picture)
 
     def _retire(self, served: Served | None) -> None:

@@ -26,7 +26,7 @@ def probe_answer(engine: OnnxText | OnnxVision, probe: Probe, folder: Path) -> s
     """
     task, labels = engine.facts.task, engine.facts.labels
     if isinstance(engine, OnnxVision):
-        picture = read_picture(folder, probe)
+        picture = probe_picture(folder, probe)
         if task == "inspect":
             (found,) = engine.inspect([picture])
             return score_answer(found.score, found.is_defect)
@@ -38,7 +38,7 @@ def probe_answer(engine: OnnxText | OnnxVision, probe: Probe, folder: Path) -> s
     return label_answer(labels, engine.classify([probe.text])[0].tolist())
 
 
-def read_picture(folder: Path, probe: Probe) -> bytes:
+def probe_picture(folder: Path, probe: Probe) -> bytes:
     """The picture of a probe. Raises ``EngineError`` when it has none, or none that can be read."""
     if probe.image is None:
         raise EngineError("a vision model has a probe that is no picture")
