@@ -67,8 +67,9 @@ def _nearest(graph: Graph, name: str, value: str, bank: Bank, small: bool) -> tu
         stored, scales = to_int8(points)
         rows = graph.constant(f"{name}.bank.int8", np.ascontiguousarray(stored.T))
         doubles = graph.constant(f"{name}.bank.scales", -2 * scales)
-        zeros = graph.constant(f"{name}.bank.zeros", np.zeros(len(points), np.int8))
-        doubled = graph.add("DequantizeLinear", f"{name}.bank", [rows, doubles, zeros], axis=1)
+        # Not DequantizeLinear: onnxruntime would multiply in INT8, and distances are differences of squares.
+        floats = graph.add("Cast", f"{name}.bank.float", [rows], to=1)
+        doubled = graph.add("Mul", f"{name}.bank", [floats, doubles])
     else:
         doubled = graph.constant(f"{name}.bank", np.ascontiguousarray(-2 * points.T))
     lengths = graph.constant(f"{name}.bank.squares", (points**2).sum(axis=1))

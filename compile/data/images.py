@@ -113,8 +113,8 @@ def split_good_and_defects(
 ) -> ImageSplits:
     """Good parts to train, calibration and test by ``counts``; defects to the test only.
 
-    Which image goes where depends on its pixels and ``seed`` alone: more images move none from one split to
-    another. Raises ``BadData`` when there are too few good ones.
+    Which image goes where depends on pixels and ``seed``, not on names or order. Raises ``BadData`` when
+    there are too few good ones.
     """
     parts = _ordered([image for image in reading.images if image.label == good], seed)
     wanted = sum(counts.values())

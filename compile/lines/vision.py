@@ -392,7 +392,7 @@ class _Making:
                 "small": variant.type != "fp32",
             },
             after,
-            versions("numpy", "onnx", "onnxruntime", "pillow") | {"outpost-memory": "1"},
+            versions("numpy", "onnx", "onnxruntime", "pillow") | {"outpost-memory": "2"},
             work,
             seconds=4 + recipe.data.train * 0.02 + recipe.memory.patches * recipe.data.train * patches * 4e-8,
             disk_bytes=recipe.memory.patches * width * 5 + 2_000_000,
