@@ -1,0 +1,154 @@
+"""Vision recipes through the command line, from folders of images to releases that answer their probes."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from small_base import ROOT, compile_
+
+from models.engines.onnx_files import files_of_release
+from models.engines.onnx_vision import OnnxVision
+from models.store import verify_release
+
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    script = runpy.run_path(str(ROOT / "examples" / "vision" / "convert_lite0.py"))
+    return script["convert"](tmp_path_factory.mktemp("lite0"))
+
+
+@pytest.fixture(scope="module")
+def cloth(tmp_path_factory):
+    """The first pictures of each kind: fewer to decode."""
+    import conformal_clip_data
+
+    source = Path(conformal_clip_data.__file__).parent / "data" / "textile_images" / "simulated"
+    folder = tmp_path_factory.mktemp("cloth")
+    for label, count in (("nominal", 120), ("local", 25), ("global", 25)):
+        (folder / label).mkdir()
+        for path in sorted((source / label).glob("*.jpg"))[:count]:
+            shutil.copy(path, folder / label / path.name)
+    return folder
+
+
+def recipe_of(example, folder, weights, pictures, **changes):
+    """An example's recipe with its files at their places here, and sections changed."""
+    document = yaml.safe_load((ROOT / "examples" / example).read_text(encoding="utf-8"))
+    document["base"]["file"] = str(weights)
+    document["data"]["file"] = str(pictures)
+    document["data"].pop("package", None)
+    for section, values in changes.items():
+        document[section] = document.get(section, {}) | values
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def inspection(tmp_path_factory, weights, cloth):
+    folder = tmp_path_factory.mktemp("inspection")
+    recipe = recipe_of(
+        "textile/inspect-ci.yaml", folder, weights, cloth, data={"test": 25, "test_defects": 25}
+    )
+    done = compile_("run", recipe, "--cache", folder / "cache", "--out", folder / "out", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    return recipe, folder, json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+
+
+def test_an_inspection_finds_local_defects_that_pooled_features_miss(inspection):
+    _, folder, report = inspection
+    by_name = {one["name"]: one for one in report["variants"]}
+    quality = by_name["int8"]["quality"]
+    assert report["chosen"] == "int8"
+    assert quality["auroc_local"]["value"] > 0.9 and quality["auroc_global"]["value"] > 0.9
+    assert by_name["int8"]["bytes"] < 0.7 * by_name["fp32"]["bytes"]
+    assert by_name["fp32"]["quality"]["auroc"]["ci95"] == [0.0, 0.0]
+    assert "pooled features" in (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_its_release_answers_its_probes_and_shows_where(inspection, cloth):
+    _, folder, _ = inspection
+    release = folder / "out" / "textile-inspection-1.0.0"
+    manifest = verify_release(release)
+    assert manifest.engine.task == "inspect" and len(manifest.probes) == 3
+    assert {one.metric for one in manifest.quality} >= {"auroc_local", "false_reject_rate"}
+    assert [one.tensor for one in manifest.fallback_ledger]
+    assert compile_("verify", release).returncode == 0
+    engine = OnnxVision(files_of_release(release, manifest))
+    path = sorted((cloth / "local").glob("*.jpg"))[0]
+    found = engine.inspect([path.read_bytes()])[0]
+    engine.close()
+    # Where that picture's defect lies, by eye: a checkered spot at 166, 207 of 250 x 250.
+    row, column = np.unravel_index(found.heat_map.argmax(), found.heat_map.shape)
+    assert found.is_defect and abs(row - 206) < 16 and abs(column - 165) < 16
+
+
+def test_a_second_run_makes_nothing(inspection):
+    recipe, folder, _ = inspection
+    again = compile_("run", recipe, "--cache", folder / "cache", "--out", folder / "out", "--threads", 1)
+    assert again.returncode == 0 and "about" not in again.stderr
+
+
+def test_a_broken_picture_is_named_and_nothing_is_written(inspection, weights, cloth, tmp_path):
+    _, folder, _ = inspection
+    bad = tmp_path / "bad"
+    shutil.copytree(cloth, bad)
+    first = sorted((bad / "nominal").glob("*.jpg"))[0]
+    first.write_bytes(first.read_bytes()[:2000])
+    recipe = recipe_of("textile/inspect-ci.yaml", tmp_path, weights, bad)
+    done = compile_("run", recipe, "--cache", folder / "cache", "--out", tmp_path / "out")
+    assert done.returncode == 1 and f"nominal/{first.name}" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_good_parts_for_the_promise_are_refused_before_anything_runs(weights, cloth, tmp_path):
+    recipe = recipe_of(
+        "textile/inspect-ci.yaml", tmp_path, weights, cloth, threshold={"false_reject_rate": 0.01}
+    )
+    done = compile_("run", recipe, "--cache", tmp_path / "cache", "--out", tmp_path / "out")
+    assert done.returncode == 3 and "99 would do" in done.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_wrong_key_is_named_with_its_nearest(weights, cloth, tmp_path):
+    recipe = recipe_of("textile/inspect-ci.yaml", tmp_path, weights, cloth, memory={"neighborhood": 12})
+    done = compile_("plan", recipe)
+    assert done.returncode == 2 and "'memory.neighborhood'; did you mean 'neighbourhood'?" in done.stderr
+    recipe = recipe_of("textile/inspect-ci.yaml", tmp_path, weights, cloth, image={"width": 250})
+    done = compile_("plan", recipe)
+    assert done.returncode == 2 and "multiple of 8" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    script = runpy.run_path(str(ROOT / "examples" / "vision" / "digits.py"))
+    return script["write_digits"](tmp_path_factory.mktemp("digits"), each=40)
+
+
+def test_a_classifier_ships_in_int8_and_a_strict_budget_refuses_it(weights, digits, tmp_path):
+    recipe = recipe_of("vision/digits-ci.yaml", tmp_path, weights, digits)
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    done = compile_("run", recipe, "--cache", cache, "--out", out, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    quality = next(one for one in report["variants"] if one["name"] == "int8")["quality"]
+    assert quality["size_ratio"]["value"] <= 0.3 and quality["accuracy"]["value"] > 0.6
+    manifest = verify_release(out / "digits-1.0.0")
+    assert manifest.engine.labels == ("0", "1", "4", "7") and not manifest.fallback_ledger
+    assert {probe.image.split("-")[1] for probe in manifest.probes} == {"0.png", "1.png", "4.png", "7.png"}
+    with Image.open(out / "digits-1.0.0" / manifest.probes[0].image) as probe:
+        assert probe.size == (8, 8) and probe.mode == "L"
+    assert compile_("verify", out / "digits-1.0.0").returncode == 0
+    strict = recipe_of(
+        "vision/digits-ci.yaml", tmp_path, weights, digits, budgets={"size_ratio": {"max_rise": 0.1}}
+    )
+    done = compile_("run", strict, "--cache", cache, "--out", tmp_path / "refused", "--threads", 1)
+    assert done.returncode == 3 and "size_ratio" in done.stderr and "nearest recipe" in done.stderr
+    assert not (tmp_path / "refused" / "digits-1.0.0").exists()
