@@ -186,7 +186,9 @@ class _Judged:
         if self._seeks:
             return Answer(text[:_QUERY], text == row.answer)
         label = self._rows[self._found[name].nearest[at][0]].label
-        return Answer(f"{label}: {text[:_QUERY]}" if label else text[:_QUERY], label == row.label or None)
+        return Answer(
+            f"{label}: {text[:_QUERY]}" if label else text[:_QUERY], label == row.label if label else None
+        )
 
     def _retrieve(self, answers: "Array") -> vectors.Retrieved:
         if not self._seeks:

@@ -22,6 +22,7 @@ from compile.errors import BadData, ToolFailed
 from compile.onnx.files import TABLE, check_names, ledger, open_model, weighted, write_model
 from compile.steps import Report
 from models.manifest import Fallback
+from models.onnx import read_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,22 +62,21 @@ class StaticSettings:
     float_outputs: tuple[str, ...] = ("MatMul",)
 
 
-def prepare(source: Path, target: Path) -> None:
+def prepare(source: Path, target: Path, symbolic: bool = False) -> None:
     """Infer shapes and fold constants, so that the quantizers find what they look for.
 
-    Node names stay, as far as their nodes do. Symbolic shape inference is tried first; it gives up on some
-    graphs that ONNX's own handles.
+    Node names stay, as far as their nodes do. ``symbolic`` also infers symbolic shapes, which some graphs
+    with computed shapes need, and which gives up on others (MiniLM's); it holds twice the memory. Raises
+    ``ToolFailed``.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    open_model(source)
+    read_model(source)
     with quiet():
         try:
-            quant_pre_process(str(source), str(target), auto_merge=True)
+            quant_pre_process(str(source), str(target), skip_symbolic_shape=not symbolic, auto_merge=True)
         except Exception as error:  # the library raises bare Exception here
-            if "symbolic" not in str(error).lower():
-                raise ToolFailed(f"{source.name} cannot be prepared: {error}") from error
-            quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+            raise ToolFailed(f"{source.name} cannot be prepared: {error}") from error
 
 
 def quantize_dynamic(
