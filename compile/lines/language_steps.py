@@ -212,7 +212,7 @@ class LanguageSteps:
         recipe, workshop, previous = self._recipe, self._workshop, self._previous
         after = {"root": root} | ({"data": data} if data else {})
         if settings.first_layer:
-            after["fixed"] = self._fixed(settings, after)
+            after["fixed"] = self._fixed(settings, dict(after))
         if previous is not None and previous.tuned is not None:
             after["previous"] = previous.tuned
         if isinstance(recipe.distil, DistilSequences) and data is not None:
