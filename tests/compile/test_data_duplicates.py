@@ -31,6 +31,7 @@ def jaccard(a: str, b: str) -> float:
     return len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
 
 
+@settings(deadline=None)
 @given(st.lists(SENTENCES, max_size=24), THRESHOLDS)
 def test_the_pairs_are_those_that_comparing_all_finds(texts, threshold):
     slow = {(i, j) for i, j in combinations(range(len(texts)), 2) if jaccard(texts[i], texts[j]) >= threshold}
@@ -39,6 +40,7 @@ def test_the_pairs_are_those_that_comparing_all_finds(texts, threshold):
     assert all(similarity == pytest.approx(jaccard(texts[i], texts[j])) for i, j, similarity in fast)
 
 
+@settings(deadline=None)
 @given(st.lists(SENTENCES, max_size=24), THRESHOLDS)
 def test_groups_are_what_the_pairs_join(texts, threshold):
     groups = near_groups(texts, threshold)
@@ -49,6 +51,7 @@ def test_groups_are_what_the_pairs_join(texts, threshold):
     assert groups == joined
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["en", "zh"])), min_size=30, max_size=200),
     st.integers(0, 99),
@@ -126,6 +129,7 @@ def test_labels_that_training_never_sees_are_named():
         check_labels(Splits((row(1),), (row(2),), (row(3),)), {"": ("a", "z")})
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.builds(
@@ -158,3 +162,13 @@ def test_a_file_that_is_no_splits_is_refused(tmp_path):
         (tmp_path / "splits.json").write_text(text)
         with pytest.raises(BadData, match="not the splits of a data step"):
             read_splits(tmp_path)
+
+
+def test_texts_that_differ_in_a_number_are_joined_without_comparing_all():
+    """All of these are alike: comparing every pair would take minutes at the size of the real sets."""
+    form = "The coolant pump of machining centre {} loses pressure after the shift change, no note in the log"
+    other = "A second text, which is about the gate of hall {} and how it keeps the forklifts waiting at noon"
+    texts = [form.format(at * 7919) for at in range(2000)] + [other.format(at * 7919) for at in range(2000)]
+    assert set(near_groups(texts, 0.7)) == {0, 2000}
+    parts = ["made"] * 2000 + ["held"] * 2000
+    assert near_pairs(texts, 0.7, parts) == []

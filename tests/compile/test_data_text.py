@@ -1,7 +1,7 @@
 """Cleaning, scripts and personal data: what happens to a text."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from compile.data import pii
@@ -12,6 +12,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBERISH = st.text(st.sampled_from("0123456789 .-+()@abXDE/:_[]中"), max_size=60)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 @example("e\u200b\u0301")
 @example(" \r\n\u2028x\n\n\n\ny \t\n")
@@ -21,6 +22,7 @@ def test_cleaning_twice_is_cleaning_once(text):
     assert not list(what_changes(once))
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_what_is_clean_is_left_alone(text):
     assert (clean(text) == text) == (not list(what_changes(text)))
@@ -102,6 +104,7 @@ def test_what_only_looks_alike_is_left_alone(text):
     assert pii.mask(text) == text
 
 
+@settings(deadline=None)
 @given(st.one_of(TEXTS, NUMBERISH, st.lists(st.sampled_from(EVERY), max_size=4).map("".join)))
 def test_masking_leaves_nothing_to_find(text):
     assert pii.find(pii.mask(text)) == ()
