@@ -152,12 +152,15 @@ class BlobStore:
     def lay_out(self, release: Digest, files: Sequence[File]) -> Path:
         """A folder that holds the blobs of ``files`` under their names; it is whole or not there.
 
-        They are links to the blobs where the disk has such, else copies. Raises ``DigestMismatch``.
+        They are links to the blobs where the disk has such, else copies. One is laid out at a time: what a
+        crash left unfinished is removed. Raises ``DigestMismatch``.
         """
         folder = self._laid_out(release)
         if folder.is_dir():
             return folder
         make_folder(folder.parent)
+        for left in folder.parent.glob(".unfinished-*"):
+            shutil.rmtree(left)
         unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unfinished-"))
         try:
             for file in files:
