@@ -1,0 +1,175 @@
+"""What a step will take: peak memory, disk and time, from a model's sizes and constants measured here.
+
+Owns the constants (``benchmarks/forecast_fit.py`` measures them; the table is in docs/profiles.md) and the
+facts that they are multiplied with. Memory is predicted within 25 % for the models that we have; seconds are
+those of two quiet cores and no more than an order. Refuses kinds of step that were never measured.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from compile.errors import BadRecipe
+from models import safetensors
+from models.engines.llama_cpp import read_header
+from models.forecast import Interval
+from models.profiles import cpu_flags, cpu_profile
+
+_RAM_OFF = 0.25
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Sizes of a model, and of what is done with it. ``weight_bytes``: of the variant at hand, 0 for float32.
+
+    ``largest`` is the number of weights of the largest tensor; ``window`` and ``batch`` are tokens at once.
+    """
+
+    parameters: int
+    vocabulary: int
+    layers: int
+    hidden: int
+    largest: int
+    tied: bool = True
+    weight_bytes: int = 0
+    window: int = 0
+    text_tokens: int = 0
+    batch: int = 0
+
+    @property
+    def float_bytes(self) -> int:
+        """In float32."""
+        return 4 * self.parameters
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one step takes; ``ram`` with its interval."""
+
+    seconds: float
+    ram_bytes: int
+    disk_bytes: int
+
+    @property
+    def ram(self) -> Interval:
+        """The peak, and what it was within for every model that was measured."""
+        return Interval(self.ram_bytes, self.ram_bytes * (1 - _RAM_OFF), self.ram_bytes * (1 + _RAM_OFF))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of memory: ``fixed``, and per byte of float32 weights, of the variant's weights, of the largest
+    tensor in float32, of the logits of a window, and of activations (batch x hidden x layers x 4). Seconds:
+    fixed, and per GB of float32 weights. Disk: per byte of float32 weights, or of the variant's.
+    """
+
+    fixed: float
+    per_float: float = 0.0
+    per_weight: float = 0.0
+    per_largest: float = 0.0
+    per_logits: float = 0.0
+    per_activation: float = 0.0
+    seconds: float = 1.0
+    seconds_per_gb: float = 0.0
+    disk_per_float: float = 0.0
+    disk_per_weight: float = 0.0
+
+
+COSTS: Mapping[str, Cost] = MappingProxyType(
+    {
+        "import-gguf": Cost(500e6, per_float=1.6, seconds=8, seconds_per_gb=80, disk_per_float=2.0),
+        "import-folder": Cost(490e6, per_float=1.0, seconds=8, seconds_per_gb=30, disk_per_float=2.0),
+        "importance": Cost(80e6, per_float=1.1, seconds=3, seconds_per_gb=60, disk_per_float=0.01),
+        "quantize-gguf": Cost(58e6, per_largest=2.0, seconds=1, seconds_per_gb=15, disk_per_weight=1.0),
+        "measure-gguf": Cost(80e6, per_weight=1.0, per_logits=4.0, seconds=2, seconds_per_gb=60),
+        "export-genai-fp32": Cost(580e6, per_float=2.0, seconds=9, seconds_per_gb=15, disk_per_float=1.0),
+        "export-genai-quantized": Cost(
+            580e6, per_float=3.0, seconds=9, seconds_per_gb=60, disk_per_weight=1.0
+        ),
+        "measure-genai": Cost(100e6, per_weight=1.4, per_logits=4.0, seconds=2, seconds_per_gb=60),
+        "finetune-lora": Cost(
+            650e6, per_float=1.3, per_logits=3.0, per_activation=12.0, seconds=20, seconds_per_gb=500
+        ),
+        "finetune-full": Cost(
+            650e6, per_float=4.2, per_logits=3.0, per_activation=12.0, seconds=20, seconds_per_gb=900
+        ),
+        "export-encoder": Cost(600e6, per_float=3.0, seconds=10, seconds_per_gb=60, disk_per_float=1.0),
+        "quantize-onnx": Cost(150e6, per_float=3.0, seconds=2, seconds_per_gb=40, disk_per_weight=1.0),
+    }
+)
+
+
+def predict(kind: str, facts: Facts) -> Forecast:
+    """What a step of ``kind`` takes on a model of these sizes. Raises ``BadRecipe`` for an unknown kind."""
+    cost = COSTS.get(kind)
+    if cost is None:
+        raise BadRecipe(f"no forecast for steps of the kind {kind!r}; there are {', '.join(sorted(COSTS))}")
+    weights = facts.weight_bytes or facts.float_bytes
+    ram = (
+        cost.fixed
+        + cost.per_float * facts.float_bytes
+        + cost.per_weight * weights
+        + cost.per_largest * 4 * facts.largest
+        + cost.per_logits * 4 * facts.window * facts.vocabulary
+        + cost.per_activation * 4 * facts.batch * facts.hidden * facts.layers
+    )
+    return Forecast(
+        seconds=cost.seconds + cost.seconds_per_gb * facts.float_bytes / 1e9,
+        ram_bytes=round(ram),
+        disk_bytes=round(cost.disk_per_float * facts.float_bytes + cost.disk_per_weight * weights),
+    )
+
+
+def facts_of(source: Path, window: int = 0, text_tokens: int = 0, batch: int = 0) -> Facts:
+    """The sizes of a GGUF or of a Hugging Face folder, from headers alone.
+
+    Raises ``UnsafeFile``, ``BadRecipe``.
+    """
+    if source.is_dir():
+        headers = [safetensors.read_header(path) for path in sorted(source.glob("*.safetensors"))]
+        sizes = {one.name: one.shape for header in headers for one in header.tensors}
+        try:
+            config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+            layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+            vocabulary, tied = int(config["vocab_size"]), bool(config.get("tie_word_embeddings", False))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadRecipe(f"{source.name}/config.json does not say the model's sizes: {error}") from error
+        counts = [_product(shape) for shape in sizes.values()]
+    else:
+        read = read_header(source)
+        architecture = read.architecture
+        layers = read.integer(f"{architecture}.block_count") or 1
+        hidden = read.integer(f"{architecture}.embedding_length") or 1
+        counts = [tensor.elements for tensor in read.tensors]
+        tied = "output.weight" not in {tensor.name for tensor in read.tensors}
+        vocabulary = max(
+            (max(tensor.shape) for tensor in read.tensors if "token_embd" in tensor.name), default=1
+        )
+    return Facts(
+        parameters=sum(counts),
+        vocabulary=vocabulary,
+        layers=layers,
+        hidden=hidden,
+        largest=max(counts, default=0),
+        tied=tied,
+        window=window,
+        text_tokens=text_tokens,
+        batch=batch,
+    )
+
+
+def this_machine() -> str | None:
+    """The profile of this machine's processor; ``None`` when it has none."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    return cpu_profile(platform.machine(), cpu_flags(text))
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for one in shape:
+        size *= one
+    return size
