@@ -77,13 +77,14 @@ def test_overrides_hold_and_move_nothing_else(deep, tmp_path):
     assert {one.tensor for one in fallbacks(header, "Q4_K_M")} == {one.tensor for one in chosen}
 
 
-def test_types_that_need_an_importance_matrix_say_so(deep, tmp_path):
-    source, weights = deep
+def test_types_that_need_an_importance_matrix_say_so(tmp_path):
+    source = write_llama(tmp_path / "f32.gguf", Shape(layers=1, inner=256))
     for kind in sorted(NEED_IMPORTANCE):
         with pytest.raises(BadRecipe, match="importance matrix"):
             quantize(source, tmp_path / "q.gguf", kind, 1)
-    assert not list(tmp_path.iterdir())
-    quantize(source, tmp_path / "q.gguf", "IQ3_XXS", 1, weights)
+    assert [path.name for path in tmp_path.iterdir()] == ["f32.gguf"]
+    importance(source, calibration_text(tmp_path / "text.txt", 60), tmp_path / "weights", 1, 48, 48)
+    quantize(source, tmp_path / "q.gguf", "IQ3_XXS", 1, tmp_path / "weights")
     assert FILE_TYPES["IQ3_XXS"] in {tensor.type for tensor in read_header(tmp_path / "q.gguf").tensors}
 
 
