@@ -16,7 +16,7 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 )
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
-_TRAILING = re.compile("[ \t]+(?=\n)")
+_TRAILING = re.compile("(?<![ \t])[ \t]+(?=\n)")
 _BLANK = re.compile("\n{3,}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

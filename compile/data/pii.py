@@ -6,6 +6,7 @@ and the like have no form: a clean scan does not mean that nobody is named.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -76,16 +77,21 @@ def find(text: str) -> tuple[Found, ...]:
     taken: list[Found] = []
     for kind in KINDS:
         for start, end in _FINDERS[kind](text):
-            if all(end <= one.start or start >= one.end for one in taken):
-                taken.append(Found(kind, start, end))
-    return tuple(sorted(taken, key=lambda one: one.start))
+            at = bisect_left(taken, start, key=lambda one: one.start)
+            before, after = taken[at - 1] if at else None, taken[at] if at < len(taken) else None
+            if (before is None or before.end <= start) and (after is None or end <= after.start):
+                taken.insert(at, Found(kind, start, end))
+    return tuple(taken)
 
 
 def mask(text: str) -> str:
     """``text`` with every hit replaced by its kind in brackets. Law: ``find(mask(x)) == ()``."""
     while found := find(text):
-        for one in reversed(found):
-            text = f"{text[: one.start]}[{one.kind.upper()}]{text[one.end :]}"
+        parts, end = [], 0
+        for one in found:
+            parts += [text[end : one.start], f"[{one.kind.upper()}]"]
+            end = one.end
+        text = "".join((*parts, text[end:]))
     return text
 
 

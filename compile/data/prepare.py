@@ -94,7 +94,6 @@ def prepare(
     else:
         splits = given_split(plain_rows, [one.split for one in rows])
         splits, leaked = without_leaks(splits, source.near_duplicate, source.duplicates == "drop")
-    check_labels(splits, _declared(source, shape))
     splits = replace(splits, train=fewer(splits.train, source.train_rows))
     check_labels(splits, _declared(source, shape))
     varied = _augment(source, beside, splits)

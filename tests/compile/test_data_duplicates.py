@@ -1,5 +1,6 @@
 """Near-duplicates and splits: nothing is missed, nothing leaks, the seed decides."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -83,6 +84,14 @@ def test_no_near_duplicates_lie_in_different_splits(texts, threshold, seed):
     assert sorted(one.number for _, part in parts for one in part) == list(range(len(rows)))
     for (_, one), (_, other) in combinations(parts, 2):
         assert all(jaccard(a.asked, b.asked) < threshold for a in one for b in other)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["watch", "stop", "rare"]), min_size=30, max_size=90), st.integers(0, 9))
+def test_labels_of_every_field_are_trained(values, seed):
+    rows = [replace(row(number), fields={"severity": value}) for number, value in enumerate(values)]
+    splits = split(rows, range(len(rows)), seed, ["severity"])
+    check_labels(splits, {"": ("a",), "severity": tuple(set(values))})
 
 
 def test_a_large_set_without_duplicates_keeps_its_tenths():

@@ -15,7 +15,7 @@ from compile.data.duplicates import near_pairs
 from compile.data.prepare import prepare
 from compile.data.rows import Row, Splits, read_splits
 from compile.data.show import describe, show
-from compile.errors import BadData
+from compile.errors import BadData, CompileError
 from compile.recipe.data import DataSource
 from compile.recipe.document import read_document
 from compile.recipe.sections import Section
@@ -60,6 +60,20 @@ def test_the_step_is_repeatable_and_its_files_say_the_same(tmp_path):
     assert card["splits"]["rows"] == splits.sizes == {"train": 48, "validation": 6, "test": 6}
     other, _ = prepared(second, rows(), seed=8)
     assert other != splits
+
+
+def test_lengths_come_in_tokens_where_something_counts_them(tmp_path):
+    write(tmp_path, rows())
+    prepare(
+        DataSource(path="a.jsonl"),
+        tmp_path,
+        tmp_path,
+        quiet,
+        count_tokens=lambda texts: [len(text.split()) for text in texts],
+    )
+    lengths = json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))["lengths"]
+    assert lengths["asked_tokens"]["median"] == 8 and lengths["answered_tokens"]["most"] == 2
+    assert sum(lengths["asked_tokens"]["counts"]) == 60 == sum(lengths["asked_chars"]["counts"])
 
 
 def test_copies_and_contradictions_are_refused_by_number_or_dropped(tmp_path):
@@ -276,3 +290,17 @@ def test_35000_reviews_take_less_than_a_minute(tmp_path):
     names = [name for name, part in splits.parts() for _ in part]
     assert near_pairs([row.asked for row in everyone], source.near_duplicate, names) == []
     assert splits.labels == ("negative", "positive") and card["advice"]["technique"] == "encoder-classifier"
+
+
+def test_what_stood_in_the_folder_stays_when_the_data_is_refused(tmp_path):
+    write(tmp_path, rows())
+    out = tmp_path / "out"
+    show(DataSource(path="a.jsonl"), tmp_path, out, quiet)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(before) == {"splits.json", "card.json", "card.html"}
+    write(tmp_path, [*rows(), {"text": ""}])
+    with pytest.raises(BadData, match="row 61"):
+        show(DataSource(path="a.jsonl"), tmp_path, out, quiet)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    with pytest.raises(CompileError, match="Not a directory"):
+        show(DataSource(path="a.jsonl"), tmp_path, out / "card.json" / "below", quiet)

@@ -1,5 +1,7 @@
 """Cleaning, scripts and personal data: what happens to a text."""
 
+import time
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -38,6 +40,14 @@ def test_cleaning_keeps_what_carries_meaning():
     assert map_strings({"a": ["x\x07", 1, None]}, clean) == {"a": ["x", 1, None]}
     with pytest.raises(ValueError, match="a key holds half a character"):
         map_strings({"\ud83d": 1}, clean)
+
+
+def test_long_hostile_texts_cost_no_more_than_long_texts():
+    began = time.process_time()
+    for text in (" " * 300_000 + "x", "\n \n" * 100_000, "a@" * 150_000, "1" * 300_000, "(1-" * 100_000):
+        pii.mask(clean(text))
+    assert pii.mask("a@bc.de " * 30_000) == "[EMAIL] " * 30_000
+    assert time.process_time() - began < 20
 
 
 def test_a_value_that_is_nested_without_end_is_refused():
