@@ -161,7 +161,7 @@ def data(recipe: Path, out: Path, as_json: bool) -> None:
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @_JSON
 def inspect(path: Path, as_json: bool) -> None:
-    """Say what PATH is: a release, a GGUF file or a safetensors folder. Weights are never loaded."""
+    """Say what PATH is: a release, a model file or a folder of them. Weights are never loaded."""
     from compile.inspect import describe, inspect_path
 
     found = _guard(lambda: inspect_path(path))
