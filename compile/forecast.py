@@ -15,7 +15,9 @@ from types import MappingProxyType
 from compile.errors import BadRecipe
 from models import safetensors
 from models.engines.llama_cpp import read_header
-from models.forecast import Interval
+from models.engines.onnx_genai import check_folder
+from models.forecast import Interval, Workload
+from models.onnx import OnnxModel, read_model
 from models.profiles import cpu_flags, cpu_profile
 
 _RAM_OFF = 0.25
@@ -159,6 +161,60 @@ def facts_of(source: Path, window: int = 0, text_tokens: int = 0, batch: int = 0
         text_tokens=text_tokens,
         batch=batch,
     )
+
+
+def workload_of(path: Path, precision: str, context_tokens: int, sequences: int = 1) -> Workload:
+    """A variant as ``models.forecast`` wants it: a GGUF, a GenAI folder, or an ONNX file, from headers alone.
+
+    Raises ``UnsafeFile``.
+    """
+    if path.is_dir():
+        checked = check_folder(path)
+        decoder = checked.config["model"]["decoder"]
+        numbers = decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
+        weights = sum(tensor.size for tensor in checked.model.initializers)
+        return Workload(
+            "onnx-genai",
+            precision,
+            _parameters(checked.model),
+            weights,
+            kv_bytes=2 * numbers * 4,  # GenAI keeps float32 on a CPU
+            context_tokens=context_tokens,
+            sequences=sequences,
+            computes="int8" if precision.lower() in ("int8", "int4") else "f32",
+        )
+    if path.suffix == ".onnx":
+        model = read_model(path)
+        weights = sum(tensor.size for tensor in model.initializers)
+        return Workload("onnx", precision, _parameters(model), weights)
+    header = read_header(path)
+    name = header.architecture
+
+    def number(key: str, otherwise: int) -> int:
+        return header.integer(f"{name}.{key}") or otherwise
+
+    heads = number("attention.head_count", 1)
+    size = number("attention.key_length", number("embedding_length", 1) // heads)
+    numbers = number("block_count", 1) * number("attention.head_count_kv", heads) * size
+    return Workload(
+        "gguf",
+        precision,
+        sum(tensor.elements for tensor in header.tensors),
+        path.stat().st_size,
+        kv_bytes=2 * numbers * 2,  # llama.cpp keeps float16
+        context_tokens=context_tokens,
+        sequences=sequences,
+        computes="int8" if precision.lower().startswith(("q", "iq")) else "f32",
+    )
+
+
+def _parameters(model: OnnxModel) -> int:
+    """Weights, counted before they were packed: four bits are two to a byte."""
+    counted = 0
+    for tensor in model.initializers:
+        if not tensor.name.endswith(("_scale", "_zp", "_cache")):
+            counted += tensor.elements * (2 if "_Q4G" in tensor.name else 1)
+    return max(counted, 1)
 
 
 def this_machine() -> str | None:

@@ -52,7 +52,7 @@ class Overhead:
 OVERHEADS: Mapping[str, Overhead] = MappingProxyType(
     {
         "gguf": Overhead(fixed=95e6, per_weight=1.05, efficiency=0.55, compute=0.35),
-        "onnx-genai": Overhead(fixed=150e6, per_weight=1.36, efficiency=0.35, compute=0.2),
+        "onnx-genai": Overhead(fixed=150e6, per_weight=1.36, efficiency=0.75, compute=0.2),
         "onnx": Overhead(fixed=120e6, per_weight=1.3, efficiency=0.5, compute=0.25),
         "tensorrt-recipe": Overhead(fixed=600e6, per_weight=1.2, efficiency=0.6, compute=0.4),
         "ctranslate2": Overhead(fixed=120e6, per_weight=1.1, efficiency=0.5, compute=0.3),
@@ -151,6 +151,8 @@ class Fit:
 
 
 NO_REPORTS = Corrections()
+CORE_BANDWIDTH = 13e9
+"""Bytes/s that one core of a processor draws; measured here with one busy core."""
 _SYSTEM_SHARE = {"cpu": 0.85, "jetson": 0.75, "gpu": 0.95}
 """What of the memory an engine may have: on a Jetson the system and the desktop live in the same."""
 
@@ -190,7 +192,11 @@ def decode_bound(device: Profile, load: Workload, cores: int = 1, bandwidth: flo
     """
     overhead = OVERHEADS[load.format]
     read = (load.read_bytes or load.weight_bytes) + load.kv_bytes * load.context_tokens / 2
-    by_memory = (bandwidth or device.bandwidth) * overhead.efficiency / read
+    if bandwidth is None:
+        bandwidth = device.bandwidth
+        if device.kind == "cpu":
+            bandwidth = min(bandwidth, max(cores, 1) * CORE_BANDWIDTH)
+    by_memory = bandwidth * overhead.efficiency / read
     return min(by_memory, prefill_bound(device, load, cores))
 
 

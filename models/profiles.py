@@ -63,8 +63,9 @@ _CPU_RUNS = {"gguf": _GGUF, "onnx": _ONNX, "onnx-genai": _GENAI, "ctranslate2": 
 
 
 def _gpu_runs(*types: str) -> dict[str, frozenset[str]]:
-    """A GPU runs what its CPU runs; TensorRT what its tensor cores compute."""
-    return {**_CPU_RUNS, "tensorrt-recipe": frozenset({"f32", "fp32", "f16", "int8", "mixed", *types})}
+    """Through llama.cpp, ONNX Runtime and CTranslate2 as built for CUDA; TensorRT what its cores compute."""
+    on_cuda = {format: runs for format, runs in _CPU_RUNS.items() if format != "onnx-genai"}
+    return {**on_cuda, "tensorrt-recipe": frozenset({"f32", "fp32", "f16", "int8", "mixed", *types})}
 
 
 _VIT = Caution(
@@ -156,7 +157,7 @@ def _jetson(
         shared_memory=True,
         bandwidth=bandwidth * GB,
         operations={kind: value * 1000 * GB for kind, value in operations.items()},
-        runs=_gpu_runs(*types),
+        runs=_gpu_runs(*types) | {"onnx-genai": _GENAI},  # exported for the CPU, which has the same memory
         cautions=(*cautions, _SMALL_INT4),
         sm=sm,
         source="NVIDIA's data sheet of the module; dense, GPU only",
