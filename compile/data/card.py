@@ -33,7 +33,9 @@ def page(card: Mapping[str, Any]) -> str:
     """``card.html``."""
     style = files("compile.report").joinpath("report.css").read_text(encoding="utf-8")
     style += files("compile.data").joinpath("card.css").read_text(encoding="utf-8")
-    title = f"Data card: {', '.join(dict.fromkeys(card['source']['files']))}"
+    names = list(dict.fromkeys(card["source"]["files"]))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    title = f"Data card: {', '.join(names[:3])}{more}"
     sections = [
         _tiles(card),
         "<h2>Which technique the data support</h2>",
@@ -140,10 +142,15 @@ def _splits(card: Mapping[str, Any]) -> str:
         + f'<td class="track"><small>{all_rows:,} rows</small></td></tr>'
     )
     balance = card["balance"]
+    uneven = (
+        "Every label has the same number of rows."
+        if balance["ratio"] == 1
+        else f"The largest label has {balance['ratio']:g} times the rows of the smallest; evenness "
+        f"{balance['evenness']:.2f} of 1."
+    )
     return (
         f'<table class="bars"><tr><th></th>{head}<th></th></tr>{"".join(rows)}</table>'
-        f'<p class="note">The largest label has {balance["ratio"]:g} times the rows of the smallest; '
-        f"evenness {balance['evenness']:.2f} of 1.</p>"
+        f'<p class="note">{uneven}</p>'
     )
 
 
