@@ -101,23 +101,6 @@ class Quality(_Frozen):
     samples: int = 0
 
 
-class Speed(_Frozen):
-    """What was measured on one device: tokens/s (median and interquartile range), bytes of RAM."""
-
-    device: str
-    tokens_per_second: float
-    spread: tuple[float, float]
-    peak_ram_bytes: int
-
-
-class Fallback(_Frozen):
-    """A tensor that did not get the precision that was asked for."""
-
-    tensor: str
-    asked: str
-    got: str
-
-
 class _Grown(_Frozen):
     """A shape that has grown since manifests were first signed.
 
@@ -133,6 +116,29 @@ class _Grown(_Frozen):
         fields = type(self).model_fields
         unset = {name for name in self._later if getattr(self, name) == fields[name].default}
         return {name: value for name, value in written.items() if name not in unset}
+
+
+class Speed(_Grown):
+    """What was measured on one device: units/s (median and interquartile range), bytes of RAM.
+
+    ``unit`` is ``tokens/s`` of language models, which the field is named after; ``texts/s``, ``images/s``.
+    """
+
+    _later = frozenset({"unit"})
+
+    device: str
+    tokens_per_second: float
+    spread: tuple[float, float]
+    peak_ram_bytes: int
+    unit: str = "tokens/s"
+
+
+class Fallback(_Frozen):
+    """A tensor that did not get the precision that was asked for."""
+
+    tensor: str
+    asked: str
+    got: str
 
 
 class Probe(_Grown):
