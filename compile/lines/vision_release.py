@@ -116,4 +116,5 @@ def _speed(line: VisionLine, one: VariantResult) -> Speed:
         tokens_per_second=median,
         spread=(low, high),
         peak_ram_bytes=one.peak_ram_bytes,
+        unit=one.speed_unit,
     )
