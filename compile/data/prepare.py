@@ -21,7 +21,7 @@ from compile.data.duplicates import near_groups, plain
 from compile.data.reading import Bad, Record, read_records, source_digest, source_files
 from compile.data.rows import Row, Splits, write_splits
 from compile.data.shapes import fields_of, find_shape, to_row, used_columns
-from compile.data.splits import check_labels, fewer, given_split, split, without_leaks
+from compile.data.splits import check_labels, fewer, given_split, split, together, without_leaks
 from compile.errors import BadData
 from compile.recipe.data import DataSource, Shape
 from compile.steps import Report
@@ -33,11 +33,12 @@ _KEPT = 1000
 
 @dataclass(frozen=True)
 class _Row:
-    """A row with what the source says of its split."""
+    """A row with what the source says of its split, and of the rows that it belongs to."""
 
     row: Row
     place: str
     split: str
+    group: str
 
 
 def prepare(
@@ -73,8 +74,9 @@ def prepare(
     rows: list[_Row] = []
     for record in records:
         try:
-            said = str(record.values.get(source.split) or "") if source.split else ""
-            rows.append(_Row(to_row(record, source, shape), record.place, said))
+            row = to_row(record, source, shape)
+            said, group = _word(record, source.split), _word(record, source.group)
+            rows.append(_Row(row, record.place, said, group))
         except ValueError as error:
             bad.append(Bad(record.number, str(error), record.file))
     if bad and (source.bad_rows == "refuse" or 2 * len(bad) > read):
@@ -86,6 +88,7 @@ def prepare(
     if source.near_duplicates == "drop":
         rows = [one for at, one in enumerate(rows) if groups[at] == at]
         groups = list(range(len(rows)))
+    groups = together(groups, [one.group for one in rows])
     report(0.7, "splitting")
     plain_rows = [one.row for one in rows]
     label_fields = [field.name for field in fields_of(source) if field.labels]
@@ -299,6 +302,11 @@ def _facts(
         tokens_estimated=not counted,
         base_parameters=base_parameters,
     )
+
+
+def _word(record: Record, column: str | None) -> str:
+    value = record.values.get(column) if column is not None else None
+    return str(value) if isinstance(value, str | int) else ""
 
 
 def _refused(bad: Sequence[Bad]) -> BadData:

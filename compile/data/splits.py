@@ -71,10 +71,27 @@ def split(rows: Sequence[Row], groups: Sequence[int], seed: int, label_fields: S
     largest = max(map(len, members.values()))
     _check_parts(
         splits,
-        f"{len(rows)} rows fall into {len(members)} groups of near-duplicates, the largest of {largest}, "
-        "and a group is not parted",
+        f"{len(rows)} rows fall into {len(members)} groups of rows that belong together, the largest of "
+        f"{largest}, and a group is not parted",
     )
     return splits
+
+
+def together(groups: Sequence[int], names: Sequence[str]) -> list[int]:
+    """``groups`` joined wherever two rows have the same name; rows without a name are joined by nothing."""
+    leads: dict[int, int] = {}
+
+    def lead(group: int) -> int:
+        while group in leads:
+            group = leads[group]
+        return group
+
+    first: dict[str, int] = {}
+    for group, name in zip(groups, names, strict=True):
+        one, other = lead(group), lead(first.setdefault(name, group) if name else group)
+        if one != other:
+            leads[max(one, other)] = min(one, other)
+    return [lead(group) for group in groups]
 
 
 def given_split(rows: Sequence[Row], said: Sequence[str]) -> Splits:

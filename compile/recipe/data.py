@@ -76,7 +76,8 @@ class DataSource(Section):
 
     It is a file (or a folder with one sub-folder of text files per label) at ``path``, beside the recipe;
     ``file`` inside an installed ``package``; or ``files``, one text file (one text a line) or folder per
-    label, inside ``package`` where that is given.
+    label, inside ``package`` where that is given. ``language``, ``id``, ``split`` and ``group`` name columns;
+    rows of one ``group`` (a machine, a customer, a document) never lie in different splits.
     """
 
     path: str | None = None
@@ -91,6 +92,7 @@ class DataSource(Section):
     language: str = "language"
     id: str = "id"
     split: str | None = None
+    group: str | None = None
     labels: tuple[str, ...] | None = Field(default=None, min_length=2)
     answer: dict[str, AnswerField] | None = Field(default=None, min_length=1)
 
@@ -132,6 +134,8 @@ class DataSource(Section):
             raise ValueError("file lies inside a package: name it, or use path")
         if self.path is not None and self.package is not None:
             raise ValueError("path lies beside the recipe; inside a package it is file")
+        if self.split is not None and self.group is not None:
+            raise ValueError("with split the source says which row lies where: group has nothing to decide")
         if self.files is not None and len(self.files) < 2:
             raise ValueError("files names at least two labels")
         return self

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from compile.data.duplicates import SHINGLE, near_groups, near_pairs, plain
 from compile.data.rows import Row, Splits, read_splits, write_splits
-from compile.data.splits import check_labels, given_split, split, without_leaks
+from compile.data.splits import check_labels, given_split, split, together, without_leaks
 from compile.errors import BadData
 
 WORDS = ["pump", "leaks", "oil", "valve", "泵", "漏油", "now", "3", "stuck"]
@@ -92,6 +92,17 @@ def test_labels_of_every_field_are_trained(values, seed):
     rows = [replace(row(number), fields={"severity": value}) for number, value in enumerate(values)]
     splits = split(rows, range(len(rows)), seed, ["severity"])
     check_labels(splits, {"": ("a",), "severity": tuple(set(values))})
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["", "x", "y", "z"])), max_size=20))
+def test_what_shares_a_group_or_a_name_is_together(pairs):
+    groups, names = [group for group, _ in pairs], [name for _, name in pairs]
+    joined = together(groups, names)
+    for at, to in combinations(range(len(pairs)), 2):
+        if groups[at] == groups[to] or (names[at] and names[at] == names[to]):
+            assert joined[at] == joined[to]
+    assert together(joined, names) == joined
+    assert together(groups, [""] * len(groups)) == groups
 
 
 def test_a_large_set_without_duplicates_keeps_its_tenths():

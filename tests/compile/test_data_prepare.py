@@ -142,6 +142,17 @@ def test_near_duplicates_are_kept_together_or_dropped(tmp_path):
     assert card["duplicates"]["near_duplicate_rows_dropped"] == 15 and sum(splits.sizes.values()) == 60
 
 
+def test_rows_of_one_group_share_a_split(tmp_path):
+    lines = [{**row, "machine": at // 3 if at % 7 else None} for at, row in enumerate(rows(120))]
+    splits, _ = prepared(tmp_path, lines, group="machine")
+    where = {}
+    for name, part in splits.parts():
+        for row in part:
+            machine = lines[row.number - 1]["machine"]
+            assert machine is None or where.setdefault(machine, name) == name
+    assert sum(splits.sizes.values()) == 120 and min(splits.sizes.values()) >= 8
+
+
 def test_labels_of_the_recipe_must_be_seen_and_no_others(tmp_path):
     with pytest.raises(BadData, match="unknown label 'makes noise'"):
         prepared(tmp_path, rows(), labels=FAULTS[:3])
