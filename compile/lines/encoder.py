@@ -155,7 +155,9 @@ class _Making:
             "data",
             {
                 "data": self._digests["data"],
-                **recipe.data.model_dump(mode="json", exclude={"path", "package", "file", "files"}),
+                **recipe.data.model_dump(
+                    mode="json", exclude_defaults=True, exclude={"path", "package", "file", "files"}
+                ),
             },
             {},
             {"outpost-data": "2"},
@@ -172,7 +174,10 @@ class _Making:
         rows = recipe.data.train_rows or 2000
         return Step(
             "finetune",
-            {"base": self._digests["base"], "finetune": settings.model_dump(mode="json")},
+            {
+                "base": self._digests["base"],
+                "finetune": settings.model_dump(mode="json", exclude_defaults=True),
+            },
             {"data": data},
             versions("torch", "transformers", "peft") | {"outpost-classifier": "1"},
             lambda inputs, folder, scratch, report: work.finetune(
