@@ -4,8 +4,6 @@ One scale for all pictures of a model: nothing below nine tenths of the threshol
 """
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models.engines.onnx_vision import decode
@@ -16,19 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SIDE = 220
-_GAP, _TEXT = 6, 16
-_BACK, _INK, _BAD = (255, 255, 255), (30, 30, 30), (190, 30, 30)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A picture (encoded), its heat map [rows, columns], and what the model says."""
-
-    picture: bytes
-    heat_map: "npt.NDArray[np.float32]"
-    label: str
-    score: float
-    is_defect: bool
+_GAP = 4
+_BACK = (255, 255, 255)
 
 
 def overlay(
@@ -47,26 +34,13 @@ def overlay(
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
-def sheet(rows: Sequence[Sequence[Shown]], threshold: float, max_pixels: int) -> bytes:
-    """A row per label: each picture beside its overlay, with label, score and verdict above. PNG."""
-    from PIL import Image, ImageDraw
+def beside(picture: bytes, heat_map: "npt.NDArray[np.float32]", threshold: float, max_pixels: int) -> bytes:
+    """The picture and its overlay side by side. PNG."""
+    from PIL import Image
 
-    across = max(len(row) for row in rows)
-    cell, tall = 2 * _SIDE + _GAP, _SIDE + _TEXT + _GAP
-    paper = Image.new("RGB", (across * (cell + 2 * _GAP), len(rows) * tall), _BACK)
-    pen = ImageDraw.Draw(paper)
-    for down, row in enumerate(rows):
-        for right, shown in enumerate(row):
-            left, top = right * (cell + 2 * _GAP), down * tall
-            said = "defect" if shown.is_defect else "good"
-            text = f"{shown.label}: score {shown.score:.2f}, threshold {threshold:.2f}, {said}"
-            pen.text((left, top + 2), text, fill=_BAD if shown.is_defect else _INK)
-            plain = decode(shown.picture, max_pixels).resize((_SIDE, _SIDE))
-            paper.paste(plain, (left, top + _TEXT))
-            paper.paste(
-                overlay(shown.picture, shown.heat_map, threshold, max_pixels),
-                (left + _SIDE + _GAP, top + _TEXT),
-            )
+    paper = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), _BACK)
+    paper.paste(decode(picture, max_pixels).resize((_SIDE, _SIDE)), (0, 0))
+    paper.paste(overlay(picture, heat_map, threshold, max_pixels), (_SIDE + _GAP, 0))
     return png(paper)
 
 

@@ -145,8 +145,8 @@ def _correlation(ours: "Array", theirs: "Array", rounds: int) -> Measured:
 
 def _inspection_answers(labels: Sequence[str], good: str, said: Inspected) -> list[Answer]:
     return [
-        Answer(f"{'defect' if defect else 'good'}, score {score:.3f}", bool(defect) == (label != good))
-        for label, score, defect in zip(labels, said.test, said.defects, strict=True)
+        Answer("defect" if defect else "good", bool(defect) == (label != good))
+        for label, defect in zip(labels, said.defects, strict=True)
     ]
 
 
@@ -175,47 +175,31 @@ def _pictures(
     line: VisionLine, recipe: InspectRecipe, splits: ImageSplits, name: str, said: Inspected
 ) -> tuple[Picture, ...]:
     """The first test pictures of each label, and the parts that were judged wrong by the widest margin."""
-    from compile.anomaly.show import Shown, sheet
+    from compile.anomaly.show import beside
 
     parts, limit = len(splits.calibration), recipe.data.max_pixels
     threshold = said.threshold.value
 
-    def shown(at: int) -> Shown:
+    def picture(at: int, why: str) -> Picture:
         image = splits.test[at]
-        return Shown(
-            (line.root / image.file).read_bytes(),
-            said.seen.heat_maps[parts + at].astype("float32"),
-            image.label,
-            float(said.test[at]),
-            bool(said.defects[at]),
+        verdict = "defect" if said.defects[at] else "good"
+        heat = said.seen.heat_maps[parts + at].astype("float32")
+        return Picture(
+            f"{why}{image.label}: score {said.test[at]:.2f}, threshold {threshold:.2f}: {verdict} ({name})",
+            beside((line.root / image.file).read_bytes(), heat, threshold, limit),
         )
 
-    labels = (recipe.data.good, *recipe.data.defects)
-    by_label = {
-        label: [at for at, image in enumerate(splits.test) if image.label == label] for label in labels
-    }
-    first = [[shown(at) for at in by_label[label][: recipe.evaluate.shown]] for label in labels]
-    pictures = [
-        Picture(
-            f"{name}: the first test pictures of {', '.join(labels)}, with heat maps of one scale",
-            sheet(first, threshold, limit),
-        )
-    ]
+    first = []
+    for label in (recipe.data.good, *recipe.data.defects):
+        of_label = [at for at, image in enumerate(splits.test) if image.label == label]
+        first += [picture(at, "") for at in of_label[: recipe.evaluate.shown]]
     wrong = [
         at
         for at, image in enumerate(splits.test)
         if bool(said.defects[at]) != (image.label != recipe.data.good)
     ]
     wrong.sort(key=lambda at: -abs(float(said.test[at]) - threshold))
-    if wrong:
-        widest = [shown(at) for at in wrong[: 2 * recipe.evaluate.shown]]
-        rows = [
-            widest[start : start + recipe.evaluate.shown]
-            for start in range(0, len(widest), recipe.evaluate.shown)
-        ]
-        caption = f"{name}: of {len(wrong)} wrong verdicts those farthest from the threshold"
-        pictures.append(Picture(caption, sheet(rows, threshold, limit)))
-    return tuple(pictures)
+    return (*first, *(picture(at, "Wrong. ") for at in wrong[: 2 * recipe.evaluate.shown]))
 
 
 def _notes(recipe: InspectRecipe, name: str, said: Inspected) -> tuple[str, ...]:
@@ -240,7 +224,7 @@ def _find_classes(line: VisionLine, recipe: ClassifyImageRecipe, cache: Cache, c
         results[name] = _result(line, cache, name, steps, seen, metrics)
     answers = {
         name: [
-            Answer(f"{labels[row.argmax()]} ({row.max():.1%})", labels[row.argmax()] == label)
+            Answer(labels[row.argmax()], labels[row.argmax()] == label)
             for row, label in zip(probabilities, truth, strict=True)
         ]
         for name, (_, probabilities) in said.items()
