@@ -1,4 +1,4 @@
-"""Questions and answers from the package ``chatterbot-corpus``, as JSONL: a retrieval task with known answers.
+"""Questions and answers from the package ``chatterbot-corpus``, as JSONL: retrieval with known answers.
 
 ``python examples/search/pairs.py TARGET.jsonl``. Takes the English files that are questions with one answer
 each, and of equal questions the first.
