@@ -1,6 +1,6 @@
 """Releases of an encoder line: the smallest variant that passed, with its probes and what was measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compile.data.rows import read_splits
@@ -64,25 +64,39 @@ def _probes(line: EncoderLine, cache: Cache, chosen: VariantResult) -> tuple[Pro
     labels as there are."""
     recipe, labels = line.recipe, engine_of(cache.folder(line.exported)).labels
     rows = evaluated(recipe, read_splits(cache.folder(line.data)))
+    whole = _read_whole(cache.folder(line.exported), [row.text for row in rows])
     answers = read_measured(cache.folder(line.variants[chosen.name].measured)).answers
     theirs = read_measured(cache.folder(line.variants[REFERENCE].measured)).answers
     if not isinstance(recipe, ClassifyRecipe):
-        picked = [
-            at * len(rows) // recipe.release.probes for at in range(min(recipe.release.probes, len(rows)))
-        ]
+        count = min(recipe.release.probes, len(whole))
+        picked = [whole[at * len(whole) // count] for at in range(count)]
         said: Mapping[int, str] = {at: vector_answer(answers[at].tolist()) for at in picked}
     else:
         right = [
             at
-            for at, row in enumerate(rows)
-            if labels[answers[at].argmax()] == labels[theirs[at].argmax()] == row.label
+            for at in whole
+            if labels[answers[at].argmax()] == labels[theirs[at].argmax()] == rows[at].label
         ]
         right.sort(key=lambda at: -float(answers[at].max()))
         first = {rows[at].label: at for at in reversed(right)}
         picked = [*first.values(), *(at for at in right if at not in first.values())][: recipe.release.probes]
         said = {at: label_answer(labels, answers[at].tolist()) for at in picked}
     if not picked:
-        raise CompileError("the chosen variant gets no measured text right: nothing to probe")
+        raise CompileError(
+            "of the measured texts that are read whole, the chosen variant gets none right: nothing to probe"
+        )
     return tuple(
         Probe(text=rows[at].text, expected=said[at], tolerance=recipe.release.tolerance) for at in picked
     )
+
+
+def _read_whole(exported: Path, texts: Sequence[str]) -> list[int]:
+    """Which texts fit the model: measuring cuts the others, a device refuses them."""
+    from tokenizers import Tokenizer
+
+    needs = engine_of(exported).text
+    tokenizer = Tokenizer.from_file(str(exported / TOKENIZER))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    read = tokenizer.encode_batch(list(texts))
+    return [at for at, one in enumerate(read) if needs is None or len(one.ids) <= needs.max_tokens]

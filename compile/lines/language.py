@@ -30,6 +30,8 @@ HF = "hf"
 REFERENCE_FILE = "reference-f32.gguf"
 FIXED = "fixed.safetensors"
 IMPORTANCE = "importance.safetensors"
+SETTINGS = "settings.json"
+SURVIVAL = "survival.json"
 BASE_PROBE = "What is the capital of France?"
 BASE_PROBE_TOKENS = 8
 
@@ -39,6 +41,7 @@ class VariantSteps:
     """The steps of one variant: its files are at ``file`` in the folder of ``model``.
 
     ``fidelity`` measures it without the adapter, ``answers`` with it. ``adapter`` has this variant's format.
+    ``against`` is the fidelity of what it is held against; ``survival`` says what is left of the adapter.
     """
 
     model: Step
@@ -46,6 +49,8 @@ class VariantSteps:
     fidelity: Step
     answers: Step | None
     adapter: Step | None
+    against: Step | None = None
+    survival: Step | None = None
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,19 @@ class LanguageLine:
                 raise BadRecipe(f"continues: {before} is not there")
             previous = cls.make(before, workshop, continued | {path})
             _check_continues(recipe, previous.recipe)
+        from compile.lines.language_sources import Sources
         from compile.lines.language_steps import LanguageSteps
 
-        return LanguageSteps(recipe, path.parent, workshop, previous).line(Digest.of(path.read_bytes()))
+        sources = Sources.find(recipe, path.parent, workshop)
+        return LanguageSteps(sources, previous).line(Digest.of(path.read_bytes()))
 
     @property
     def steps(self) -> list[Step]:
         """Everything that the judgement needs."""
         made = [self.data, self.baselines, self.tuned, self.adapter]
-        measured = [step for one in self.variants.values() for step in (one.fidelity, one.answers)]
+        measured = [
+            step for one in self.variants.values() for step in (one.fidelity, one.answers, one.survival)
+        ]
         return [self.base, self.root, *(step for step in (*made, *measured) if step is not None)]
 
     def findings(self, cache: Cache, command: str) -> Findings:

@@ -3,18 +3,23 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compile.data.rows import Row, read_splits
 from compile.evaluate import answers, judge
-from compile.evaluate.judge import Measured, VariantResult
+from compile.evaluate.judge import Measured, VariantResult, Verdict
 from compile.evaluate.measure import TOKENS, read_measured
 from compile.findings import Answer, Case, Compared, Findings
 from compile.gguf.files import CONVERTERS_VERSION, fallbacks
+from compile.gguf.mixture import Override
+from compile.gguf.survival import Nearness, Survival, advise
 from compile.line import REFERENCE, device_name
 from compile.lines.language import (
     ADAPTER,
+    SETTINGS,
+    SURVIVAL,
     LanguageLine,
     VariantSteps,
     answer_fields,
@@ -22,9 +27,11 @@ from compile.lines.language import (
     test_rows,
 )
 from compile.recipe.language import LanguageVariant
+from compile.recipe.sections import Budget
 from compile.steps import Cache, in_order
 from models.digest import Digest
 from models.engines.llama_cpp import read_header
+from models.gguf import TensorType
 from models.manifest import Fallback
 
 if TYPE_CHECKING:
@@ -36,52 +43,9 @@ _SEED = 7
 def find(line: LanguageLine, cache: Cache, command: str) -> Findings:
     """Judge what was measured."""
     recipe, fields = line.recipe, answer_fields(line.recipe)
-    tested: tuple[Row, ...] = ()
-    before: tuple[Row, ...] = ()
-    sizes: Mapping[str, int] = {}
-    if line.data is not None:
-        splits = read_splits(cache.folder(line.data))
-        tested, before, sizes = test_rows(recipe, splits), before_rows(recipe, splits), splits.sizes
-    kinds = {variant.name: variant for variant in recipe.variants}
-    tokens = {name: _tokens(cache.folder(steps.fidelity)) for name, steps in line.variants.items()}
-    said = {name: _answers(steps, cache) for name, steps in line.variants.items()}
-    alone = {
-        name: read_measured(cache.folder(steps.fidelity)).get("answers", [])
-        for name, steps in line.variants.items()
-    }
-    results: dict[str, VariantResult] = {}
-    for name, steps in line.variants.items():
-        metrics: dict[str, Measured] = {}
-        if tested:
-            metrics |= _task_metrics(line, tested, said[name], said[REFERENCE])
-        if line.adapter is not None and tested:
-            at = [tested.index(row) for row in before]
-            metrics["adapter_effect"] = _adapter_effect(
-                line, before, [said[name][i] for i in at], alone[name]
-            )
-        ledger, matrices = _ledger(steps, cache, kinds.get(name))
-        if name == REFERENCE:
-            metrics["perplexity"] = _perplexity(line, tokens[REFERENCE])
-        else:
-            metrics |= judge.fidelity_metrics(
-                tokens[name], tokens[REFERENCE], recipe.evaluate.bootstrap, _SEED
-            )
-            metrics["fallback_tensors"] = Measured(0.0, float(len(ledger)), None, matrices)
-        measured = read_measured(cache.folder(steps.answers or steps.fidelity))
-        kind = kinds.get(name)
-        results[name] = VariantResult(
-            name=name,
-            precision=kind.type if kind else "F32",
-            bytes=size_of(cache.folder(steps.model) / steps.file),
-            verdicts=judge.hold(metrics, recipe.budgets if kind else {}),
-            speeds=tuple(measured["speed"]),
-            peak_ram_bytes=measured["peak_ram_bytes"],
-            ledger=ledger,
-            answers=tuple(said[name]),
-            format="onnx-genai" if kind and kind.is_genai else "gguf",
-            settings=_settings(kind, cache.folder(steps.model)),
-        )
-    candidates = [one for name, one in results.items() if name != REFERENCE]
+    seen = _Seen.read(line, cache)
+    results = {name: _variant(line, cache, name, seen) for name in line.variants}
+    candidates = tuple(one for name, one in results.items() if name != REFERENCE)
     chosen = judge.choose(candidates)
     return Findings(
         title=f"{recipe.release.name} {recipe.release.version} on {recipe.base.name}",
@@ -89,23 +53,138 @@ def find(line: LanguageLine, cache: Cache, command: str) -> Findings:
         device=device_name(line.workshop.threads),
         headline=headline_of(line),
         reference_note=reference_note(line, cache),
-        rows=dict(sizes) | ({"tested": len(tested)} if tested else {}),
+        rows=dict(seen.sizes) | ({"tested": len(seen.tested)} if seen.tested else {}),
         reference=results[REFERENCE],
-        variants=tuple(candidates),
+        variants=candidates,
         chosen=chosen.name if chosen else None,
         nearest=None if chosen else judge.nearest_recipe(candidates, recipe.budgets),
         lineage=lineage(line, cache),
         curve=_curve(line, cache),
-        beside=_beside(line, cache, tested, before, alone[REFERENCE]),
+        beside=_beside(line, cache, seen),
         cases=tuple(
             Case(
                 row.text,
                 row.answer,
-                {name: Answer(some[at], _right(row, some[at], fields)) for name, some in said.items()},
+                {name: Answer(some[at], _right(row, some[at], fields)) for name, some in seen.said.items()},
             )
-            for at, row in enumerate(tested)
+            for at, row in enumerate(seen.tested)
         ),
+        notes=_advice(line, cache),
     )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The rows that were tested, those also ``before`` the adapter, and what every variant said to them."""
+
+    sizes: Mapping[str, int]
+    tested: tuple[Row, ...]
+    before: tuple[Row, ...]
+    said: Mapping[str, list[str]]
+    alone: Mapping[str, list[str]]
+
+    @classmethod
+    def read(cls, line: LanguageLine, cache: Cache) -> "_Seen":
+        tested: tuple[Row, ...] = ()
+        before: tuple[Row, ...] = ()
+        sizes: Mapping[str, int] = {}
+        if line.data is not None:
+            splits = read_splits(cache.folder(line.data))
+            tested, before = test_rows(line.recipe, splits), before_rows(line.recipe, splits)
+            sizes = splits.sizes
+        said = {name: _answers(steps, cache) for name, steps in line.variants.items()}
+        alone = {
+            name: read_measured(cache.folder(steps.fidelity)).get("answers", [])
+            for name, steps in line.variants.items()
+        }
+        return cls(sizes, tested, before, said, alone)
+
+
+def _variant(line: LanguageLine, cache: Cache, name: str, seen: _Seen) -> VariantResult:
+    """One variant: what it scores, what it lost, whether it may ship."""
+    recipe, steps = line.recipe, line.variants[name]
+    kind = next((one for one in recipe.variants if one.name == name), None)
+    metrics: dict[str, Measured] = {}
+    if seen.tested:
+        metrics |= _task_metrics(line, seen.tested, seen.said[name], seen.said[REFERENCE])
+    if line.adapter is not None and seen.tested:
+        with_adapter = [seen.said[name][seen.tested.index(row)] for row in seen.before]
+        # A merged model has no base of its own: the reference's stands in.
+        without = seen.alone[name] or seen.alone[REFERENCE]
+        metrics["adapter_effect"] = _adapter_effect(line, seen.before, with_adapter, without)
+    settings, overrides = _settings(kind, cache.folder(steps.model))
+    ledger, matrices = _ledger(steps, cache, kind, overrides)
+    tokens = _tokens(cache.folder(steps.fidelity))
+    if steps.against is None:
+        metrics["perplexity"] = _perplexity(tokens)
+    else:
+        theirs = _tokens(cache.folder(steps.against))
+        metrics |= judge.fidelity_metrics(tokens, theirs, recipe.evaluate.bootstrap, _SEED)
+        metrics["fallback_tensors"] = Measured(0.0, float(len(ledger)), None, matrices)
+    verdicts = judge.hold(metrics, recipe.budgets if kind else {})
+    if steps.survival is not None:
+        verdicts += _survival(line, cache.folder(steps.survival))
+    measured = read_measured(cache.folder(steps.answers or steps.fidelity))
+    return VariantResult(
+        name=name,
+        precision=kind.type if kind else "F32",
+        bytes=size_of(cache.folder(steps.model) / steps.file),
+        verdicts=verdicts,
+        speeds=tuple(measured["speed"]),
+        peak_ram_bytes=measured["peak_ram_bytes"],
+        ledger=ledger,
+        answers=tuple(seen.said[name]),
+        format="onnx-genai" if kind and kind.is_genai else "gguf",
+        settings=settings,
+    )
+
+
+def _survival(line: LanguageLine, folder: Path) -> tuple[Verdict, ...]:
+    """What is left of the adapter on this base.
+
+    That it is nearer to the reference with the adapter than without, beyond doubt, is demanded whatever the
+    recipe says: a base on which the adapter does nothing is no base for it.
+    """
+    adapted, alone = read_survival(folder)
+    near = adapted.mean_kl
+    span = (near.low, near.high)
+    tokens = sum(adapted.tokens)
+    budgets = line.recipe.budgets
+    found = judge.hold({"answer_kl": Measured(0.0, near.value, span, tokens, span)}, budgets)
+    if alone is None:
+        return found
+    margin = Survival(adapted, alone).margin
+    measured = Measured(near.value, alone.mean_kl.value, (margin.low, margin.high), tokens)
+    asked = budgets.get("adapter_margin", Budget(min_gain=1e-9))
+    return found + judge.hold({"adapter_margin": measured}, {"adapter_margin": asked})
+
+
+def read_survival(folder: Path) -> tuple[Nearness, Nearness | None]:
+    """What a survival step measured: with the adapter, and without where it can be taken away."""
+    stored = json.loads((folder / SURVIVAL).read_text(encoding="utf-8"))
+    read = {
+        name: Nearness(tuple(one["tokens"]), tuple(one["kl"]), tuple(one["flips"]))
+        for name, one in stored.items()
+    }
+    return read["adapted"], read.get("alone")
+
+
+def _advice(line: LanguageLine, cache: Cache) -> tuple[str, ...]:
+    """Whether to merge, by measurement, for every type that was tried both ways."""
+    kinds = {one.name: one for one in line.recipe.variants}
+    said = []
+    for name, kind in kinds.items():
+        steps = line.variants[name]
+        same = (other for other, one in kinds.items() if one.type == kind.type and not one.merged)
+        apart = next(same, None)
+        if not kind.merged or apart is None or steps.survival is None:
+            continue
+        beside = line.variants[apart].survival
+        if beside is not None:
+            merged, separate = (read_survival(cache.folder(one))[0] for one in (steps.survival, beside))
+            choice, why = advise(separate, merged)
+            said.append(f"{kind.type}: ship the adapter {choice}; {why}.")
+    return tuple(said)
 
 
 def headline_of(line: LanguageLine) -> str:
@@ -212,10 +291,9 @@ def _adapter_effect(
     return judge.paired(values, others, rounds, _SEED)
 
 
-def _beside(
-    line: LanguageLine, cache: Cache, tested: Sequence[Row], before: Sequence[Row], alone: Sequence[str]
-) -> tuple[Compared, ...]:
+def _beside(line: LanguageLine, cache: Cache, seen: _Seen) -> tuple[Compared, ...]:
     """The baselines, and the base before training."""
+    tested, before, alone = seen.tested, seen.before, seen.alone[REFERENCE]
     fields, rounds = answer_fields(line.recipe), line.recipe.evaluate.bootstrap
     found: dict[str, dict[str, Measured]] = {}
     if line.baselines is not None and line.data is not None:
@@ -244,7 +322,7 @@ def _right(row: Row, answer: str, fields: Sequence[answers.Field]) -> bool:
     return answer.strip() == row.answer.strip()
 
 
-def _perplexity(line: LanguageLine, tokens: Mapping[str, "npt.NDArray[Any]"]) -> Measured:
+def _perplexity(tokens: Mapping[str, "npt.NDArray[Any]"]) -> Measured:
     import numpy as np
 
     value = float(np.exp(tokens["loss"].mean()))
@@ -252,23 +330,35 @@ def _perplexity(line: LanguageLine, tokens: Mapping[str, "npt.NDArray[Any]"]) ->
 
 
 def _ledger(
-    steps: VariantSteps, cache: Cache, kind: LanguageVariant | None
+    steps: VariantSteps, cache: Cache, kind: LanguageVariant | None, overrides: Sequence[Override]
 ) -> tuple[tuple[Fallback, ...], int]:
     """What fell back, and out of how many matrices."""
-    if kind is None or kind.is_genai:
-        return (), 0
-    header = read_header(cache.folder(steps.model) / steps.file)
-    return fallbacks(header, kind.type), sum(len(tensor.shape) > 1 for tensor in header.tensors)
-
-
-def _settings(kind: LanguageVariant | None, folder: Path) -> dict[str, Any]:
     if kind is None:
-        return {}
+        return (), 0
+    place = cache.folder(steps.model) / steps.file
+    if kind.is_genai:
+        from compile.onnx.genai import GenaiSettings, ledger
+        from models.onnx import read_model
+
+        model = read_model(place / "model.onnx")
+        found = ledger(model, GenaiSettings(precision=kind.genai_precision))
+        return found, sum(len(tensor.shape) > 1 for tensor in model.initializers)
+    header = read_header(place)
+    return fallbacks(header, kind.type, overrides), sum(len(tensor.shape) > 1 for tensor in header.tensors)
+
+
+def _settings(kind: LanguageVariant | None, folder: Path) -> tuple[dict[str, Any], tuple[Override, ...]]:
+    """How a variant was made, for people, and the tensors that have a type of their own."""
+    if kind is None:
+        return {}, ()
     found: dict[str, Any] = {"importance matrix": "yes"} if kind.importance else {}
-    stored = folder / "settings.json"
-    if stored.is_file():
-        found |= json.loads(stored.read_text(encoding="utf-8"))
-    return found
+    if kind.merged:
+        found["adapter"] = "merged"
+    if not (folder / SETTINGS).is_file():
+        return found, ()
+    stored = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    overrides = tuple(Override(name, TensorType[kept]) for name, kept in stored["overrides"])
+    return found | stored["settings"], overrides
 
 
 def _answers(steps: VariantSteps, cache: Cache) -> list[str]:
@@ -286,5 +376,7 @@ def _curve(line: LanguageLine, cache: Cache) -> list[dict[str, Any]]:
     if line.tuned is None:
         return []
     before = _curve(line.previous, cache) if line.previous is not None else []
-    own = json.loads((cache.folder(line.tuned) / "curve.json").read_text(encoding="utf-8"))
+    own: list[dict[str, Any]] = json.loads(
+        (cache.folder(line.tuned) / "curve.json").read_text(encoding="utf-8")
+    )
     return before + own

@@ -1,6 +1,7 @@
 """Releases of a language line: bases that passed, and the adapter that was checked against each of them.
 
-An adapter has one format, so where variants of two engines pass, it ships once for each.
+An adapter has one format, so where variants of two engines pass, it ships once for each. Where a model with
+the adapter merged in is the smallest that passes, it ships alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from compile.evaluate import answers, judge
 from compile.evaluate.judge import VariantResult
 from compile.evaluate.measure import read_measured
 from compile.findings import Findings
+from compile.forecast import workload_of
 from compile.gguf.files import vocabulary
 from compile.line import device_name
 from compile.lines.language import (
@@ -33,12 +35,16 @@ from compile.recipe.training import FineTune
 from compile.steps import Cache
 from models.digest import Digest
 from models.engines.llama_cpp import read_header
+from models.forecast import fitting_profiles
 from models.manifest import AdapterFacts, AdapterSlots, Engine, Kind, Manifest, Probe, Quality, Speed
+from models.profiles import PROFILES
 
 _BASE_METRICS = ("perplexity", *FIDELITY)
 _BASE_TOLERANCE = 0.6
 """A base completes prose freely: near-ties go either way on another processor."""
 MAX_RANK = 64
+_CONTEXT, _CPU_MEMORY = 2048, 4_000_000_000
+"""What profiles are forecast for: tokens of context, and bytes where a profile does not say them."""
 _SUFFIX = {"gguf": "", "onnx-genai": "-onnx"}
 """What the name of an adapter ends with, by format."""
 
@@ -47,17 +53,20 @@ def package(line: LanguageLine, cache: Cache, findings: Findings, out: Path) -> 
     """Bases first: the adapter's manifest holds the digests of theirs."""
     recipe, releases = line.recipe, {}
     passing = sorted((one for one in findings.variants if one.passed), key=lambda one: one.bytes)
+    merged = {one.name for one in recipe.variants if one.merged}
+    beside_adapter = line.adapter is not None and passing[0].name not in merged
     # Without an adapter the model itself is what was asked for, and one of it ships.
+    passing = [one for one in passing if one.name not in merged] if beside_adapter else passing[:1]
     digests = {}
-    for one in passing if line.adapter is not None else passing[:1]:
-        manifest = _base_manifest(line, cache, one)
+    for one in passing:
+        manifest = _base_manifest(line, cache, one, beside_adapter)
         folder = out / f"{manifest.name}-{manifest.version}"
         steps = line.variants[one.name]
         place = cache.folder(steps.model) / steps.file
         files = files_below(place) if place.is_dir() else {WEIGHTS: place}
         digests[one.name] = package_release(folder, manifest, files).digest
         releases[one.name] = folder
-    if line.adapter is None:
+    if not beside_adapter:
         return releases
     for kind in _SUFFIX:
         same = [one for one in passing if one.format == kind]
@@ -70,7 +79,7 @@ def package(line: LanguageLine, cache: Cache, findings: Findings, out: Path) -> 
     return releases
 
 
-def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult) -> Manifest:
+def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult, beside_adapter: bool) -> Manifest:
     recipe, steps = line.recipe, line.variants[one.name]
     known = vocabulary(read_header(cache.folder(line.root) / REFERENCE_FILE))
     measured = read_measured(cache.folder(steps.fidelity))
@@ -84,7 +93,7 @@ def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult) -> Mani
         ),
     )
     slots = None
-    if line.adapter is not None:
+    if beside_adapter:
         for key in ("dataset", "recipe", "adapter", "continues"):
             traced.pop(key, None)  # a base is the same whatever adapter was made beside it
         name, version, license_ = recipe.base.name, recipe.base.version, recipe.base.license
@@ -103,14 +112,14 @@ def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult) -> Mani
         format="gguf" if one.format == "gguf" else "onnx-genai",
         precision=one.precision,
         files=(),
-        profiles=recipe.release.profiles,
+        profiles=recipe.release.profiles or fitting(cache.folder(steps.model) / steps.file, one.precision),
         engine=Engine(
             context_length=known.context_length,
             chat_template=Digest.of(known.chat_template.encode()),
             tokenizer=Digest.of((cache.folder(line.root) / HF / "tokenizer.json").read_bytes()),
             adapter_slots=slots,
-            output_schema=_schema(line) if line.adapter is None else None,
-            system_prompt=recipe.prompt.system if line.adapter is None else None,
+            output_schema=None if beside_adapter else _schema(line),
+            system_prompt=None if beside_adapter else recipe.prompt.system,
         ),
         lineage=traced,
         quality=quality,
@@ -234,8 +243,15 @@ def _per_base(line: LanguageLine, passing: Sequence[VariantResult]) -> tuple[Qua
         verdict.quality.model_copy(update={"metric": f"{verdict.metric}@{one.precision}"})
         for one in passing
         for verdict in one.verdicts
-        if verdict.metric in (headline_of(line), "adapter_effect")
+        if verdict.metric in (headline_of(line), "adapter_effect", "adapter_margin", "answer_kl")
     )
+
+
+def fitting(place: Path, precision: str) -> tuple[str, ...]:
+    """The device profiles that a variant fits, by forecast; processors are taken to have 4 GB."""
+    load = workload_of(place, precision.removeprefix("genai-").lower(), _CONTEXT)
+    memory = {name: _CPU_MEMORY for name, device in PROFILES.items() if device.kind == "cpu"}
+    return fitting_profiles(load, memory)
 
 
 def _speed(device: str, speeds: Sequence[float], peak_ram_bytes: int) -> Speed:

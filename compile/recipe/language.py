@@ -24,7 +24,7 @@ FIDELITY = (
 )
 """What every variant is measured in, whatever the data: against the reference, on held-out text."""
 TEXT_METRICS = ("exact_match", "chrf", "bleu", "rouge_l", "answer_agreement")
-ADAPTER_METRICS = ("adapter_effect", "adapter_kl_share")
+ADAPTER_METRICS = ("adapter_effect", "adapter_margin", "answer_kl")
 
 
 class Prompt(Section):
@@ -41,10 +41,15 @@ class Calibration(Section):
 
 
 class Mixed(Section):
-    """Tensors are kept in a ``higher`` type, the most sensitive first, until the mean KL is at most this."""
+    """Tensors are kept in a ``higher`` type, the most sensitive first, until the mean KL is at most this.
+
+    Groups of tensors are tried one by one: all of a ``kind``, all of a ``layer``, or a kind in a layer. The
+    KL is that on the calibration text, at the upper end of its interval.
+    """
 
     max_kl: float = Field(gt=0)
     higher: GgufType = "Q8_0"
+    by: Literal["kind", "layer", "layer-kind"] = "layer"
 
 
 class LanguageVariant(Section):

@@ -1,0 +1,246 @@
+"""How variants are measured: on held-out text, in their answers, and in what is left of the adapter.
+
+Everything goes through the engine that will serve, in processes of their own (``compile.evaluate.measure``).
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from compile.data.rows import Row, read_splits
+from compile.evaluate import tokens
+from compile.evaluate.measure import measure
+from compile.forecast import Forecast
+from compile.gguf.files import vocabulary
+from compile.line import versions
+from compile.lines.language import (
+    ADAPTER,
+    BASE_PROBE,
+    BASE_PROBE_TOKENS,
+    GENAI,
+    GENAI_ADAPTER,
+    HF,
+    REFERENCE_FILE,
+    SURVIVAL,
+    VariantSteps,
+    before_rows,
+    chat,
+    template_of,
+    test_rows,
+)
+from compile.lines.language_sources import Sources
+from compile.recipe.language import LanguageVariant
+from compile.steps import Report, Step
+from models.engines.llama_cpp import read_header
+
+Folders = Mapping[str, Path]
+
+
+class Measurer:
+    """Makes the steps that measure. ``root`` and ``data`` are those of the line."""
+
+    def __init__(self, sources: Sources, root: Step, data: Step | None) -> None:
+        self._sources, self._root, self._data = sources, root, data
+        self._recipe, self._threads = sources.recipe, sources.workshop.threads
+
+    def variant(
+        self,
+        name: str,
+        model: Step,
+        file: str,
+        against: Step | None,
+        adapter: Step | None,
+        kind: LanguageVariant | None,
+        yardstick: Step | None,
+    ) -> VariantSteps:
+        """All that is measured of one variant; ``against`` is the fidelity of what it is held against."""
+        genai = file == GENAI
+        fidelity = self.fidelity(name, model, file, against, adapter is not None, kind)
+        answers = self._answers(name, model, file, adapter, kind) if self._data is not None else None
+        survival = None
+        if yardstick is not None and not genai and kind is not None:
+            survival = self._survival(name, model, file, None if kind.merged else adapter, yardstick, kind)
+        return VariantSteps(model, file, fidelity, answers, adapter, against, survival)
+
+    def fidelity(
+        self,
+        name: str,
+        model: Step,
+        file: str,
+        against: Step | None,
+        alone: bool,
+        kind: LanguageVariant | None,
+    ) -> Step:
+        """Perplexity and divergence on held-out text, token ids, speed; with ``alone``, answers as it is."""
+        recipe, evaluate = self._recipe, self._recipe.evaluate
+
+        def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
+            from compile.training.examples import load_tokenizer
+
+            rows = before_rows(recipe, read_splits(inputs["data"])) if "data" in inputs else ()
+            job = self._job(inputs, file, folder) | {
+                "adapter": None,
+                "prompts": self._prompts(inputs, rows),
+                "probe": template_of(inputs["root"]).render(({"role": "user", "content": BASE_PROBE},)),
+                "probe_tokens": BASE_PROBE_TOKENS,
+                "text": {
+                    "path": str(self._sources.text),
+                    "tokens": evaluate.text_tokens,
+                    "window": evaluate.window,
+                },
+                "against": str(inputs["against"]) if "against" in inputs else None,
+                "tokenize": tokens.CORPUS,
+            }
+            result = measure(job, report)
+            known = vocabulary(read_header(inputs["root"] / REFERENCE_FILE))
+            tokens.compare(
+                result["token_ids"],
+                result["token_ids_special"],
+                tokens.CORPUS,
+                load_tokenizer(inputs["root"] / HF),
+                known.bos if known.add_bos else None,
+            )
+
+        linked = {"model": model, "root": self._root}
+        linked |= {"against": against} if against is not None else {}
+        linked |= {"data": self._data} if self._data is not None and alone else {}
+        own = {"text_tokens", "window", "before_rows", "test_rows", "max_tokens", "speed_repeats"}
+        forecast = self._forecast(file, kind)
+        heavy = self._sources.base_bytes / 540e6
+        return Step(
+            f"fidelity-{name}",
+            {"text": self._sources.digests["text"], **self._stated(file, own)},
+            linked,
+            self._tools(file),
+            work,
+            seconds=forecast.seconds + heavy * (evaluate.text_tokens / 200 + evaluate.before_rows * 0.5),
+            disk_bytes=self._logits(evaluate.text_tokens) if against is None else 1 << 20,
+            ram_bytes=forecast.ram_bytes,
+        )
+
+    def yardstick(self, root: Step, adapter: Step) -> Step:
+        """The reference's own answers with the adapter, and its distributions along them."""
+        recipe = self._recipe
+
+        def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
+            from compile.gguf.survival import yardstick
+
+            yardstick(
+                inputs["root"] / REFERENCE_FILE,
+                inputs["adapter"] / ADAPTER,
+                self._prompts(inputs, before_rows(recipe, read_splits(inputs["data"]))),
+                folder,
+                self._threads,
+                recipe.evaluate.max_tokens,
+                report,
+            )
+
+        forecast = self._forecast(REFERENCE_FILE, None)
+        return Step(
+            "yardstick",
+            self._stated(REFERENCE_FILE, {"before_rows", "test_rows", "max_tokens"}),
+            {"root": root, "adapter": adapter} | ({"data": self._data} if self._data else {}),
+            versions("llama-cpp-python") | {"outpost-survival": "1"},
+            work,
+            seconds=forecast.seconds + recipe.evaluate.before_rows * self._sources.base_bytes / 540e6,
+            disk_bytes=self._logits(recipe.evaluate.before_rows * recipe.evaluate.max_tokens),
+            ram_bytes=forecast.ram_bytes,
+        )
+
+    def _survival(
+        self,
+        name: str,
+        model: Step,
+        file: str,
+        adapter: Step | None,
+        yardstick: Step,
+        kind: LanguageVariant,
+    ) -> Step:
+        """How near to the yardstick: with the adapter and without; of a merged model, as it is."""
+
+        def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
+            from compile.gguf.survival import nearness, survival
+
+            weights, against = inputs["model"] / file, inputs["yardstick"]
+            if "adapter" in inputs:
+                found = survival(
+                    weights, inputs["adapter"] / ADAPTER, against, scratch / "measured", self._threads, report
+                )
+                stored = {"adapted": vars_of(found.adapted), "alone": vars_of(found.alone)}
+            else:
+                near = nearness(weights, against, scratch / "measured", self._threads, report)
+                stored = {"adapted": vars_of(near)}
+            (folder / SURVIVAL).write_text(json.dumps(stored), encoding="utf-8")
+
+        vars_of = dataclasses.asdict
+        forecast = self._forecast(file, kind)
+        return Step(
+            f"survival-{name}",
+            {"threads": self._threads},
+            {"model": model, "yardstick": yardstick} | ({"adapter": adapter} if adapter else {}),
+            versions("llama-cpp-python") | {"outpost-survival": "1"},
+            work,
+            seconds=forecast.seconds
+            + self._recipe.evaluate.before_rows * 1.2 * self._sources.base_bytes / 540e6,
+            ram_bytes=forecast.ram_bytes,
+        )
+
+    def _answers(
+        self, name: str, model: Step, file: str, adapter: Step | None, kind: LanguageVariant | None
+    ) -> Step:
+        recipe = self._recipe
+        rider = GENAI_ADAPTER if file == GENAI else ADAPTER
+
+        def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
+            job = self._job(inputs, file, folder) | {
+                "adapter": str(inputs["adapter"] / rider) if "adapter" in inputs else None,
+                "prompts": self._prompts(inputs, test_rows(recipe, read_splits(inputs["data"]))),
+            }
+            measure(job, report)
+
+        linked = {"model": model, "root": self._root}
+        linked |= {"data": self._data} if self._data is not None else {}
+        linked |= {"adapter": adapter} if adapter is not None else {}
+        forecast = self._forecast(file, kind)
+        return Step(
+            f"answers-{name}",
+            self._stated(file, {"test_rows", "max_tokens", "speed_repeats"}),
+            linked,
+            self._tools(file),
+            work,
+            seconds=forecast.seconds
+            + (recipe.evaluate.test_rows or 96) * 0.45 * self._sources.base_bytes / 540e6,
+            ram_bytes=forecast.ram_bytes,
+        )
+
+    def _prompts(self, inputs: Folders, rows: tuple[Row, ...]) -> list[str]:
+        template = template_of(inputs["root"])
+        return [template.render(chat(self._recipe, row)) for row in rows]
+
+    def _job(self, inputs: Folders, file: str, folder: Path) -> dict[str, object]:
+        evaluate = self._recipe.evaluate
+        return {
+            "model": str(inputs["model"] / file),
+            "folder": str(folder),
+            "threads": self._threads,
+            "max_tokens": evaluate.max_tokens,
+            "speed_repeats": evaluate.speed_repeats,
+        }
+
+    def _stated(self, file: str, keys: set[str]) -> dict[str, object]:
+        """What decides a measurement besides its inputs."""
+        chosen = self._recipe.evaluate.model_dump(mode="json", include=keys)
+        return {"system": self._recipe.prompt.system, "file": file, "threads": self._threads, **chosen}
+
+    def _tools(self, file: str) -> dict[str, str]:
+        engine = "onnxruntime-genai" if file == GENAI else "llama-cpp-python"
+        return versions(engine) | {"outpost-measure": "2"}
+
+    def _logits(self, tokens: int) -> int:
+        """Bytes of the distributions of so many tokens, as float16."""
+        return 2 * tokens * self._sources.facts.vocabulary
+
+    def _forecast(self, file: str, kind: LanguageVariant | None) -> Forecast:
+        engine = "measure-genai" if file == GENAI else "measure-gguf"
+        return self._sources.forecast(engine, kind.type if kind is not None else None)

@@ -1,0 +1,79 @@
+"""What a language recipe names, found and hashed: the ground on which its steps are made."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compile.data.reading import source_digest
+from compile.errors import BadRecipe
+from compile.forecast import Facts, Forecast, facts_of, predict
+from compile.line import Workshop, digest_of
+from compile.recipe.distil import DistilLogits
+from compile.recipe.language import LanguageRecipe
+from models.digest import Digest
+
+_BITS = {
+    "F16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q5_1": 6.0, "Q5_0": 5.5, "Q4_K_M": 4.9,
+    "Q4_1": 5.0, "Q4_0": 4.5, "IQ4_NL": 4.5, "IQ4_XS": 4.3,
+    "genai-fp32": 32.0, "genai-int8": 9.0, "genai-int4": 6.0,
+}  # fmt: skip
+"""Bits of a weight, scales included; for forecasts."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files by role, their digests by name, and the sizes of the base."""
+
+    recipe: LanguageRecipe
+    beside: Path
+    workshop: Workshop
+    base: Path
+    text: Path
+    calibration: Path | None
+    teacher: Path | None
+    digests: dict[str, Digest]
+    facts: Facts = field(repr=False)
+
+    @classmethod
+    def find(cls, recipe: LanguageRecipe, beside: Path, workshop: Workshop) -> "Sources":
+        """Look everything up. Raises ``BadRecipe``, ``UnsafeFile``."""
+        base = recipe.base.find(beside, "base")
+        text = recipe.evaluate.text.find(beside, "evaluate.text")
+        digests = {"base": digest_of(base), "text": digest_of(text)}
+        calibration = teacher = None
+        if recipe.data is not None:
+            digests["data"] = source_digest(recipe.data, beside)
+        if recipe.calibration is not None:
+            calibration = recipe.calibration.text.find(beside, "calibration.text")
+            digests["calibration"] = digest_of(calibration)
+            if digests["calibration"] == digests["text"]:
+                raise BadRecipe(
+                    "calibration.text: the same text as evaluate.text, which is to be held out; split it"
+                )
+        if isinstance(recipe.distil, DistilLogits):
+            teacher = recipe.distil.teacher.find(beside, "distil.teacher")
+            digests["teacher"] = digest_of(teacher)
+        window = recipe.evaluate.window
+        facts = facts_of(base, window, recipe.evaluate.text_tokens)
+        return cls(recipe, beside, workshop, base, text, calibration, teacher, digests, facts)
+
+    def forecast(self, kind: str, variant: str | None = None, batch: int = 0) -> Forecast:
+        """What a step of ``kind`` takes, on the base or on a variant of this type."""
+        bits = _BITS[variant] if variant is not None else 32.0
+        sizes = Facts(
+            parameters=self.facts.parameters,
+            vocabulary=self.facts.vocabulary,
+            layers=self.facts.layers,
+            hidden=self.facts.hidden,
+            largest=self.facts.largest,
+            tied=self.facts.tied,
+            weight_bytes=round(self.facts.parameters * bits / 8),
+            window=self.facts.window,
+            text_tokens=self.facts.text_tokens,
+            batch=batch,
+        )
+        return predict(kind, sizes)
+
+    @property
+    def base_bytes(self) -> int:
+        """In float32."""
+        return self.facts.float_bytes
