@@ -5,33 +5,17 @@ comparison says so. Refuses a source whose dequantized tensors do not come back 
 Works tensor by tensor, so memory does not grow with the number of layers.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 
-from compile.errors import BadRecipe, UnsupportedBase
+from compile.errors import UnsupportedBase
 from compile.gguf.dequantize import compare, llama_config, write_safetensors
 from compile.gguf.files import Converters, precision, vocabulary
 from compile.gguf.tokenizer import write_tokenizer
-from compile.recipe.schema import BaseSource
 from compile.steps import Report
 from models.engines.llama_cpp import read_header
 
 REFERENCE = "reference-f32.gguf"
-
-
-def find_source(base: BaseSource, beside: Path) -> Path:
-    """The GGUF that a recipe names. Raises ``BadRecipe`` when it is not there."""
-    if base.package is None:
-        path = beside / base.file
-    else:
-        spec = importlib.util.find_spec(base.package)
-        if spec is None or not spec.submodule_search_locations:
-            raise BadRecipe(f"base.package: the package {base.package!r} is not installed")
-        path = Path(next(iter(spec.submodule_search_locations))) / base.file
-    if not path.is_file():
-        raise BadRecipe(f"base.file: {path} is not there")
-    return path
 
 
 def import_base(source: Path, folder: Path, converters: Converters, report: Report) -> None:

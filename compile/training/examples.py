@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from compile.errors import BadData, UnsupportedBase
 from compile.recipe.training import FineTune
-from compile.tickets import FIELDS, Ticket, messages
 from models.prompts import ChatTemplate, Prompt
 
 if TYPE_CHECKING:
@@ -202,29 +201,3 @@ def _shortened(
 def _content(token: Any) -> str:
     """Hugging Face writes a special token as its text or as a mapping."""
     return str(token["content"]) if isinstance(token, dict) else str(token or "")
-
-
-def encode(
-    tickets: Sequence[Ticket],
-    tokenizer: Any,
-    template: ChatTemplate,
-    system: str,
-    end_of_turn: str,
-    label_weight: float,
-) -> list[Example]:
-    """One example per ticket. ``label_weight`` is that of the class; severity has half, component 1."""
-    from compile.data.rows import Row
-
-    settings = FineTune(
-        label_weight=label_weight, field_weights={"severity": max(1.0, label_weight / 2)}, max_tokens=131072
-    )
-    rows = [
-        Row(
-            number=number,
-            messages=tuple(messages(system, ticket.text)),
-            answer=ticket.answer,
-            fields=dict(zip(FIELDS, (ticket.label, ticket.severity, ticket.component), strict=True)),
-        )
-        for number, ticket in enumerate(tickets, start=1)
-    ]
-    return list(encode_rows(rows, tokenizer, template.render, end_of_turn, settings, ("class",)).examples)
