@@ -15,9 +15,9 @@ from types import MappingProxyType
 from compile.errors import BadRecipe
 from models import safetensors
 from models.engines.llama_cpp import read_header
-from models.engines.onnx_genai import check_folder
+from models.engines.onnx_genai import check_folder, parameters_of
 from models.forecast import Interval, Workload
-from models.onnx import OnnxModel, read_model
+from models.onnx import read_model
 from models.profiles import cpu_flags, cpu_profile
 
 _RAM_OFF = 0.25
@@ -176,7 +176,7 @@ def workload_of(path: Path, precision: str, context_tokens: int, sequences: int 
         return Workload(
             "onnx-genai",
             precision,
-            _parameters(checked.model),
+            parameters_of(checked.model),
             weights,
             kv_bytes=2 * numbers * 4,  # GenAI keeps float32 on a CPU
             context_tokens=context_tokens,
@@ -186,7 +186,7 @@ def workload_of(path: Path, precision: str, context_tokens: int, sequences: int 
     if path.suffix == ".onnx":
         model = read_model(path)
         weights = sum(tensor.size for tensor in model.initializers)
-        return Workload("onnx", precision, _parameters(model), weights)
+        return Workload("onnx", precision, max(parameters_of(model), 1), weights)
     header = read_header(path)
     name = header.architecture
 
@@ -206,15 +206,6 @@ def workload_of(path: Path, precision: str, context_tokens: int, sequences: int 
         sequences=sequences,
         computes="int8" if precision.lower().startswith(("q", "iq")) else "f32",
     )
-
-
-def _parameters(model: OnnxModel) -> int:
-    """Weights, counted before they were packed: four bits are two to a byte."""
-    counted = 0
-    for tensor in model.initializers:
-        if not tensor.name.endswith(("_scale", "_zp", "_cache")):
-            counted += tensor.elements * (2 if "_Q4G" in tensor.name else 1)
-    return max(counted, 1)
 
 
 def this_machine() -> str | None:

@@ -110,6 +110,15 @@ def lora_slots(model: onnx.OnnxModel) -> Slots | None:
     return Slots(bounds.pop(), shapes)
 
 
+def parameters_of(model: onnx.OnnxModel) -> int:
+    """Weights, counted as they were before they were packed: four bits are two to a byte."""
+    counted = 0
+    for tensor in model.initializers:
+        if not tensor.name.endswith(("_scale", "_zp", "_cache")):
+            counted += tensor.elements * (2 if "_Q4G" in tensor.name else 1)
+    return counted
+
+
 def check_folder(folder: Path) -> Folder:
     """Check every file of a GenAI folder before a native library sees one. Raises ``UnsafeFile``.
 
@@ -225,7 +234,7 @@ class GenaiEngine:
         self.facts = ModelFacts(
             architecture=str(described.get("type", "")),
             name=folder.name,
-            parameters=checked.model.parameters,
+            parameters=parameters_of(checked.model),
             context_length=int(described["context_length"]),
             context_tokens=self._context,
             vocabulary=self._vocabulary,
@@ -452,7 +461,8 @@ class _Chooser:
         import numpy as np
 
         self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
+        seed = None if sampling.seed is None else sampling.seed % (1 << 64)  # a client may send -1
+        self._random = np.random.default_rng(seed)
 
     def choose(self, logits: "npt.NDArray[np.float32]") -> int:
         import numpy as np
