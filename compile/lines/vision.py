@@ -314,8 +314,7 @@ class _Making:
             quantize_vision(
                 inputs["source"] / file,
                 folder / "model.onnx",
-                variant.type == "int8-static",
-                variant.calibration,
+                variant,
                 [self._root / image.file for image in chosen],
                 self._image,
                 recipe.data.max_pixels,
@@ -327,9 +326,7 @@ class _Making:
         return Step(
             f"quantize-{variant.name}",
             {
-                "type": variant.type,
-                "calibration": variant.calibration,
-                "images": variant.calibration_images,
+                "variant": variant.model_dump(mode="json", exclude={"name"}),
                 "image": self._image.model_dump(mode="json"),
                 "file": file,
             },

@@ -316,8 +316,11 @@ def _result(
     metrics["size_ratio"] = Measured(0.0, ratio, (ratio, ratio), 1)
     variant = steps.variant
     settings: dict[str, Any] = {"type": variant.type}
+    if variant.type != "fp32":
+        settings |= {"weight bits": 7 if variant.reduce_range else 8}
     if variant.type == "int8-static":
         settings |= {"calibration": variant.calibration, "images": variant.calibration_images}
+        settings |= {"symmetric": variant.symmetric}
     return VariantResult(
         name=name,
         precision=_PRECISION[variant.type],

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from compile.onnx.quantize import (
     DynamicSettings,
@@ -14,6 +14,7 @@ from compile.onnx.quantize import (
     quantize_static,
 )
 from compile.onnx.vision_export import INPUT
+from compile.recipe.vision import ImageVariant
 from compile.steps import Report
 from models.engines.onnx_vision import read_picture
 from models.manifest import Fallback, ImageInput
@@ -29,8 +30,7 @@ OPERATORS = ("Conv", "Clip", "Add", "AveragePool", "GlobalAveragePool", "Gemm")
 def quantize_vision(
     source: Path,
     target: Path,
-    static: bool,
-    calibration: Literal["min-max", "entropy", "percentile"],
+    variant: ImageVariant,
     pictures: Sequence[Path],
     image: ImageInput,
     max_pixels: int,
@@ -40,10 +40,17 @@ def quantize_vision(
     """Write ``target``; returns the ledger. ``pictures`` calibrate, where ranges are set ahead of time."""
     prepared = scratch / "prepared.onnx"
     prepare(source, prepared)
-    if not static:
-        return quantize_dynamic(prepared, target, DynamicSettings(op_types=("Conv", "MatMul", "Gemm")))
+    if variant.type == "int8-dynamic":
+        dynamic = DynamicSettings(variant.reduce_range, op_types=("Conv", "MatMul", "Gemm"))
+        return quantize_dynamic(prepared, target, dynamic)
     ranges = scratch / "ranges.json"
-    settings = StaticSettings(calibration=calibration, op_types=OPERATORS, float_outputs=())
+    settings = StaticSettings(
+        calibration=variant.calibration,
+        reduce_range=variant.reduce_range,
+        symmetric=variant.symmetric,
+        op_types=OPERATORS,
+        float_outputs=(),
+    )
     feeds = _feeds(pictures, image, max_pixels)
     calibrate(prepared, ranges, feeds, settings, scratch, report, len(pictures))
     ledger = quantize_static(prepared, ranges, target, settings)
