@@ -113,13 +113,19 @@ class _Making:
     def __init__(
         self, recipe: EmbedRecipe | ClassifyRecipe, path: Path, beside: Path, workshop: Workshop
     ) -> None:
-        from compile.data.reading import source_digest
+        from compile.data.reading import source_digest, source_files
         from compile.onnx.export import check_folder
 
         self._recipe, self._beside, self._workshop = recipe, beside, workshop
         self._source = recipe.base.find(beside, "base")
         check_folder(self._source)
         self._weights = sum(file.stat().st_size for file in self._source.glob("*.safetensors"))
+        self._rows_bytes = sum(
+            file.stat().st_size
+            for path in source_files(recipe.data, beside).values()
+            for file in (path.rglob("*") if path.is_dir() else [path])
+            if file.is_file()
+        )
         self._digests = {
             "base": digest_of(self._source),
             "data": source_digest(recipe.data, beside),
@@ -163,7 +169,7 @@ class _Making:
             {"outpost-data": "2"},
             lambda inputs, folder, scratch, report: work.prepare_data(recipe, beside, folder, report),
             seconds=5,
-            ram_bytes=300_000_000,
+            ram_bytes=90_000_000 + 8 * self._rows_bytes,
         )
 
     def _tuned(self, data: Step) -> Step | None:
@@ -206,7 +212,7 @@ class _Making:
             ),
             seconds=15,
             disk_bytes=3 * self._weights,
-            ram_bytes=900_000_000 + 5 * self._weights,
+            ram_bytes=660_000_000 + 33 * self._weights // 10,
         )
 
     def _prepared(self, exported: Step) -> Step:
@@ -218,12 +224,14 @@ class _Making:
             lambda inputs, folder, scratch, report: work.prepare_graph(inputs["exported"], folder),
             seconds=4,
             disk_bytes=3 * self._weights,
-            ram_bytes=300_000_000 + 4 * self._weights,
+            ram_bytes=100_000_000 + 4 * self._weights,
         )
 
     def _quantized(self, variant: EncoderVariant, exported: Step, prepared: Step, data: Step) -> Step:
         recipe, threads = self._recipe, self._workshop.threads
         searched = 25 if variant.mixed is not None else 2
+        held = 230_000_000 if variant.method == "hqq" else 100_000_000  # hqq needs torch
+        tenths = {"int8-dynamic": 30, "int8-static": 43, "int8-blocks": 34, "int4": 34}[variant.type]
         seen = {"calibration_rows": set_aside(recipe.variants), "rows": recipe.evaluate.rows}
         return Step(
             f"quantize-{variant.name}",
@@ -235,7 +243,7 @@ class _Making:
             ),
             seconds=4 + searched * 3,
             disk_bytes=3 * self._weights,
-            ram_bytes=300_000_000 + 5 * self._weights,
+            ram_bytes=held + tenths * self._weights // 10,
         )
 
     def _measured(self, name: str, model: Step, exported: Step, data: Step, tuned: Step | None) -> Step:
@@ -251,7 +259,7 @@ class _Making:
                 recipe, inputs.get("tuned", source), inputs, folder, workshop.threads, report
             ),
             seconds=6 + (recipe.evaluate.rows or 1500) * _READ_SECONDS,
-            ram_bytes=500_000_000 + 3 * self._weights,
+            ram_bytes=max(507_000_000, 110_000_000 + 25 * self._weights // 10),
         )
 
     def _baselines(self, data: Step) -> Step:
@@ -263,7 +271,7 @@ class _Making:
             versions("scikit-learn") | {"outpost-baselines": "1"},
             lambda inputs, folder, scratch, report: work.compare_baselines(recipe, inputs["data"], folder),
             seconds=15,
-            ram_bytes=700_000_000,
+            ram_bytes=200_000_000 + 230_000 * (recipe.evaluate.rows or 1500),
         )
 
 
