@@ -89,9 +89,7 @@ def main() -> None:
         for name, measured, predicted in measure(folder):
             off = predicted / measured - 1
             worst = max(worst, abs(off))
-            print(
-                f"  {name:20} {measured / 1e6:6.0f} MB measured, {predicted / 1e6:6.0f} predicted ({off:+.0%})"
-            )
+            print(f"  {name:20} {measured / 1e6:6.0f} MB, predicted {predicted / 1e6:6.0f} ({off:+.0%})")
         shutil.rmtree(folder)
     print(f"furthest prediction: {worst:.0%}")
 
