@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compile.errors import UnsupportedBase
 from models.errors import UnsafeFile
+from models.safetensors import read_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,6 +165,7 @@ def read_weights(folder: Path) -> dict[str, "npt.NDArray[np.float32]"]:
 
     weights: dict[str, npt.NDArray[np.float32]] = {}
     for path in weight_files(folder):
+        read_header(path)
         try:
             weights |= {name: value.astype(np.float32) for name, value in load_file(path).items()}
         except (SafetensorError, OSError) as error:
