@@ -19,7 +19,7 @@ from models.errors import DigestMismatch, InvalidManifest, ModelsError
 from models.manifest import MANIFEST_FILE, Kind, Manifest, Probe
 from models.probes import judge
 from models.prompts import ChatTemplate
-from models.store import read_release, verify_release
+from models.store import read_release, unlisted, verify_release
 
 _NAME = "probed"
 _CONTEXT = 1024
@@ -103,6 +103,8 @@ def _answers(home: Path, adapter: Path | None, asked: Manifest, threads: int) ->
             raise InvalidManifest(f"{manifest.name} holds {len(weights)} GGUF files")
         engine = LlamaEngine(home / weights[0], settings)
     elif manifest.format == "onnx-genai":
+        if strangers := unlisted(home, manifest):
+            raise InvalidManifest(f"{manifest.name}: {strangers[0]} is no file of the release")
         engine = GenaiEngine(home, GenaiSettings(threads=threads, context_tokens=_CONTEXT, max_sequences=1))
     else:
         return None

@@ -17,6 +17,7 @@ from models.errors import UnsafeFile
 from models.manifest import Engine, File, Kind, Manifest
 from models.onnx import read_model
 from models.pickles import refuse_pickle
+from models.store import unlisted
 
 Format = Literal["gguf", "onnx", "onnx-genai"]
 SERVED: Mapping[Kind, frozenset[str]] = {
@@ -106,6 +107,8 @@ def of_release(folder: Path, manifest: Manifest) -> EngineFiles:
     if manifest.format == "onnx":
         return of_encoder(files_of_release(folder, manifest))
     if manifest.format == "onnx-genai":
+        if strangers := unlisted(folder, manifest):  # GenAI reads what it finds
+            raise UnfitRelease(f"{manifest.name}: {strangers[0]} is no file of the release")
         return EngineFiles("onnx-genai", folder)
     return EngineFiles("gguf", folder / weights_of(manifest).path)
 

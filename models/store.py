@@ -16,6 +16,9 @@ from models.digest import CHUNK_SIZE, Digest
 from models.errors import DigestMismatch, InvalidManifest, ModelsError
 from models.manifest import MANIFEST_FILE, File, Manifest
 
+TARGETS_FILE = "targets.json"
+"""The signed list that may travel in a release folder."""
+
 MAX_MANIFEST = 16 << 20
 """Bytes; the chunk digests of a 200 GiB model fit."""
 
@@ -251,6 +254,12 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     """Hash every file of ``manifest`` in ``folder``. Raises ``DigestMismatch`` or ``InvalidManifest``."""
     for file in manifest.files:
         _check(file, folder.absolute() / file.path)
+
+
+def unlisted(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """Files at the top of a release folder that its manifest says nothing of; nobody has vouched for them."""
+    known = {MANIFEST_FILE, TARGETS_FILE, *(file.path.split("/")[0] for file in manifest.files)}
+    return tuple(sorted(path.name for path in folder.iterdir() if path.name not in known))
 
 
 def _check(file: File, path: Path) -> None:

@@ -8,7 +8,7 @@ Refuses guessing: a folder that does not say how it pools or resizes is not serv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
@@ -36,7 +36,10 @@ class EncoderFiles:
 
 
 def files_of_release(folder: Path, manifest: Manifest) -> EncoderFiles:
-    """The files of an ONNX release in ``folder``. Raises ``UnsafeFile`` that says what is missing."""
+    """The files of an ONNX release in ``folder``. Raises ``UnsafeFile`` that says what is missing.
+
+    Weights beside the graph must be files of the release too: nobody has vouched for others.
+    """
     paths = {file.path for file in manifest.files}
     graphs = sorted(path for path in paths if path.endswith(".onnx"))
     if manifest.format != "onnx" or len(graphs) != 1 or manifest.engine.task is None:
@@ -48,6 +51,10 @@ def files_of_release(folder: Path, manifest: Manifest) -> EncoderFiles:
         raise UnsafeFile(
             f"{manifest.name}: a model that reads text holds a {TOKENIZER}; this release does not"
         )
+    inside = PurePosixPath(graphs[0]).parent
+    for name in read_model(folder / graphs[0]).files:
+        if str(inside / name) not in paths:
+            raise UnsafeFile(f"{manifest.name}: its weights lie in {name!r:.200}, no file of the release")
     return EncoderFiles(
         folder / graphs[0],
         manifest.engine,

@@ -28,6 +28,7 @@ from edge_agent.errors import UnfitRelease, WrongUse
 from edge_agent.serve import read_plan
 from models.errors import DigestMismatch, UnsafeFile
 from models.manifest import Engine, Kind
+from models.store import read_release, write_durably
 
 
 @contextmanager
@@ -119,6 +120,15 @@ def test_what_serve_is_given_is_checked_before_it_is_loaded(tmp_path: Path) -> N
         read_plan([f"minilm={tmp_path}/minilm/model.onnx"], [])
     with pytest.raises(UnsafeFile, match=r"config\.json is missing"):
         read_plan([f"minilm={tmp_path}/minilm-made"], [])
+    manifest = read_release(tmp_path / "minilm")[0]
+    listed = [file for file in manifest.files if file.path != "model.onnx.data"]
+    write_durably(
+        tmp_path / "minilm" / "release.json",
+        manifest.model_copy(update={"files": tuple(listed)}).to_bytes(),
+    )
+    with pytest.raises(UnsafeFile, match=r"lie in 'model\.onnx\.data', no file of the release"):
+        read_plan([f"minilm={tmp_path}/minilm"], [])
+    write_durably(tmp_path / "minilm" / "release.json", manifest.to_bytes())
     data = tmp_path / "minilm" / "model.onnx.data"
     data.write_bytes(bytes(len(data.read_bytes())))
     with pytest.raises(DigestMismatch, match=r"model\.onnx\.data"):

@@ -1,6 +1,7 @@
 """A GenAI folder behind the same supervision as any language model: adapters, crashes, releases."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from genai_folders import exported, write_peft
 from compile.onnx.genai import export_adapter
 from edge_agent.engine_files import of_path, of_release
 from edge_agent.engine_process import EngineProcess, EngineSettings
-from edge_agent.errors import EngineCrashed
+from edge_agent.errors import EngineCrashed, UnfitRelease
 from models.engines.base import GenerateRequest, Sampling
 from models.errors import UnsafeFile, UnsupportedRequest
 from models.manifest import Kind, Manifest
@@ -59,8 +60,8 @@ async def test_a_genai_model_and_its_adapter_come_back_after_a_crash(tmp_path: P
         await engine.close()
 
 
-def test_a_genai_release_is_loaded_as_its_folder() -> None:
-    folder = exported("fp32", slots=True)
+def test_a_genai_release_is_loaded_as_its_folder(tmp_path: Path) -> None:
+    folder = shutil.copytree(exported("fp32", slots=True), tmp_path / "tiny")
     manifest = Manifest(
         kind=Kind.MODEL,
         name="tiny",
@@ -72,4 +73,8 @@ def test_a_genai_release_is_loaded_as_its_folder() -> None:
     )
     files = of_release(folder, manifest)
     assert (files.format, files.path, files.encoder) == ("onnx-genai", folder, None)
+    (folder / "planted.json").write_text("{}")
+    with pytest.raises(UnfitRelease, match=r"planted\.json is no file of the release"):
+        of_release(folder, manifest)
+    (folder / "planted.json").unlink()
     assert files.bytes_on_disk() == sum(file.size for file in manifest.files)

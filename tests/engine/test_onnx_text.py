@@ -186,8 +186,10 @@ def test_a_classifier_as_optimum_writes_it_is_read(tiny: Path, tmp_path: Path):
         files_of_folder(tmp_path)
 
 
-def test_a_release_says_all_that_the_engine_needs(tiny: Path):
-    files = [describe_file(tiny / "classify.onnx", "model.onnx")]
+def test_a_release_says_all_that_the_engine_needs(tiny: Path, tmp_path: Path):
+    for name, other in (("classify.onnx", "model.onnx"), ("tokenizer.json", "tokenizer.json")):
+        shutil.copyfile(tiny / name, tmp_path / other)
+    files = [describe_file(tmp_path / "model.onnx", "model.onnx")]
     manifest = Manifest(
         kind=Kind.MODEL,
         name="reviews",
@@ -199,9 +201,9 @@ def test_a_release_says_all_that_the_engine_needs(tiny: Path):
         license="MIT",
     )
     with pytest.raises(UnsafeFile, match=r"holds a tokenizer\.json"):
-        files_of_release(tiny, manifest)
-    files.append(describe_file(tiny / "tokenizer.json", "tokenizer.json"))
+        files_of_release(tmp_path, manifest)
+    files.append(describe_file(tmp_path / "tokenizer.json", "tokenizer.json"))
     whole = manifest.model_copy(update={"files": tuple(files)})
-    assert files_of_release(tiny, whole).model == tiny / "model.onnx"
+    assert files_of_release(tmp_path, whole).model == tmp_path / "model.onnx"
     with pytest.raises(UnsafeFile, match="format gguf"):
-        files_of_release(tiny, whole.model_copy(update={"format": "gguf"}))
+        files_of_release(tmp_path, whole.model_copy(update={"format": "gguf"}))
