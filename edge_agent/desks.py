@@ -19,6 +19,9 @@ from models.engines.onnx_text import OnnxText
 from models.engines.onnx_vision import OnnxVision
 from models.errors import EngineError, ModelsError
 
+STEP_CHARACTERS = 32_768
+"""Of the texts that are computed in one step, unless one text alone has more: a step is a sign of life."""
+
 
 @dataclass(slots=True)
 class Told:
@@ -129,11 +132,19 @@ class _Job:
     def left(self) -> int:
         return self.call.size - self.taken
 
-    def take(self, count: int) -> "list[str] | list[bytes]":
-        first, self.taken = self.taken, self.taken + count
-        if self.call.texts:
-            return list(self.call.texts[first : self.taken])
-        return list(self.call.images[first : self.taken])
+    def take(self, count: int, room: int, at_least: int) -> "list[str] | list[bytes]":
+        """The next ``count`` inputs, or fewer where texts have more than ``room`` characters together."""
+        if self.call.images:
+            first, self.taken = self.taken, self.taken + count
+            return list(self.call.images[first : self.taken])
+        texts: list[str] = []
+        for text in self.call.texts[self.taken : self.taken + count]:
+            room -= len(text)
+            if room < 0 and len(texts) >= at_least:
+                break
+            texts.append(text)
+        self.taken += len(texts)
+        return texts
 
 
 class EncoderDesk:
@@ -162,7 +173,13 @@ class EncoderDesk:
         shares = share({number: job.left for number, job in self._jobs.items()}, self._batch)
         if not shares:
             return False
-        parts = {number: self._jobs[number].take(count) for number, count in shares.items()}
+        parts: dict[int, list[str] | list[bytes]] = {}
+        room = STEP_CHARACTERS
+        for number, count in shares.items():
+            part = self._jobs[number].take(count, room, at_least=0 if parts else 1)
+            room -= sum(len(item) for item in part if isinstance(item, str))
+            if part:
+                parts[number] = part
         try:
             self._compute(parts)
         except EngineError as error:
@@ -174,7 +191,7 @@ class EncoderDesk:
                         self._compute({number: inputs})
                     except EngineError as alone:
                         self._fail(number, alone, told)
-        for number in [number for number in shares if number in self._jobs and not self._jobs[number].left]:
+        for number in [number for number in parts if number in self._jobs and not self._jobs[number].left]:
             job = self._jobs.pop(number)
             answer = EncoderAnswer(tuple(job.rows), job.tokens, tuple(job.inspections))
             told.replies.append([number, None, wire.answer_to_wire(answer)])

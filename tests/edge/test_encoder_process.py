@@ -133,6 +133,15 @@ async def test_a_killed_child_costs_a_clean_error_and_others_are_undisturbed(
         await other.close()
 
 
+async def test_long_texts_are_computed_in_more_steps(embedder: EncoderProcess) -> None:
+    words = " " * 20_000 + "pump"
+    long, short = await asyncio.gather(
+        embedder.ask(EncoderCall((words, words, "hot", words))), embedder.ask(EncoderCall(("leaks",)))
+    )
+    assert (len(long.rows), len(short.rows), long.tokens) == (4, 1, 12)
+    assert long.rows[0] == long.rows[3] != long.rows[2]
+
+
 async def test_a_caller_who_leaves_costs_no_more_work(embedder: EncoderProcess) -> None:
     leaving = asyncio.create_task(embedder.ask(EncoderCall(("pump leaks",) * 50_000)))
     await asyncio.sleep(0.1)
