@@ -296,7 +296,7 @@ class _Found:
     """What gathers while a file is read."""
 
     operators: Counter[tuple[str, str]] = field(default_factory=Counter)
-    functions: set[tuple[str, str]] = field(default_factory=set)
+    functions: dict[tuple[str, str], Counter[tuple[str, str]]] = field(default_factory=dict)
     external: set[tuple[str, External, int]] = field(default_factory=set)
 
 
@@ -360,6 +360,7 @@ class _Parser:
         )
 
     def _check_operators(self) -> None:
+        _check_expansion(self._found)
         for domain, name in self._found.operators:
             if (domain, name) in self._found.functions:
                 continue
@@ -417,6 +418,8 @@ class _Parser:
 
     def _function(self, span: Span) -> None:
         name, domain = "", ""
+        before = self._found.operators
+        self._found.operators = Counter()  # what this function calls
         for number, value in self._fields(span, FUNCTION, "a function"):
             match number, value:
                 case 1, (_, _):
@@ -427,7 +430,8 @@ class _Parser:
                     domain = self._text(value, "function's domain")
                 case 11, (_, _):
                     self._attribute(value, 1)
-        self._found.functions.add((domain, name))
+        self._found.functions[domain, name] = self._found.operators
+        self._found.operators = before + self._found.operators
 
     def _sparse(self, span: Span) -> None:
         for number, value in self._fields(span, SPARSE_TENSOR, "a sparse tensor"):
@@ -625,6 +629,30 @@ class _Parser:
         if "\0" in text:
             raise UnsafeFile(f"a {what} contains a zero byte")
         return text
+
+
+def _check_expansion(found: _Found) -> None:
+    """Functions are written out where they are called. Refuse those that would go on for ever, or nearly."""
+    sizes: dict[tuple[str, str], int] = {}
+    open_: set[tuple[str, str]] = set()
+    for first in found.functions:
+        stack = [first]
+        while stack:
+            name = stack[-1]
+            inner = [call for call in found.functions[name] if call in found.functions]
+            waiting = [call for call in inner if call not in sizes]
+            if not waiting:
+                calls = found.functions[name]
+                sizes[name] = sum(count * (1 + sizes.get(call, 0)) for call, count in calls.items())
+                if sizes[name] > MAX_FIELDS:
+                    raise UnsafeFile(f"function {name[1]!r:.100} stands for more than {MAX_FIELDS} nodes")
+                open_.discard(name)
+                stack.pop()
+            elif name in open_:
+                raise UnsafeFile(f"function {name[1]!r:.100} calls itself")
+            else:
+                open_.add(name)
+                stack += waiting
 
 
 def _external(label: str, entries: Mapping[str, str], size: int) -> External:

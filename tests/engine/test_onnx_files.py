@@ -187,6 +187,24 @@ def test_operators_of_unknown_domains_are_refused_unless_the_file_defines_them()
         parse_model(model_of(helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft")))
 
 
+def test_functions_that_never_end_are_refused():
+    def function(name: str, *calls: str):
+        body = [helper.make_node(call, ["a"], ["b"], domain="f") for call in calls]
+        return helper.make_function("f", name, ["a"], ["b"], body, [helper.make_opsetid("f", 1)])
+
+    node = helper.make_node("A", ["x"], ["y"], domain="f")
+    with pytest.raises(UnsafeFile, match="calls itself"):
+        parse_model(model_of(node, functions=[function("A", "B"), function("B", "A")]))
+    with pytest.raises(UnsafeFile, match="calls itself"):
+        parse_model(model_of(node, functions=[function("A", "A")]))
+    towers = [function(chr(65 + step), *[chr(66 + step)] * 10) for step in range(9)]
+    last = helper.make_function("f", "J", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [])
+    with pytest.raises(UnsafeFile, match="stands for more than"):
+        parse_model(model_of(node, functions=[*towers, last]))
+    shared = [function("A", "B", "C"), function("B", "J"), function("C", "J", "B"), last]
+    assert parse_model(model_of(node, functions=shared)).operators["Add"] == 1
+
+
 # What is not sound
 
 
