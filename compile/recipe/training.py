@@ -74,6 +74,9 @@ class FineTune(Section):
     label_weight: float = Field(default=3.0, gt=0, description="Loss weight of label fields' tokens.")
     field_weights: dict[str, float] = Field(default={}, description="The same, field by field.")
     class_weights: Literal["auto", "none", "balanced"] = "auto"
+    preference_strength: float = Field(
+        default=0.1, gt=0, le=10, description="Beta of DPO: how closely training stays with the reference."
+    )
     max_tokens: int = Field(default=1024, ge=8, le=131072)
     too_long: Literal["refuse", "truncate"] = "refuse"
 

@@ -81,15 +81,20 @@ def train_causal(
         else:
             placed = [[_Placed(example) for example in some] for some in (train, validation)]
         curve = fit(model, Answers(model), placed[0], placed[1], settings, scratch, threads, now, report)
-        model.eval()
-        if settings.method == "full":
-            model.save_pretrained(target, safe_serialization=True)
-            copy_tokenizer(hf_folder, target)
-        else:
-            model.save_pretrained(target, safe_serialization=True, save_embedding_layers=False)
-            (target / "README.md").unlink(missing_ok=True)
+        save_tuned(model, hf_folder, settings, target)
     write_curve(curve, target)
     return curve
+
+
+def save_tuned(model: Any, hf_folder: Path, settings: FineTune, target: Path) -> None:
+    """A whole model with its tokenizer for ``full``, else a peft folder."""
+    model.eval()
+    if settings.method == "full":
+        model.save_pretrained(target, safe_serialization=True)
+        copy_tokenizer(hf_folder, target)
+    else:
+        model.save_pretrained(target, safe_serialization=True, save_embedding_layers=False)
+        (target / "README.md").unlink(missing_ok=True)
 
 
 def copy_tokenizer(hf_folder: Path, target: Path) -> None:
