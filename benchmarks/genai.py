@@ -30,18 +30,20 @@ TAUGHT = "Check the seal, then call the shift lead."
 
 
 def reference(hf: Path, windows: list[list[int]], target: Path) -> None:
-    """Log-probabilities of the original, float16, one row per position but the last of each window."""
+    """Log-probabilities of the original, float16, a row per position but each window's last; top tokens."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(hf, local_files_only=True)
-    rows = []
+    rows, tops = [], []
     with torch.no_grad():
         for window in windows:
             logits = model(torch.tensor([window])).logits[0, :-1]
+            tops.append(logits.argmax(-1).numpy())
             rows.append(torch.log_softmax(logits, -1).numpy().astype(np.float16))
     np.save(target, np.concatenate(rows))
+    np.save(target.with_name("tops.npy"), np.concatenate(tops))
 
 
 def teach(hf: Path, target: Path, steps: int, questions: list[str]) -> None:
@@ -65,7 +67,7 @@ def teach(hf: Path, target: Path, steps: int, questions: list[str]) -> None:
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(target)
-    sys.stderr.write(f"adapter trained, loss {float(loss):.3f}\n")
+    sys.stderr.write(f"adapter trained, loss {loss.item():.3f}\n")
 
 
 def main() -> None:
@@ -79,6 +81,7 @@ def main() -> None:
     options.add_argument("--window", type=int, default=250)
     options.add_argument("--adapter-steps", type=int, default=0)
     options.add_argument("--prompt", default="The pump on line 2 leaks oil. What now?")
+    options.add_argument("--only", default="", help="names of variants, joined by ;")
     options.add_argument("--part", choices=("reference", "teach"))
     given = options.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -114,10 +117,11 @@ def main() -> None:
         subprocess.run([*again, "--part", "teach", "--adapter-steps", str(given.adapter_steps)], check=True)
     slots = AdapterSlots(max_rank=16, targets=TARGETS) if given.adapter_steps else None
     adapter = None
-    theirs = np.load(given.out / "logprobs.npy").argmax(axis=1)
+    theirs = np.load(given.out / "tops.npy")
     print("| variant | MB | mean KL | p99 KL | flips | ppl | tokens/s | peak MB | answer | with adapter |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for name, how in VARIANTS.items():
+    wanted = [name for name in VARIANTS if not given.only or name in given.only.split(";")]
+    for name, how in ((name, VARIANTS[name]) for name in wanted):
         target, folder = given.out / name.replace(" ", "-"), given.out / f"measured-{name.replace(' ', '-')}"
         for path in (target, folder, given.out / "scratch"):
             path.mkdir(exist_ok=True)
