@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 MODEL = "model.onnx"
-EXTERNAL = "model.onnx.data"
 INLINE_LIMIT = 1_500_000_000
 """Bytes of weights from which on they lie in a file of their own; protobuf ends at 2 GiB."""
 
@@ -47,15 +46,25 @@ def open_model(path: Path) -> "ModelProto":
     return onnx.load(path)
 
 
-def write_model(model: "ModelProto", target: Path) -> None:
-    """Write ``model``; large weights go to ``model.onnx.data`` beside it."""
+def write_model(model: "ModelProto", target: Path, inline_limit: int = INLINE_LIMIT) -> None:
+    """Write ``model``; weights of more than ``inline_limit`` bytes go to a file ``.data`` beside it."""
     import onnx
     from onnx.external_data_helper import convert_model_to_external_data
 
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weights > INLINE_LIMIT:
-        convert_model_to_external_data(model, location=EXTERNAL, size_threshold=4096)
+    if weights > inline_limit:
+        convert_model_to_external_data(model, location=external_name(target), size_threshold=1024)
     onnx.save_model(model, target)
+
+
+def is_large(path: Path) -> bool:
+    """Whether the model at ``path`` is too large for one file. Raises ``UnsafeFile``."""
+    return size_of(path) > INLINE_LIMIT
+
+
+def external_name(model: Path) -> str:
+    """The file beside ``model`` that holds its weights, where they are too large for itself."""
+    return f"{model.name}.data"
 
 
 def files_of(path: Path) -> dict[str, Path]:

@@ -19,10 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compile.errors import BadData, ToolFailed
-from compile.onnx.files import TABLE, check_names, ledger, open_model, weighted, write_model
+from compile.onnx.files import (
+    TABLE,
+    check_names,
+    external_name,
+    files_of,
+    is_large,
+    ledger,
+    open_model,
+    weighted,
+    write_model,
+)
 from compile.steps import Report
 from models.manifest import Fallback
-from models.onnx import read_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,10 +80,18 @@ def prepare(source: Path, target: Path, symbolic: bool = False) -> None:
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    read_model(source)
+    apart = len(files_of(source)) > 1  # what came in several files leaves in several
     with quiet():
         try:
-            quant_pre_process(str(source), str(target), skip_symbolic_shape=not symbolic, auto_merge=True)
+            quant_pre_process(
+                str(source),
+                str(target),
+                skip_symbolic_shape=not symbolic,
+                auto_merge=True,
+                save_as_external_data=apart,
+                all_tensors_to_one_file=True,
+                external_data_location=external_name(target),
+            )
         except Exception as error:  # the library raises bare Exception here
             raise ToolFailed(f"{source.name} cannot be prepared: {error}") from error
 
@@ -96,6 +113,7 @@ def quantize_dynamic(
             reduce_range=settings.reduce_range,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(keep),
+            use_external_data_format=is_large(prepared),
         )
     return ledger(target, "INT8")
 
@@ -129,6 +147,7 @@ def calibrate(
             list(settings.op_types),
             augmented_model_path=str(scratch / "augmented.onnx"),
             calibrate_method=method,
+            use_external_data_format=is_large(prepared),
             extra_options=options,
         )
         for feed in feeds:
@@ -167,6 +186,7 @@ def quantize_static(
             nodes_to_exclude=list(keep),
             calibrate_method=_method_of(ranges),
             calibration_cache_path=ranges,
+            use_external_data_format=is_large(prepared),
             extra_options={
                 "ActivationSymmetric": settings.symmetric,
                 "OpTypesToExcludeOutputQuantization": list(settings.float_outputs),

@@ -208,6 +208,22 @@ def test_weights_outside_the_folder_are_refused(tmp_path):
             work()
 
 
+def test_weights_in_a_file_of_their_own_are_quantized_like_others(graphs, tmp_path):
+    whole, _ = graphs
+    (tmp_path / "large").mkdir()
+    large = tmp_path / "large" / "model.onnx"
+    files.write_model(files.open_model(whole), large, inline_limit=0)
+    assert set(files.files_of(large)) == {"model.onnx", "model.onnx.data"}
+    assert large.stat().st_size < 4096 and np.array_equal(answers(large), answers(whole))
+    quantize.prepare(large, tmp_path / "prepared-large.onnx")
+    assert (
+        quantize.quantize_dynamic(
+            tmp_path / "prepared-large.onnx", tmp_path / "q.onnx", quantize.DynamicSettings()
+        )
+        == ()
+    )
+
+
 def test_a_graph_that_does_not_answer_as_torch_does_is_refused_with_numbers():
     right = np.ones((3, 4), dtype=np.float32)
     check_parity(parity_of(right, right), ExportSettings(), "small")
