@@ -2,10 +2,12 @@
 
 Owns how texts become batches (padded to the longest of a batch, which holds texts of like length), the
 weights of classes that are unequally frequent, and the folder that is written: weights, configuration with
-the labels, tokenizer, ``curve.json``. Refuses labels that are not among those asked for, methods that make
-no whole classifier, and texts that are too long unless they are to be cut.
+the labels, tokenizer, ``curve.json``, and ``texts.json`` on how well the tokenizer knows the texts. Refuses
+labels that are not among those asked for, methods that make no whole classifier, and texts that are too long
+unless they are to be cut.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _UNBALANCED = 1.5
 """From this ratio of the most to the least frequent class on, ``auto`` weighs classes."""
+_MANY_UNKNOWN = 0.1
 _SHOWN = 20
 
 
@@ -83,6 +86,10 @@ def train_classifier(
         validation = encode_texts(splits.validation, tokenizer, labels, longest, cut)
         weights = class_weights([text.label for text in train], len(labels), settings.class_weights)
         model = methods.adapt(model, settings, "SEQ_CLS")
+        told = facts(train, tokenizer.unk_token_id, longest, weights)
+        if told["unknown_tokens"] > _MANY_UNKNOWN:
+            share = f"{told['unknown_tokens']:.0%} of the tokens are unknown to this model's tokenizer"
+            report(0.0, f"{share}: compare with the TF-IDF baseline before you ship it")
         objective = Labels(labels, weights, tokenizer.pad_token_id)
         curve = fit(model, objective, train, validation, settings, scratch, threads, now, report)
         if settings.method == "lora":
@@ -91,8 +98,25 @@ def train_classifier(
         copy_tokenizer(hf_folder, target)
         if (hf_folder / "vocab.txt").is_file():
             (target / "vocab.txt").write_bytes((hf_folder / "vocab.txt").read_bytes())
+    (target / "texts.json").write_text(json.dumps(told), encoding="utf-8")
     write_curve(curve, target)
     return curve
+
+
+def facts(
+    texts: Sequence[Text], unknown: int | None, longest: int, weights: Sequence[float]
+) -> dict[str, Any]:
+    """What ``texts.json`` says: ``unknown_tokens`` is the part of the tokens that stand for text unseen."""
+    tokens = sum(len(text.ids) for text in texts)
+    strange = sum(text.ids.count(unknown) for text in texts) if unknown is not None else 0
+    return {
+        "texts": len(texts),
+        "tokens": tokens,
+        "unknown_tokens": round(strange / max(1, tokens), 4),
+        "longest": longest,
+        "at_longest": sum(len(text.ids) == longest for text in texts),
+        "class_weights": [round(weight, 4) for weight in weights],
+    }
 
 
 def predict(

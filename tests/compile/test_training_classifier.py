@@ -90,6 +90,20 @@ def test_padding_and_order_change_no_probability(encoder, tmp_path):
     assert together[:6] == pytest.approx(alone, abs=1e-5)
 
 
+def test_texts_that_the_tokenizer_does_not_know_are_said(encoder, tmp_path):
+    strange = tuple(
+        Row(one.number, ({"role": "user", "content": one.text + " 机 器 机 器"},), one.label, one.label)
+        for one in SPLITS.train
+    )
+    notes = []
+    splits = Splits(strange, SPLITS.validation, ())
+    settings = SETTINGS.model_copy(update={"epochs": 1, "max_tokens": 32})
+    _, out = train(encoder, tmp_path, splits, settings, lambda done, note: notes.append(note))
+    told = json.loads((out / "texts.json").read_text())
+    assert 0.1 < told["unknown_tokens"] < 0.6 and told["texts"] == 96
+    assert "of the tokens are unknown to this model's tokenizer" in notes[0]
+
+
 def test_rare_classes_weigh_more_and_balanced_ones_the_same():
     assert class_weights([0, 0, 1, 1, 1], 2, "auto") == (1.0, 1.0)
     assert class_weights([0, 0, 0, 1], 2, "auto") == pytest.approx((2 / 3, 2))
