@@ -256,6 +256,7 @@ def _cleaning(card: Mapping[str, Any]) -> str:
             else "",
         ),
         ("near-duplicates across given splits, dropped", copies["dropped_across_given_splits"], ""),
+        ("left out by train_rows", card["splits"]["left_out_by_train_rows"], "rows to train on"),
         *(
             (f"made by {kind}", count, "rows to train on")
             for kind, count in card["augmentation"]["made"].items()
@@ -336,6 +337,11 @@ def summary(card: Mapping[str, Any]) -> Sequence[str]:
         f"{copies['near_duplicate_rows_dropped'] + copies['dropped_across_given_splits']:,} near-duplicates; "
         f"{copies['rows_in_groups'] if not copies['near_duplicate_rows_dropped'] else 0:,} near-duplicates "
         "kept together",
+        *(
+            [f"left out by train_rows: {card['splits']['left_out_by_train_rows']:,}"]
+            if card["splits"]["left_out_by_train_rows"]
+            else []
+        ),
         "languages: " + ", ".join(f"{name} {count:,}" for name, count in list(card["languages"].items())[:6]),
     ]
     if card["labels"]:

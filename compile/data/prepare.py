@@ -97,7 +97,9 @@ def prepare(
     else:
         splits = given_split(plain_rows, [one.split for one in rows])
         splits, leaked = without_leaks(splits, source.near_duplicate, source.duplicates == "drop")
+    trained = len(splits.train)
     splits = replace(splits, train=fewer(splits.train, source.train_rows))
+    left_out = trained - len(splits.train)
     check_labels(splits, _declared(source, shape))
     varied = _augment(source, beside, splits)
     splits = varied.splits
@@ -110,7 +112,12 @@ def prepare(
             "rows": read,
         },
         "settings": source.model_dump(mode="json", exclude_defaults=True),
-        "splits": {"digest": write_splits(folder, splits), "rows": splits.sizes, "seed": source.seed},
+        "splits": {
+            "digest": write_splits(folder, splits),
+            "rows": splits.sizes,
+            "seed": source.seed,
+            "left_out_by_train_rows": left_out,
+        },
         "bad_rows": {"count": len(bad), "rows": [str(one) for one in bad[:_KEPT]]},
         "cleaned_rows": dict(cleaned),
         "duplicates": {

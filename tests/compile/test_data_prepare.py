@@ -60,6 +60,9 @@ def test_the_step_is_repeatable_and_its_files_say_the_same(tmp_path):
     assert card["splits"]["rows"] == splits.sizes == {"train": 48, "validation": 6, "test": 6}
     other, _ = prepared(second, rows(), seed=8)
     assert other != splits
+    fewer, card = prepared(second, rows(), train_rows=20)
+    assert (len(fewer.train), fewer.test) == (20, splits.test)
+    assert all(row in splits.train for row in fewer.train) and card["splits"]["left_out_by_train_rows"] == 28
 
 
 def test_lengths_come_in_tokens_where_something_counts_them(tmp_path):
