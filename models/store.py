@@ -17,7 +17,7 @@ from models.errors import DigestMismatch, InvalidManifest, ModelsError
 from models.manifest import MANIFEST_FILE, File, Manifest
 
 TARGETS_FILE = "targets.json"
-"""The signed list that may travel in a release folder."""
+"""The signed list, copied into the release folder so that one folder is carried to the hub."""
 
 MAX_MANIFEST = 16 << 20
 """Bytes; the chunk digests of a 200 GiB model fit."""

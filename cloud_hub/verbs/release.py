@@ -9,12 +9,10 @@ from cloud_hub import registry
 from cloud_hub.errors import Refused
 from cloud_hub.home import Home
 from cloud_hub.verbs.common import age, database, emit, home_option, json_option, now, seconds, table
-from models.store import read_release
+from models.store import TARGETS_FILE, read_release
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-CARRIED = "targets.json"
-"""The signed list, copied into the release folder so that one folder is carried to the hub."""
 
 
 @click.group()
@@ -34,7 +32,7 @@ def sign(folder: Path, targets: Path, keys: tuple[Path, ...], as_json: bool) -> 
     from sync.repository import sign_release
 
     published = sign_release(folder, targets, keys, now())
-    shutil.copyfile(targets, folder / CARRIED)
+    shutil.copyfile(targets, folder / TARGETS_FILE)
     manifest = published.manifest
     emit(
         as_json,
@@ -56,10 +54,10 @@ def sign(folder: Path, targets: Path, keys: tuple[Path, ...], as_json: bool) -> 
 def publish(home: Home, folder: Path, targets: Path | None, as_json: bool) -> None:
     """Put the signed release in FOLDER into the repository. Devices run it when a rollout says so."""
     home.settings()
-    if targets is None and not (folder / CARRIED).is_file():
-        raise Refused(f"{folder} is not signed: it has no {CARRIED} (or name one with --targets)")
+    if targets is None and not (folder / TARGETS_FILE).is_file():
+        raise Refused(f"{folder} is not signed: it has no {TARGETS_FILE} (or name one with --targets)")
     with home.repository_lock():
-        published = home.repository.publish(folder, targets or folder / CARRIED, now())
+        published = home.repository.publish(folder, targets or folder / TARGETS_FILE, now())
     _, data = read_release(folder)
     with database(home) as opened, opened.write() as connection:
         registry.add_release(connection, published.release, data, seconds())
