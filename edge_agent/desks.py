@@ -23,6 +23,10 @@ STEP_CHARACTERS = 32_768
 """Of the texts that are computed in one step, unless one text alone has more: a step is a sign of life."""
 
 
+STEP_PICTURES = 8
+"""Pictures of one step: the largest that are decoded take a second each on a slow core."""
+
+
 @dataclass(slots=True)
 class Told:
     """What is to be sent: events of texts, and replies ``[CALL, ERROR or None, VALUE]``."""
@@ -155,7 +159,7 @@ class EncoderDesk:
 
     def __init__(self, engine: OnnxText | OnnxVision, batch: int) -> None:
         self._engine = engine
-        self._batch = batch
+        self._batch = batch if isinstance(engine, OnnxText) else min(batch, STEP_PICTURES)
         self._jobs: dict[int, _Job] = {}
         self.facts: ModelFacts | EncoderFacts = engine.facts
 

@@ -28,6 +28,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 MAX_PROPORTION = 20
 """How much longer than wide a picture may be when its proportions are kept: the rest is cut away anyway."""
 
+MAX_BATCH_BYTES = 128 << 20
+"""Of pixels as float32 that the graph is given at once; a batch of large inputs is smaller."""
+
 Box = tuple[float, float, float, float]
 
 
@@ -48,7 +51,8 @@ class OnnxVision:
         self._settings = settings
         self._threshold = needs.anomaly.threshold if needs.anomaly is not None else None
         self._session = OnnxSession(files.model, settings.threads)
-        self._input, self._batch = _input_of(self._session, needs.image, settings.batch)
+        fitting = max(1, MAX_BATCH_BYTES // (12 * needs.image.width * needs.image.height))
+        self._input, self._batch = _input_of(self._session, needs.image, min(settings.batch, fitting))
         if self._task == "inspect":
             self._outputs = ["score", "heat_map"]
             missing = [name for name in self._outputs if name not in self._session.outputs]
