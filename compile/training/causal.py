@@ -8,6 +8,7 @@ result, only its cost; ``write_fixed`` holds it against the whole model and rais
 architecture where it does not hold.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,6 @@ from compile.training.trainer import Batch, Epoch, Judged, Objective, conditions
 _PAD = 0
 _TOLERANCE = 1e-3
 """How far logits may be from those of the whole model, in float32, relative to the largest."""
-_FIXED = "fixed.safetensors"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -69,7 +69,9 @@ def train_causal(
     """
     cut = settings.first_layer > 0 and settings.method == "lora"
     if cut and fixed is None:
-        fixed = scratch / _FIXED
+        # Under a name of their own, so that other examples or layers never find them.
+        seen = hashlib.sha256(repr((settings.first_layer, train, validation)).encode()).hexdigest()
+        fixed = scratch / f"fixed-{seen[:16]}.safetensors"
         if not fixed.is_file():
             lists = {"train": train, "validation": validation}
             write_fixed(hf_folder, settings.first_layer, lists, fixed, threads, report)

@@ -171,8 +171,8 @@ def test_what_is_kept_of_the_fixed_layers_changes_no_result(tiny, tmp_path, monk
     from compile.training import causal
 
     (tmp_path / "b" / "scratch").mkdir(parents=True)
-    kept_file = tmp_path / "a" / "scratch" / "fixed.safetensors"
-    (tmp_path / "b" / "scratch" / "fixed.safetensors").write_bytes(kept_file.read_bytes())
+    (kept_file,) = (tmp_path / "a" / "scratch").glob("fixed-*.safetensors")
+    (tmp_path / "b" / "scratch" / kept_file.name).write_bytes(kept_file.read_bytes())
     monkeypatch.setattr(causal, "take_out", lambda model, first: None)
     monkeypatch.setattr(
         causal, "_read_fixed", lambda path, name, some: [causal._Placed(example) for example in some]
