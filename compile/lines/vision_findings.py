@@ -14,7 +14,7 @@ from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.pictures import Seen, read_seen
 from compile.findings import Answer, Case, Compared, Findings, Picture
 from compile.line import REFERENCE, device_name
-from compile.lines.vision import BASELINES, LEDGER, VariantSteps, VisionLine
+from compile.lines.vision import BASELINES, LEDGER, MIXTURE, VariantSteps, VisionLine
 from compile.onnx.files import size_of
 from compile.onnx.vision_head import CHOICES
 from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
@@ -321,6 +321,10 @@ def _result(
     if variant.type == "int8-static":
         settings |= {"calibration": variant.calibration, "images": variant.calibration_images}
         settings |= {"symmetric": variant.symmetric}
+    if variant.keep:
+        settings |= {"keep": list(variant.keep)}
+    if (cache.folder(steps.model) / MIXTURE).is_file():
+        settings |= json.loads((cache.folder(steps.model) / MIXTURE).read_text(encoding="utf-8"))
     return VariantResult(
         name=name,
         precision=_PRECISION[variant.type],

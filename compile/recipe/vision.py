@@ -107,11 +107,22 @@ class Threshold(Section):
     false_reject_rate: float = Field(default=0.05, gt=0, lt=0.5)
 
 
+class ImageMixed(Section):
+    """Parts stay in float, those that lose most per byte first, until the mean KL divergence on ``pictures``
+    of the calibration split is within ``max_loss``, or the file would be larger than ``max_size_ratio`` of
+    the float one."""
+
+    max_loss: float = Field(gt=0)
+    max_size_ratio: float = Field(default=0.3, gt=0, le=1)
+    pictures: int = Field(default=32, ge=8, le=512)
+
+
 class ImageVariant(Section):
     """A precision. ``calibration`` sets the ranges of static INT8; ``symmetric`` is how TensorRT wants them.
 
     ``reduce_range``: weights of 7 bits, which no sum of AVX2 overflows. Convolutional networks lose more by
-    it than transformers do; processors with VNNI, AMX or Arm's dot products can do without.
+    it than transformers do; processors with VNNI, AMX or Arm's dot products can do without. ``keep``: parts
+    (``stem``, ``block0``, ...) that stay in float; ``mixed`` finds more of them by measurement.
     """
 
     name: Name
@@ -120,6 +131,14 @@ class ImageVariant(Section):
     calibration_images: int = Field(default=32, ge=4, le=512)
     reduce_range: bool = True
     symmetric: bool = False
+    keep: tuple[str, ...] = ()
+    mixed: ImageMixed | None = None
+
+    @model_validator(mode="after")
+    def _mixes_static(self) -> "ImageVariant":
+        if self.mixed is not None and self.type != "int8-static":
+            raise ValueError(f"mixed goes with int8-static, not with {self.type}")
+        return self
 
 
 class ImageEvaluate(Section):
@@ -162,6 +181,12 @@ class InspectRecipe(_ImageRecipe):
     data: InspectData
     memory: Memory = Memory()
     threshold: Threshold = Threshold()
+
+    @model_validator(mode="after")
+    def _mixes_nothing(self) -> "InspectRecipe":
+        if any(variant.mixed is not None for variant in self.variants):
+            raise ValueError("mixed measures classifiers; for inspection name the parts to keep in float")
+        return self
 
     @model_validator(mode="after")
     def _grid_fits(self) -> "InspectRecipe":
