@@ -117,6 +117,7 @@ def _variant(line: LanguageLine, cache: Cache, name: str, seen: _Seen) -> Varian
     tokens = _tokens(cache.folder(steps.fidelity))
     if steps.against is None:
         metrics["perplexity"] = _perplexity(tokens)
+        metrics["kl_mean"] = Measured(0.0, 0.0, None, len(tokens["loss"]))
     else:
         theirs = _tokens(cache.folder(steps.against))
         metrics |= judge.fidelity_metrics(tokens, theirs, recipe.evaluate.bootstrap, _SEED)

@@ -97,7 +97,7 @@ def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult, beside_
         for key in ("dataset", "recipe", "adapter", "continues"):
             traced.pop(key, None)  # a base is the same whatever adapter was made beside it
         name, version, license_ = recipe.base.name, recipe.base.version, recipe.base.license
-        version = f"{version}-{one.precision.lower().replace('_', '-')}"
+        version = f"{version}-{one.name.replace('_', '-')}"
         quality = _qualities(one, of_base=True)
         facts = _facts(line, cache, one, line.digests["base"], ())
         slots = AdapterSlots(max_rank=MAX_RANK if one.format == "gguf" else facts.rank, targets=facts.targets)
