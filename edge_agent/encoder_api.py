@@ -17,7 +17,7 @@ from edge_agent.api_errors import Named
 from edge_agent.catalog import Served
 from edge_agent.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.encoder_requests import EncoderRequest, classes_json, inspections_json
-from edge_agent.encoding import Encoded, EncoderAsk, EncoderService, keep, keep_pictures
+from edge_agent.encoding import Encoded, EncoderAsk, EncoderService, keep_pictures
 from edge_agent.multipart import is_form, read_form
 from edge_agent.questions import Endpoint
 from models import data_class
@@ -40,7 +40,7 @@ def encoder_routes(
         asked = EmbeddingRequest.parse(body)
         ask = EncoderAsk(
             **_named(request, "embeddings", asked.model, asked.user),
-            body=keep(body),
+            body=body,
             call=EncoderCall(asked.input),
             tasks=("embed",),
         )
@@ -112,7 +112,7 @@ async def _read(request: Request, limits: Limits, read_body: ReadBody) -> tuple[
         else:
             asked = EncoderRequest.parse(body)
         if asked.input:
-            return asked, keep(body)
+            return asked, body
         return asked, keep_pictures({"model": asked.model, "heat_map": asked.heat_map}, asked.image)
 
     # Megabytes of base64 take a while, and other streams are running.

@@ -24,9 +24,6 @@ from models.errors import ContextLengthExceeded, EngineError, InvalidImage, Unsu
 from models.manifest import Task
 from sync.errors import SyncError
 
-KEPT_BYTES = 128 << 10
-"""Of a question or an answer that the journal keeps whole: a record has to fit a message to the hub."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderAsk(Question):
@@ -86,7 +83,7 @@ class EncoderService:
                     answer = await self._ask(served, ask.call)
                     # The engine has worked while the intent was being written.
                     receipt = Receipt.local(ask.id, served, decision, await entry.intent())
-                    body = keep(json.dumps(kept(answer, served), ensure_ascii=False).encode())
+                    body = json.dumps(kept(answer, served), ensure_ascii=False).encode()
                     labels = engine.facts.labels
                 number = await entry.result(_facts(ask, receipt, answer), body)
             except SyncError:
@@ -117,17 +114,10 @@ class EncoderService:
         self._catalog.record(outcome)
 
 
-def keep(body: bytes) -> bytes:
-    """What the journal keeps of a body: itself, or its digest and size when it is large."""
-    if len(body) <= KEPT_BYTES:
-        return body
-    return json.dumps({"sha256": Digest.of(body).hex, "bytes": len(body)}).encode()
-
-
 def keep_pictures(fields: dict[str, Any], images: tuple[bytes, ...]) -> bytes:
     """What the journal keeps of a call with pictures: its fields, and of each picture its digest and size."""
     shown = [{"sha256": Digest.of(image).hex, "bytes": len(image)} for image in images]
-    return keep(json.dumps({**fields, "images": shown}, ensure_ascii=False).encode())
+    return json.dumps({**fields, "images": shown}, ensure_ascii=False).encode()
 
 
 def _facts(

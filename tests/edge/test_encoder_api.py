@@ -215,16 +215,18 @@ async def test_intent_and_result_surround_every_answer(path: str, body: dict[str
         assert PNG.encode() not in intent.body and Digest.of(b"a picture").hex.encode() in intent.body
 
 
-async def test_what_is_too_large_for_a_record_is_kept_as_its_digest() -> None:
+async def test_of_vectors_their_digest_is_on_record() -> None:
     journal = MemoryJournal()
     async with (
         running(edge_app(everything(), journal=journal)) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
-        await client.post("/v1/embeddings", json={"model": "minilm", "input": ["x" * 1000] * 200})
+        asked = {"model": "minilm", "input": ["x" * 1000] * 200, "encoding_format": "base64"}
+        answer = (await client.post("/v1/embeddings", json=asked)).json()
     intent, result = journal.records
-    assert json.loads(intent.body)["bytes"] > 200_000
-    assert json.loads(result.body)["embeddings"] == 200 and len(result.body) < 200
+    assert json.loads(intent.body) == asked
+    vectors = b"".join(base64.b64decode(one["embedding"]) for one in answer["data"])
+    assert json.loads(result.body) == {"embeddings": 200, "sha256": Digest.of(vectors).hex}
 
 
 @pytest.mark.parametrize(("path", "body"), CALLS)
