@@ -307,6 +307,8 @@ class _Making:
     def _quantized(self, variant: ImageVariant, data: Step, source: Step, file: str) -> Step:
         recipe = self._recipe
 
+        held_out = variant.mixed.pictures if variant.mixed is not None else 0
+
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
             from compile.onnx.vision_quantize import quantize_vision
 
@@ -315,9 +317,9 @@ class _Making:
                 inputs["source"] / file,
                 folder / "model.onnx",
                 variant,
-                self._paths(splits.train[: variant.calibration_images]),
+                self._paths(spread(splits.train, variant.calibration_images)),
                 # Not training pictures: the head is surer of those than of any others.
-                self._paths(splits.calibration),
+                self._paths(spread(splits.calibration, held_out)),
                 self._image,
                 recipe.data.max_pixels,
                 scratch,
@@ -334,7 +336,7 @@ class _Making:
                 "file": file,
             },
             {"data": data, "source": source},
-            versions("onnx", "onnxruntime", "pillow") | {"outpost-quantize": "3"},
+            versions("onnx", "onnxruntime", "pillow") | {"outpost-quantize": "4"},
             work,
             seconds=5 if variant.mixed is None else 90,
             disk_bytes=8_000_000,
@@ -482,6 +484,12 @@ class _Making:
 
     def _paths(self, chosen: Sequence[LabelledImage]) -> list[Path]:
         return [self._root / image.file for image in chosen]
+
+
+def spread(chosen: Sequence[LabelledImage], count: int) -> list[LabelledImage]:
+    """``count`` of them at even distances: splits are ordered by label, and few must show all labels."""
+    count = min(count, len(chosen))
+    return [chosen[at * len(chosen) // count] for at in range(count)]
 
 
 def places(image: ImageInput, memory: Memory) -> int:

@@ -79,7 +79,7 @@ def quantize_vision(
     )
     found: dict[str, Any] = {}
     if variant.mixed is not None:
-        asked = [feed[INPUT] for feed in _feeds(held_out[: variant.mixed.pictures], image, max_pixels)]
+        asked = [feed[INPUT] for feed in _feeds(held_out, image, max_pixels)]
         if not asked:
             raise BadData(f"{variant.name}: mixed: there are no held-out pictures to measure on")
         theirs = _answers(prepared, asked)
