@@ -144,12 +144,13 @@ def sensitivity(
     everything = tuple(Override(name, TensorType.F32) for name in low)
     result = []
     groups = groups_of(header, by)
-    for number, (name, tensors) in enumerate(groups.items()):
-        sizes = [(size_of(plain[one], low[one]), size_of(plain[one], high)) for one in tensors]
-        low_bytes, high_bytes = sum(a for a, _ in sizes), sum(b for _, b in sizes)
+    for number, (name, whole) in enumerate(groups.items()):
         report(number / len(groups), f"group {name}")
-        if any(a >= b for a, b in sizes):
+        sizes = {one: (size_of(plain[one], low[one]), size_of(plain[one], high)) for one in whole}
+        tensors = tuple(one for one, (now, then) in sizes.items() if now < then)
+        if not tensors:  # the design holds them as exactly already
             continue
+        low_bytes, high_bytes = (sum(sizes[one][at] for one in tensors) for at in (0, 1))
         chosen = frozenset(tensors)
         overrides = [one for one in everything if one.tensor not in chosen]
         overrides += [Override(one, low[one]) for one in tensors]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 from gguf_models import Shape, calibration_text, write_llama
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compile.errors import Refused
@@ -32,6 +32,7 @@ def quiet(done, note):
 harms = st.lists(st.tuples(st.floats(0, 1), st.integers(1, 100)), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(harms, st.floats(0, 3), st.floats(0, 0.5))
 def test_a_plan_holds_its_budget_with_no_shorter_list_of_the_same_order(listed, budget, rest):
     groups = [
