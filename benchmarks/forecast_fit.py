@@ -59,7 +59,7 @@ def run(name: str, source: Path, out: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 3):
         sys.exit(done.stderr[-3000:])
-    facts = facts_of(source, text_tokens=512, window=128)
+    facts = facts_of(source, text_bytes=text.stat().st_size, window=128)
     rows = []
     for path in sorted((work / "cache").glob("*/step.json")):
         step = json.loads(path.read_text(encoding="utf-8"))

@@ -21,13 +21,15 @@ from models.onnx import read_model
 from models.profiles import cpu_flags, cpu_profile
 
 _RAM_OFF = 0.25
+_CACHE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class Facts:
     """Sizes of a model, and of what is done with it. ``weight_bytes``: of the variant at hand, 0 for float32.
 
-    ``largest`` is the number of weights of the largest tensor; ``window`` and ``batch`` are tokens at once.
+    ``largest`` is the number of weights of the largest tensor, ``kv_width`` KV heads x head size; ``window``
+    and ``batch`` are tokens at once, ``text_bytes`` the size of the held-out text, which is split whole.
     """
 
     parameters: int
@@ -35,10 +37,10 @@ class Facts:
     layers: int
     hidden: int
     largest: int
-    tied: bool = True
+    kv_width: int = 0
     weight_bytes: int = 0
     window: int = 0
-    text_tokens: int = 0
+    text_bytes: int = 0
     batch: int = 0
 
     @property
@@ -64,8 +66,9 @@ class Forecast:
 @dataclass(frozen=True)
 class Cost:
     """Bytes of memory: ``fixed``, and per byte of float32 weights, of the variant's weights, of the largest
-    tensor in float32, of the logits of a window, and of activations (batch x hidden x layers x 4). Seconds:
-    fixed, and per GB of float32 weights. Disk: per byte of float32 weights, or of the variant's.
+    tensor in float32, of the logits of a window, of the measuring engine's KV cache (4,096 tokens, float16),
+    of activations (batch x hidden x layers x 4), and of the held-out text. Seconds: fixed, and per GB of float32
+    weights. Disk: per byte of float32 weights, or of the variant's.
     """
 
     fixed: float
@@ -73,7 +76,9 @@ class Cost:
     per_weight: float = 0.0
     per_largest: float = 0.0
     per_logits: float = 0.0
+    per_cache: float = 0.0
     per_activation: float = 0.0
+    per_text: float = 0.0
     seconds: float = 1.0
     seconds_per_gb: float = 0.0
     disk_per_float: float = 0.0
@@ -82,26 +87,37 @@ class Cost:
 
 COSTS: Mapping[str, Cost] = MappingProxyType(
     {
-        "import-gguf": Cost(500e6, per_float=1.6, seconds=8, seconds_per_gb=80, disk_per_float=2.0),
-        "import-folder": Cost(490e6, per_float=1.0, seconds=8, seconds_per_gb=30, disk_per_float=2.0),
-        "importance": Cost(80e6, per_float=1.1, seconds=3, seconds_per_gb=60, disk_per_float=0.01),
-        "quantize-gguf": Cost(58e6, per_largest=2.0, seconds=1, seconds_per_gb=15, disk_per_weight=1.0),
-        "measure-gguf": Cost(80e6, per_weight=1.0, per_logits=4.0, seconds=2, seconds_per_gb=60),
-        "export-genai-fp32": Cost(580e6, per_float=2.0, seconds=9, seconds_per_gb=15, disk_per_float=1.0),
+        "import-gguf": Cost(493e6, per_largest=1.6, seconds=8, seconds_per_gb=60, disk_per_float=2.0),
+        "import-folder": Cost(493e6, per_largest=1.6, seconds=8, seconds_per_gb=25, disk_per_float=2.0),
+        "importance": Cost(69e6, per_float=1.05, per_logits=8.4, seconds=3, seconds_per_gb=60),
+        "quantize-gguf": Cost(57e6, per_largest=1.2, seconds=1, seconds_per_gb=10, disk_per_weight=1.0),
+        "measure-gguf": Cost(
+            65e6, per_weight=0.94, per_cache=1.3, per_logits=8.0, seconds=2, seconds_per_gb=40
+        ),
+        "export-genai-fp32": Cost(
+            578e6, per_float=1.17, per_largest=0.76, seconds=9, seconds_per_gb=10, disk_per_float=1.0
+        ),
         "export-genai-quantized": Cost(
-            580e6, per_float=3.0, seconds=9, seconds_per_gb=60, disk_per_weight=1.0
+            567e6, per_float=2.46, per_largest=3.7, seconds=9, seconds_per_gb=50, disk_per_weight=1.0
         ),
-        "measure-genai": Cost(100e6, per_weight=1.4, per_logits=4.0, seconds=2, seconds_per_gb=60),
-        "finetune-lora": Cost(
-            650e6, per_float=1.3, per_logits=3.0, per_activation=12.0, seconds=20, seconds_per_gb=500
+        "measure-genai": Cost(
+            92e6, per_weight=1.08, per_logits=8.4, per_text=145.0, seconds=2, seconds_per_gb=50
         ),
-        "finetune-full": Cost(
-            650e6, per_float=4.2, per_logits=3.0, per_activation=12.0, seconds=20, seconds_per_gb=900
+        "finetune-lora": Cost(539e6, per_float=1.0, per_activation=56.0, seconds=10, seconds_per_gb=500),
+        "finetune-full": Cost(540e6, per_float=3.9, per_activation=56.0, seconds=10, seconds_per_gb=900),
+        "export-encoder": Cost(600e6, per_float=4.4, seconds=8, seconds_per_gb=80, disk_per_float=1.0),
+        "prepare-onnx": Cost(510e6, per_float=3.0, seconds=2, seconds_per_gb=40, disk_per_float=1.0),
+        "quantize-onnx-dynamic": Cost(
+            100e6, per_float=3.0, seconds=2, seconds_per_gb=35, disk_per_weight=1.0
         ),
-        "export-encoder": Cost(600e6, per_float=3.0, seconds=10, seconds_per_gb=60, disk_per_float=1.0),
-        "quantize-onnx": Cost(150e6, per_float=3.0, seconds=2, seconds_per_gb=40, disk_per_weight=1.0),
+        "quantize-onnx-static": Cost(215e6, per_float=3.0, seconds=3, seconds_per_gb=50, disk_per_weight=1.0),
+        "quantize-onnx-blocks": Cost(
+            315e6, per_float=3.0, seconds=3, seconds_per_gb=200, disk_per_weight=1.0
+        ),
+        "measure-encoder": Cost(415e6, per_float=1.0, seconds=5, seconds_per_gb=100),
     }
 )
+"""Fitted to docs/profiles.md's table; the kinds of encoders to one model only, all-MiniLM-L6-v2."""
 
 
 def predict(kind: str, facts: Facts) -> Forecast:
@@ -112,10 +128,12 @@ def predict(kind: str, facts: Facts) -> Forecast:
     weights = facts.weight_bytes or facts.float_bytes
     ram = (
         cost.fixed
+        + cost.per_text * facts.text_bytes
         + cost.per_float * facts.float_bytes
         + cost.per_weight * weights
         + cost.per_largest * 4 * facts.largest
         + cost.per_logits * 4 * facts.window * facts.vocabulary
+        + cost.per_cache * 2 * 2 * _CACHE_TOKENS * facts.layers * facts.kv_width
         + cost.per_activation * 4 * facts.batch * facts.hidden * facts.layers
     )
     return Forecast(
@@ -125,7 +143,7 @@ def predict(kind: str, facts: Facts) -> Forecast:
     )
 
 
-def facts_of(source: Path, window: int = 0, text_tokens: int = 0, batch: int = 0) -> Facts:
+def facts_of(source: Path, window: int = 0, text_bytes: int = 0, batch: int = 0) -> Facts:
     """The sizes of a GGUF or of a Hugging Face folder, from headers alone.
 
     Raises ``UnsafeFile``, ``BadRecipe``.
@@ -136,7 +154,9 @@ def facts_of(source: Path, window: int = 0, text_tokens: int = 0, batch: int = 0
         try:
             config = json.loads((source / "config.json").read_text(encoding="utf-8"))
             layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
-            vocabulary, tied = int(config["vocab_size"]), bool(config.get("tie_word_embeddings", False))
+            vocabulary, heads = int(config["vocab_size"]), int(config["num_attention_heads"])
+            size = int(config.get("head_dim") or hidden // heads)
+            kv_width = size * int(config.get("num_key_value_heads") or heads)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadRecipe(f"{source.name}/config.json does not say the model's sizes: {error}") from error
         counts = [_product(shape) for shape in sizes.values()]
@@ -145,8 +165,10 @@ def facts_of(source: Path, window: int = 0, text_tokens: int = 0, batch: int = 0
         architecture = read.architecture
         layers = read.integer(f"{architecture}.block_count") or 1
         hidden = read.integer(f"{architecture}.embedding_length") or 1
+        heads = read.integer(f"{architecture}.attention.head_count") or 1
+        size = read.integer(f"{architecture}.attention.key_length") or hidden // heads
+        kv_width = size * (read.integer(f"{architecture}.attention.head_count_kv") or heads)
         counts = [tensor.elements for tensor in read.tensors]
-        tied = "output.weight" not in {tensor.name for tensor in read.tensors}
         vocabulary = max(
             (max(tensor.shape) for tensor in read.tensors if "token_embd" in tensor.name), default=1
         )
@@ -156,9 +178,9 @@ def facts_of(source: Path, window: int = 0, text_tokens: int = 0, batch: int = 0
         layers=layers,
         hidden=hidden,
         largest=max(counts, default=0),
-        tied=tied,
+        kv_width=kv_width,
         window=window,
-        text_tokens=text_tokens,
+        text_bytes=text_bytes,
         batch=batch,
     )
 
