@@ -67,8 +67,8 @@ class Forecast:
 class Cost:
     """Bytes of memory: ``fixed``, and per byte of float32 weights, of the variant's weights, of the largest
     tensor in float32, of the logits of a window, of the measuring engine's KV cache (4,096 tokens, float16),
-    of activations (batch x hidden x layers x 4), and of the held-out text. Seconds: fixed, and per GB of float32
-    weights. Disk: per byte of float32 weights, or of the variant's.
+    of activations (batch x hidden x layers x 4), and of the held-out text. Seconds: fixed, and per GB of
+    float32 weights. Disk: per byte of float32 weights, or of the variant's.
     """
 
     fixed: float
