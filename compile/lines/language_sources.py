@@ -1,6 +1,6 @@
 """What a language recipe names, found and hashed: the ground on which its steps are made."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compile.data.reading import source_digest
@@ -53,24 +53,13 @@ class Sources:
             teacher = recipe.distil.teacher.find(beside, "distil.teacher")
             digests["teacher"] = digest_of(teacher)
         window = recipe.evaluate.window
-        facts = facts_of(base, window, recipe.evaluate.text_tokens)
+        facts = facts_of(base, window, text.stat().st_size)
         return cls(recipe, beside, workshop, base, text, calibration, teacher, digests, facts)
 
     def forecast(self, kind: str, variant: str | None = None, batch: int = 0) -> Forecast:
         """What a step of ``kind`` takes, on the base or on a variant of this type."""
         bits = _BITS[variant] if variant is not None else 32.0
-        sizes = Facts(
-            parameters=self.facts.parameters,
-            vocabulary=self.facts.vocabulary,
-            layers=self.facts.layers,
-            hidden=self.facts.hidden,
-            largest=self.facts.largest,
-            tied=self.facts.tied,
-            weight_bytes=round(self.facts.parameters * bits / 8),
-            window=self.facts.window,
-            text_tokens=self.facts.text_tokens,
-            batch=batch,
-        )
+        sizes = replace(self.facts, weight_bytes=round(self.facts.parameters * bits / 8), batch=batch)
         return predict(kind, sizes)
 
     @property
