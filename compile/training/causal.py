@@ -77,6 +77,8 @@ def train_causal(
             write_fixed(hf_folder, settings.first_layer, lists, fixed, threads, report)
     with conditions(settings, threads):
         model = methods.load_causal(hf_folder, settings, start_from)
+        if start_from is None and train:
+            methods.begin_with(model, settings, train[0].ids[: train[0].prompt_length])
         if cut and fixed is not None:
             take_out(model, settings.first_layer)
             placed = [_read_fixed(fixed, "train", train), _read_fixed(fixed, "validation", validation)]

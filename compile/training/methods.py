@@ -4,6 +4,7 @@ Owns the way from a folder to a model whose trainable weights are marked. Refuse
 machine cannot carry out, and targets that the model does not have.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,31 @@ def adapt(base: Any, settings: FineTune, task_type: str, start_from: Path | None
         _freeze_below(base, settings.first_layer)
         return base
     return get_peft_model(base, _shape(base, settings, task_type))
+
+
+def begin_with(model: Any, settings: FineTune, ids: Sequence[int]) -> None:
+    """Let virtual tokens begin as the real ones ``ids``, repeated or cut to their number.
+
+    A random beginning costs more steps than small data have (Li and Liang 2021, section 7.4; Lester et al.
+    2021, section 3.2). Law: before training, the model says what its base says after these tokens.
+    """
+    import torch
+
+    if settings.method not in ("prefix", "prompt"):
+        return
+    count = settings.virtual_tokens
+    tokens = torch.tensor([(list(ids) * (count // len(ids) + 1))[:count]])
+    base = model.get_base_model()
+    with torch.no_grad():
+        tokens = tokens.to(base.device)
+        if settings.method == "prompt":
+            start = base.get_input_embeddings()(tokens)[0]
+        else:
+            cache = base(input_ids=tokens, use_cache=True).past_key_values
+            # peft keeps, per token, keys and values of each layer after one another.
+            pairs = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+            start = torch.stack(pairs)[:, 0].permute(2, 0, 1, 3).reshape(count, -1)
+        model.prompt_encoder["default"].embedding.weight.copy_(start)
 
 
 _PEFT_TYPES = {

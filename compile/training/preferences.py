@@ -84,6 +84,9 @@ def train_preferences(
     measured = [_with_margins(hf_folder, pairs, threads, report, start_from) for pairs in (train, validation)]
     with conditions(settings, threads):
         model = methods.load_causal(hf_folder, settings, start_from)
+        if start_from is None and train:
+            prompt = train[0].chosen
+            methods.begin_with(model, settings, prompt.ids[: prompt.prompt_length])
         objective = Preferences(Answers(model), settings.preference_strength)
         curve = fit(model, objective, measured[0], measured[1], settings, scratch, threads, now, report)
         save_tuned(model, hf_folder, settings, target)

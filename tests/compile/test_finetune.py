@@ -211,6 +211,22 @@ def test_logits_are_those_of_the_plain_model_where_there_is_a_loss(tiny, method)
             at += 2
 
 
+@pytest.mark.parametrize("method", ("prefix", "prompt"))
+def test_virtual_tokens_begin_as_real_ones(tiny, method):
+    from transformers import AutoModelForCausalLM
+
+    from compile.training.methods import begin_with, load_causal
+
+    settings = FineTune(method=method, virtual_tokens=5)
+    model = load_causal(tiny, settings).eval()
+    begin_with(model, settings, (9, 30, 12))
+    plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    with torch.no_grad():
+        ours = model(input_ids=torch.tensor([[20, 21, 22]])).logits[0, -3:]
+        theirs = plain(torch.tensor([[9, 30, 12, 9, 30, 20, 21, 22]])).logits[0, -3:]
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
 def test_every_example_once_per_epoch_and_a_rate_that_rises_then_falls():
     made = batches([5, 3, 9, 1, 7], 2, 0)
     assert sorted(index for batch in made for index in batch) == [0, 1, 2, 3, 4]
