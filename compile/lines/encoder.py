@@ -237,7 +237,7 @@ class _Making:
             f"quantize-{variant.name}",
             {"variant": variant.model_dump(mode="json", exclude={"name"}), "seen": seen},
             {"exported": exported, "prepared": prepared, "data": data},
-            versions("onnx", "onnxruntime") | {"outpost-quantize": "1"},
+            versions("onnx", "onnxruntime") | {"outpost-quantize": "2"},
             lambda inputs, folder, scratch, report: work.quantize(
                 recipe, variant, inputs, folder, scratch, threads, report
             ),

@@ -46,6 +46,7 @@ def quantize_blocks(
 
     check_names(prepared, keep)
     model = open_model(prepared)
+    unfold_gemms(model)
     if settings.tables == 8:
         shrink_tables(model, keep)
     with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -62,6 +63,50 @@ def quantize_blocks(
     _set_accuracy(made, settings.accuracy_level)
     write_model(made, target)
     return ledger(target, f"INT{settings.bits}")
+
+
+def unfold_gemms(model: Any) -> int:
+    """``Gemm`` with constant weights as ``MatMul`` and ``Add``, all that the block quantizers know; how many.
+
+    The new ``MatMul`` has the old name.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[Any] = []
+    replaced: set[str] = set()
+    made = 0
+    for node in graph.node:
+        facts = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        plain = facts.get("alpha", 1.0) == facts.get("beta", 1.0) == 1.0 and not facts.get("transA", 0)
+        if node.op_type != "Gemm" or node.input[1] not in tensors or not plain:
+            nodes.append(node)
+            continue
+        weight = node.input[1]
+        if facts.get("transB", 0):
+            turned = f"{weight}/turned"
+            if turned not in tensors:
+                tensors[turned] = numpy_helper.from_array(
+                    numpy_helper.to_array(tensors[weight]).T.copy(), turned
+                )
+                graph.initializer.append(tensors[turned])
+            replaced.add(weight)
+            weight = turned
+        biased = len(node.input) > 2 and bool(node.input[2])
+        product = f"{node.output[0]}/product" if biased else node.output[0]
+        nodes.append(helper.make_node("MatMul", [node.input[0], weight], [product], name=node.name))
+        if biased:
+            added = [product, node.input[2]]
+            nodes.append(helper.make_node("Add", added, [node.output[0]], name=f"{node.name}_bias"))
+        made += 1
+    used = {name for node in nodes for name in node.input}
+    gone = replaced - used
+    kept = [tensor for tensor in graph.initializer if tensor.name not in gone]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    return made
 
 
 def _config(library: Any, settings: BlockSettings) -> Any:

@@ -165,6 +165,35 @@ def test_blocks_of_4_and_8_bits(graphs, tmp_path, chosen):
     assert ("w2", "F32") in {(one.tensor, one.got) for one in kept}
 
 
+@pytest.mark.parametrize("turned", [0, 1])
+def test_blocks_reach_the_weights_of_a_gemm(tmp_path, turned):
+    random = np.random.default_rng(2)
+    shape = (8, WIDTH) if turned else (WIDTH, 8)
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="/head/Gemm", transB=turned)],
+        "head",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])],
+        [
+            numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), "w"),
+            numpy_helper.from_array(random.standard_normal(8).astype(np.float32), "b"),
+        ],
+    )
+    path = tmp_path / "head.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    assert int4.quantize_blocks(path, tmp_path / "q.onnx", int4.BlockSettings(bits=8)) == ()
+    import onnxruntime
+
+    x = {"x": random.standard_normal((5, WIDTH)).astype(np.float32)}
+    left, right = (
+        onnxruntime.InferenceSession(str(one), providers=["CPUExecutionProvider"]).run(None, x)[0]
+        for one in (path, tmp_path / "q.onnx")
+    )
+    assert likeness(left.ravel(), right.ravel()) > 0.999
+    kept = int4.quantize_blocks(path, tmp_path / "q.onnx", int4.BlockSettings(bits=8), ["/head/Gemm"])
+    assert len(kept) == 1 and kept[0].got == "F32"
+
+
 def test_the_mixture_keeps_what_loses_most_and_was_measured(graphs, tmp_path):
     _, prepared = graphs
     groups = sensitivity.groups_of(prepared, "block", activations=True)
