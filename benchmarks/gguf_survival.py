@@ -58,6 +58,11 @@ def main() -> None:
     rows = spread(read_splits(cache.folder(line.data)).test, chosen.rows)
     template = template_of(cache.folder(line.root))
     prompts = [template.render(chat(line.recipe, row)) for row in rows]
+    compare(reference, adapter, prompts, chosen)
+
+
+def compare(reference: Path, adapter: Path, prompts: list[str], chosen: argparse.Namespace) -> None:
+    work, threads = chosen.work, chosen.threads
     against = work / "yardstick"
     yardstick(reference, adapter, prompts, against, threads, chosen.max_tokens, quiet)
     merge(reference, adapter, work / "merged-f32.gguf")
