@@ -25,7 +25,7 @@ from models.digest import Digest
 from models.manifest import AnomalyFacts, Engine, ImageInput
 
 FEATURES, POOLED, GRID = "features.onnx", "pooled.onnx", "grid.json"
-LEDGER, MIXTURE = "ledger.json", "mixture.json"
+LEDGER, MIXTURE, MODEL = "ledger.json", "mixture.json", "model.onnx"
 BASELINES = "baselines.json"
 FP32 = ImageVariant(name=REFERENCE, type="fp32")
 UNCALIBRATED = 1.0
@@ -277,15 +277,13 @@ class _Making:
             model = self._memory(variant, data, backbone, quantized, reference)
         else:
             whole = reference or self._classifier(backbone, head)
-            quantized = (
-                None if variant.type == "fp32" else self._quantized(variant, data, whole, "model.onnx")
-            )
+            quantized = None if variant.type == "fp32" else self._quantized(variant, data, whole, MODEL)
             model = quantized or whole
         return VariantSteps(variant, model, self._seen(variant, data, model))
 
     def _classifier(self, backbone: Step, head: Step) -> Step:
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
-            from compile.onnx.files import MODEL, write_model
+            from compile.onnx.files import write_model
             from compile.onnx.vision_export import classifier, read_weights
             from compile.onnx.vision_head import read_head
 
@@ -315,7 +313,7 @@ class _Making:
             splits = images.read_image_splits(inputs["data"])
             found = quantize_vision(
                 inputs["source"] / file,
-                folder / "model.onnx",
+                folder / MODEL,
                 variant,
                 self._paths(spread(splits.train, variant.calibration_images)),
                 # Not training pictures: the head is surer of those than of any others.
@@ -340,7 +338,7 @@ class _Making:
             work,
             seconds=5 if variant.mixed is None else 90,
             disk_bytes=8_000_000,
-            ram_bytes=140_000_000 + 4_400 * self._image.width * self._image.height,
+            ram_bytes=(175 if file == MODEL else 155) * 1_000_000 + (25_000_000 if held_out else 0),
         )
 
     def _memory(
@@ -361,9 +359,7 @@ class _Making:
 
             splits = images.read_image_splits(inputs["data"])
             grid = Grid(**json.loads((inputs["backbone"] / GRID).read_text(encoding="utf-8")))
-            source = (
-                inputs["quantized"] / "model.onnx" if "quantized" in inputs else inputs["backbone"] / FEATURES
-            )
+            source = inputs["quantized"] / MODEL if "quantized" in inputs else inputs["backbone"] / FEATURES
             build_memory(
                 source,
                 grid,
@@ -411,7 +407,7 @@ class _Making:
             from compile.evaluate.pictures import look
 
             look(
-                inputs["model"] / "model.onnx",
+                inputs["model"] / MODEL,
                 engine,
                 self._root,
                 measured_files(images.read_image_splits(inputs["data"])),
@@ -469,7 +465,7 @@ class _Making:
             versions("onnxruntime", "pillow", "scikit-learn") | {"outpost-baselines": "1"},
             work,
             seconds=15,
-            ram_bytes=135_000_000 if isinstance(recipe, InspectRecipe) else 240_000_000,
+            ram_bytes=150_000_000 if isinstance(recipe, InspectRecipe) else 240_000_000,
         )
 
     def _serving_bytes(self, variant: ImageVariant) -> int:
@@ -522,7 +518,7 @@ def prepare_images(
 
 def _write_ledger(folder: Path) -> None:
     """What in ``folder/model.onnx`` did not become INT8: of an anomaly model, the space that banks lie in."""
-    from compile.onnx.files import MODEL, ledger
+    from compile.onnx.files import ledger
 
     told = [one.model_dump(mode="json") for one in ledger(folder / MODEL, "INT8")]
     (folder / LEDGER).write_text(json.dumps(told), encoding="utf-8")
