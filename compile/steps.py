@@ -146,16 +146,19 @@ class Cache:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def own_peak_ram() -> int:
+    """Bytes. ``ru_maxrss`` would carry the parent's peak over ``exec``; VmHWM is this process's own."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def peak_ram() -> int:
     """Bytes: the largest that this process, or one that it started and waited for, has been.
 
-    ``ru_maxrss`` of a process carries its parent's peak over ``exec``; VmHWM is its own. For children there
-    is only the former, and then the parent is this process, whose peak counts anyway.
+    For children there is only ``ru_maxrss``; what it carries over ``exec`` is this process's, which counts.
     """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return max(int(line.split()[1]), children) * 1024
+    return max(own_peak_ram(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
 
 def _sync_files(folder: Path) -> None:

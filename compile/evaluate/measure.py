@@ -6,15 +6,13 @@ the job names; a line ``PART NOTE`` on stdout says how far it is.
 """
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compile.errors import ToolFailed
-from compile.steps import Report
+from compile.child import main, run_job, say
+from compile.steps import Report, own_peak_ram
 from models.engines.base import Finish, GenerateRequest, Sampling
 
 if TYPE_CHECKING:
@@ -41,29 +39,8 @@ def measure(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     more); ``speed_repeats``; ``tokenize`` (texts); ``text`` with ``path``, ``tokens``, ``window`` (fidelity)
     and ``against``, the folder of the reference's results, or null for the reference itself.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compile.evaluate.measure"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    with process:
-        if process.stdin is None or process.stdout is None or process.stderr is None:
-            raise ToolFailed("the measuring process has no pipes")
-        process.stdin.write(json.dumps(job))
-        process.stdin.close()
-        for line in process.stdout:
-            part, _, note = line.strip().partition(" ")
-            report(float(part), note)
-        said = process.stderr.read()
-    if process.returncode != 0:
-        raise ToolFailed(
-            f"measuring {Path(job['model']).name} failed with {process.returncode}:\n{said[-2000:]}"
-        )
-    result: dict[str, Any] = json.loads((Path(job["folder"]) / RESULT).read_text(encoding="utf-8"))
-    return result
+    run_job("compile.evaluate.measure", job, report, f"measuring {Path(job['model']).name}")
+    return read_measured(Path(job["folder"]))
 
 
 def read_measured(folder: Path) -> dict[str, Any]:
@@ -86,7 +63,7 @@ def _child(job: Mapping[str, Any]) -> None:
     if job.get("probe"):
         result["probe"] = greedy(engine, adapter, [job["probe"]], job["probe_tokens"])[0]
     # Peak memory of serving: read before scores of a whole window are held.
-    result["peak_ram_bytes"] = _peak_ram()
+    result["peak_ram_bytes"] = own_peak_ram()
     if job.get("tokenize"):
         result["token_ids"] = [engine.tokenize(text, False, True) for text in job["tokenize"]]
         result["token_ids_special"] = [engine.tokenize(text, True, True) for text in job["tokenize"]]
@@ -126,7 +103,7 @@ def greedy(engine: "Engine", adapter: str | None, prompts: Sequence[str], max_to
             answers[int(event.id)] += event.text
             if event.finish is not None:
                 done += 1
-                _say(done / len(prompts), f"answer {done} of {len(prompts)}")
+                say(done / len(prompts), f"answer {done} of {len(prompts)}")
     return answers
 
 
@@ -148,7 +125,7 @@ def _speed(engine: "Engine", adapter: str | None, repeats: int) -> list[float]:
                 ended, made = time.perf_counter(), event.usage.completion_tokens
         if repeat and made > first:  # the first round warms the caches
             speeds.append((made - first) / (ended - began))
-        _say(repeat / repeats, "decoding speed")
+        say(repeat / repeats, "decoding speed")
     return speeds
 
 
@@ -174,7 +151,7 @@ def _fidelity(engine: "Engine", job: Mapping[str, Any], folder: Path, against: P
             theirs = known[at : at + len(logprobs)].astype(np.float32)
             divergences.append((np.exp(theirs) * (theirs - logprobs)).sum(axis=1))
         at += len(logprobs)
-        _say((number + 1) / len(windows), f"window {number + 1} of {len(windows)} of held-out text")
+        say((number + 1) / len(windows), f"window {number + 1} of {len(windows)} of held-out text")
     if known is None:
         np.save(folder / LOGPROBS, np.concatenate(kept))
     divergence = np.concatenate(divergences) if divergences else np.zeros(at, dtype=np.float32)
@@ -190,17 +167,5 @@ def log_softmax(logits: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
     return result
 
 
-def _peak_ram() -> int:
-    """Bytes. ``ru_maxrss`` would carry the parent's peak over ``exec``; VmHWM is this process's own."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-
-
-def _say(part: float, note: str) -> None:
-    sys.stdout.write(f"{part:.3f} {note}\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    _child(json.load(sys.stdin))
+    main(_child)

@@ -6,20 +6,17 @@ the job names; a line ``PART NOTE`` on stdout says how far it is.
 """
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compile.errors import ToolFailed
-from compile.steps import Report
+from compile.child import main, run_job, say
+from compile.steps import Report, own_peak_ram
 from models.engines.onnx_files import EncoderFiles
 from models.engines.onnx_session import OnnxSettings
 from models.engines.onnx_vision import OnnxVision
-from models.errors import ModelsError
 from models.manifest import Engine
 
 if TYPE_CHECKING:
@@ -71,25 +68,7 @@ def look(
         "max_pixels": max_pixels,
         "speed_repeats": speed_repeats,
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compile.evaluate.pictures"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    with process:
-        if process.stdin is None or process.stdout is None or process.stderr is None:
-            raise ToolFailed("the measuring process has no pipes")
-        process.stdin.write(json.dumps(job))
-        process.stdin.close()
-        for line in process.stdout:
-            part, _, note = line.strip().partition(" ")
-            report(float(part), note)
-        said = process.stderr.read()
-    if process.returncode != 0:
-        raise ToolFailed(f"measuring {model.name} failed with {process.returncode}:\n{said[-2000:]}")
+    run_job("compile.evaluate.pictures", job, report, f"measuring {model.name}")
 
 
 def read_seen(folder: Path) -> Seen:
@@ -125,9 +104,9 @@ def _child(job: Mapping[str, Any]) -> None:
             heats.append(np.stack([_small(one.heat_map) for one in found]))
         else:
             answers.extend(engine.classify(data))
-        _say(min(1.0, (start + _PART) / len(files)), f"{start + len(names)} of {len(files)} pictures")
+        say(min(1.0, (start + _PART) / len(files)), f"{start + len(names)} of {len(files)} pictures")
     speeds = _speeds(engine, [(root / name).read_bytes() for name in files[:16]], job["speed_repeats"])
-    peak = _peak_ram()
+    peak = own_peak_ram()
     folder = Path(job["folder"])
     np.savez(folder / ANSWERS, answers=np.array(answers, dtype=np.float32), heat_maps=np.concatenate(heats))
     result = {"files": files, "speeds": speeds, "peak_ram_bytes": peak}
@@ -157,20 +136,5 @@ def _small(heat_map: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float16]":
     return np.asarray(Image.fromarray(heat_map).resize(size, Image.Resampling.BOX), dtype=np.float16)
 
 
-def _peak_ram() -> int:
-    """Bytes. ``ru_maxrss`` would carry the parent's peak over ``exec``; VmHWM is this process's own."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-
-
-def _say(part: float, note: str) -> None:
-    sys.stdout.write(f"{part:.3f} {note}\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    try:
-        _child(json.loads(sys.stdin.read()))
-    except ModelsError as error:
-        sys.exit(str(error))
+    main(_child)

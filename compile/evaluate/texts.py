@@ -6,20 +6,17 @@ job names; a line ``PART NOTE`` on stdout says how far it is.
 """
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compile.errors import ToolFailed
-from compile.steps import Report
+from compile.child import main, run_job, say
+from compile.steps import Report, own_peak_ram
 from models.engines.onnx_files import EncoderFiles
 from models.engines.onnx_session import OnnxSettings
 from models.engines.onnx_text import OnnxText
-from models.errors import ModelsError
 from models.manifest import Engine
 
 if TYPE_CHECKING:
@@ -69,25 +66,7 @@ def measure_texts(
         "threads": threads,
         "speed_repeats": speed_repeats,
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compile.evaluate.texts"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    with process:
-        if process.stdin is None or process.stdout is None or process.stderr is None:
-            raise ToolFailed("the measuring process has no pipes")
-        process.stdin.write(json.dumps(job))
-        process.stdin.close()
-        for line in process.stdout:
-            part, _, note = line.strip().partition(" ")
-            report(float(part), note)
-        said = process.stderr.read()
-    if process.returncode != 0:
-        raise ToolFailed(f"measuring {files.model.name} failed with {process.returncode}:\n{said[-2000:]}")
+    run_job("compile.evaluate.texts", job, report, f"measuring {files.model.name}")
 
 
 def read_measured(folder: Path) -> Read:
@@ -116,10 +95,10 @@ def _child(job: dict[str, Any]) -> None:
         answered = engine.answer(texts[at : at + _PART])
         answers.append(answered.values)
         truncated += answered.truncated
-        _say((at + _PART) / max(len(texts), 1), f"{at + len(answered.values)} of {len(texts)} texts")
+        say((at + _PART) / max(len(texts), 1), f"{at + len(answered.values)} of {len(texts)} texts")
     result = {
         "speed": speeds,
-        "peak_ram_bytes": _peak_ram(),
+        "peak_ram_bytes": own_peak_ram(),
         "truncated": truncated,
         "token_ids": engine.tokenize(job["tokenize"]),
     }
@@ -141,20 +120,5 @@ def _speeds(engine: OnnxText, texts: Sequence[str], repeats: int) -> list[float]
     return speeds
 
 
-def _peak_ram() -> int:
-    """Bytes. ``ru_maxrss`` would carry the parent's peak over ``exec``; VmHWM is this process's own."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-
-
-def _say(part: float, note: str) -> None:
-    sys.stdout.write(f"{min(part, 1.0):.3f} {note}\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    try:
-        _child(json.load(sys.stdin))
-    except ModelsError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    main(_child)

@@ -42,7 +42,7 @@ def _main(folder: str, script: str, *arguments: str) -> None:
 
     def name(self: Any, tokenizer: Any) -> str:
         try:
-            return known(self, tokenizer)
+            return str(known(self, tokenizer))
         except NotImplementedError:
             text = (Path(self.dir_model) / "tokenizer.json").read_text(encoding="utf-8")
             rule = splitting_rule(json.loads(text))

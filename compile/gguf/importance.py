@@ -13,13 +13,13 @@ Stored as safetensors: a float32 vector per matrix, and in its metadata where th
 import ctypes
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compile.child import main, say, start_job
 from compile.errors import BadData, ToolFailed, UnsupportedBase
 from compile.gguf.mixture import is_quantized
 from compile.steps import Report
@@ -92,30 +92,12 @@ def importance(
 
 
 def _run(job: Mapping[str, Any], report: Report) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compile.gguf.importance"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    with process:
-        if process.stdin is None or process.stdout is None or process.stderr is None:
-            raise ToolFailed("the measuring process has no pipes")
-        process.stdin.write(json.dumps(job))
-        process.stdin.close()
-        for line in process.stdout:
-            part, _, note = line.strip().partition(" ")
-            report(float(part), note)
-        said = process.stderr.read()
-    if process.returncode == _TOO_SHORT:
+    code, said = start_job("compile.gguf.importance", job, report)
+    if code == _TOO_SHORT:
         raise BadData(f"{job['text']}: {said.strip()}")
-    if process.returncode != 0:
+    if code != 0:
         name = Path(job["model"]).name
-        raise ToolFailed(
-            f"measuring the importance of {name} failed with {process.returncode}:\n{said[-2000:]}"
-        )
+        raise ToolFailed(f"measuring the importance of {name} failed with {code}:\n{said}")
 
 
 def describe(path: Path) -> ImportanceFacts:
@@ -281,10 +263,5 @@ def _digest(path: Path) -> Digest:
     return Digest.from_hex(whole.hexdigest())
 
 
-def _say(part: float, note: str) -> None:
-    sys.stdout.write(f"{part:.3f} {note}\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    sys.exit(_child(json.load(sys.stdin), _say))
+    main(lambda job: _child(job, say))

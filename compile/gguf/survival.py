@@ -12,13 +12,12 @@ stdin. ``merge`` is exact arithmetic on GGUF files: ``W + (alpha / rank) * B A``
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compile.child import main, run_job, say
 from compile.errors import ToolFailed, UnsupportedBase
 from compile.evaluate import statistics
 from compile.gguf.dequantize import rows_of
@@ -192,27 +191,7 @@ def _add(file: Any, tensor: Tensor, halves: Any, a: Tensor, b: Tensor, scale: fl
 
 def _measure(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     Path(job["folder"]).mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compile.gguf.survival"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    with process:
-        if process.stdin is None or process.stdout is None or process.stderr is None:
-            raise ToolFailed("the measuring process has no pipes")
-        process.stdin.write(json.dumps(job))
-        process.stdin.close()
-        for line in process.stdout:
-            part, _, note = line.strip().partition(" ")
-            report(float(part), note)
-        said = process.stderr.read()
-    if process.returncode != 0:
-        raise ToolFailed(
-            f"measuring {Path(job['model']).name} failed with {process.returncode}:\n{said[-2000:]}"
-        )
+    run_job("compile.gguf.survival", job, report, f"measuring {Path(job['model']).name}")
     result: dict[str, Any] = json.loads((Path(job["folder"]) / "survival.json").read_text(encoding="utf-8"))
     return result
 
@@ -270,7 +249,7 @@ def _distances(engine: Any, adapter: str | None, against: Path) -> dict[str, Any
         tokens.append(len(ours))
         kl.append(float((np.exp(theirs) * (theirs - ours)).sum()))
         flips.append(int((theirs.argmax(axis=1) != ours.argmax(axis=1)).sum()))
-        _say((number + 1) / len(stored), f"answer {number + 1} of {len(stored)}")
+        say((number + 1) / len(stored), f"answer {number + 1} of {len(stored)}")
     return {"tokens": tokens, "kl": kl, "flips": flips}
 
 
@@ -298,10 +277,5 @@ def _mean(sums: Sequence[float], counts: Sequence[int]) -> Mean:
     return Mean(float(total.sum() / size.sum()), low, high)
 
 
-def _say(part: float, note: str) -> None:
-    sys.stdout.write(f"{part:.3f} {note}\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    _child(json.load(sys.stdin))
+    main(_child)

@@ -13,11 +13,11 @@ from compile.data.rows import Row, Splits, read_splits
 from compile.errors import BadData, BadRecipe, Refused, ToolFailed
 from compile.evaluate import tokens, vectors
 from compile.onnx import files as onnx_files
-from compile.onnx.export import TOKENIZER, ExportSettings, check_folder, export_encoder, peak_ram
+from compile.onnx.export import TOKENIZER, ExportSettings, check_folder, export_encoder
 from compile.onnx.files import MODEL, files_of, size_of
 from compile.recipe.encoder import ClassifyRecipe, EmbedRecipe, EncoderVariant, Mixed
 from compile.recipe.training import FineTune
-from compile.steps import Report
+from compile.steps import Report, own_peak_ram
 from models.engines.onnx_files import EncoderFiles
 from models.errors import UnsafeFile
 from models.manifest import Engine, Fallback, TextInput
@@ -124,7 +124,7 @@ def quantize(
         "weights": len(onnx_files.weighted(onnx_files.open_model(work.prepared))),
         "kernels": onnx_files.kernels(folder / MODEL, scratch),
         "settings": settings,
-        "peak_ram_bytes": peak_ram(),
+        "peak_ram_bytes": own_peak_ram(),
     }
     (folder / MADE).write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from compile.errors import Refused, ToolFailed, UnsupportedBase
 from compile.onnx.files import MODEL, open_model, size_of, write_model
-from compile.steps import Report
+from compile.steps import Report, own_peak_ram
 from models.safetensors import read_header
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def export_encoder(
     written = asdict(parity) | {
         "opset": settings.opset,
         "bytes": size_of(target / MODEL),
-        "peak_ram_bytes": peak_ram(),
+        "peak_ram_bytes": own_peak_ram(),
     }
     (target / EXPORTED).write_text(json.dumps(written), encoding="utf-8")
     return parity
@@ -157,10 +157,3 @@ def check_parity(parity: Parity, settings: ExportSettings, name: str) -> None:
             f"{parity.max_difference:.3g} (allowed {settings.max_difference:.3g}), smallest cosine "
             f"{parity.cosine:.7f} (allowed {settings.min_cosine:.7f}) over {parity.rows} rows"
         )
-
-
-def peak_ram() -> int:
-    """Bytes: this process's own peak (VmHWM; ``ru_maxrss`` would carry the parent's over ``exec``)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024

@@ -1,0 +1,75 @@
+"""Jobs in processes of their own: a JSON job on stdin, ``PART NOTE`` lines as progress, results in files.
+
+A new process for each, so that its peak memory is the model's and nobody else's, and so that a library that
+aborts or prints ends and spoils only itself. A module that is such a child ends in ``main(work)``.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from compile.errors import CompileError, ToolFailed
+from compile.steps import Report
+from models.errors import ModelsError
+
+_SAID = 2000
+"""Characters of a failed child's last words that are kept."""
+
+
+def run_job(module: str, job: Mapping[str, Any], report: Report, what: str) -> None:
+    """Run ``python -m module`` on ``job``. Raises ``ToolFailed``: ``what`` failed, and its last words."""
+    code, said = start_job(module, job, report)
+    if code != 0:
+        raise ToolFailed(f"{what} failed with {code}:\n{said}")
+
+
+def start_job(module: str, job: Mapping[str, Any], report: Report) -> tuple[int, str]:
+    """The same for callers to whom exit codes mean something: the code, and the child's last words."""
+    # A file for stderr: a pipe that nobody reads would stop a child that has much to say.
+    with tempfile.TemporaryFile() as words:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        with process:
+            if process.stdin is None or process.stdout is None:
+                raise ToolFailed(f"{module} has no pipes")
+            try:
+                process.stdin.write(json.dumps(job))
+                process.stdin.close()
+                for line in process.stdout:
+                    part, _, note = line.strip().partition(" ")
+                    report(float(part), note)
+            except BrokenPipeError:
+                pass  # it ended before it had read its job: the exit code says how
+            except BaseException:
+                process.kill()
+                raise
+        words.seek(0)
+        said = words.read().decode("utf-8", "replace")
+    return process.returncode, said[-_SAID:]
+
+
+def main(work: Callable[[dict[str, Any]], int | None]) -> None:
+    """The body of a child: do the job on stdin; exit with what ``work`` returns.
+
+    An error that was raised on purpose is the child's last word.
+    """
+    try:
+        sys.exit(work(json.load(sys.stdin)) or 0)
+    except (CompileError, ModelsError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def say(part: float, note: str) -> None:
+    """How far the child is, 0 to 1, for whoever started it."""
+    sys.stdout.write(f"{min(1.0, part):.3f} {note}\n")
+    sys.stdout.flush()
