@@ -138,11 +138,11 @@ class _Making:
         tuned = self._tuned(data)
         exported = self._exported(data, tuned)
         prepared = self._prepared(exported)
-        reference = VariantSteps(exported, self._measured(REFERENCE, exported, exported, data, tuned))
+        reference = VariantSteps(exported, self._measured(REFERENCE, exported, exported, data))
         variants = {REFERENCE: reference}
         for one in recipe.variants:
             model = self._quantized(one, exported, prepared, data)
-            variants[one.name] = VariantSteps(model, self._measured(one.name, model, exported, data, tuned))
+            variants[one.name] = VariantSteps(model, self._measured(one.name, model, exported, data))
         return EncoderLine(
             recipe=recipe,
             workshop=self._workshop,
@@ -206,7 +206,7 @@ class _Making:
             },
             {"data": data} | ({"tuned": tuned} if tuned is not None else {}),
             versions("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime")
-            | {"outpost-export": "1"},
+            | {"outpost-export": "2"},
             lambda inputs, folder, scratch, report: work.export(
                 recipe, inputs.get("tuned", source), inputs["data"], folder, scratch, report
             ),
@@ -246,20 +246,19 @@ class _Making:
             ram_bytes=held + tenths * self._weights // 10,
         )
 
-    def _measured(self, name: str, model: Step, exported: Step, data: Step, tuned: Step | None) -> Step:
-        recipe, workshop, source = self._recipe, self._workshop, self._source
+    def _measured(self, name: str, model: Step, exported: Step, data: Step) -> Step:
+        recipe, workshop = self._recipe, self._workshop
         evaluate = recipe.evaluate.model_dump(mode="json", include={"rows", "speed_repeats"})
-        after = {"model": model, "exported": exported, "data": data}
         return Step(
             f"measure-{name}",
             evaluate | {"threads": workshop.threads, "seen": set_aside(recipe.variants)},
-            after | ({"tuned": tuned} if tuned is not None else {}),
-            versions("onnxruntime", "tokenizers", "transformers") | {"outpost-texts": "1"},
+            {"model": model, "exported": exported, "data": data},
+            versions("onnxruntime", "tokenizers") | {"outpost-texts": "2"},
             lambda inputs, folder, scratch, report: work.measure(
-                recipe, inputs.get("tuned", source), inputs, folder, workshop.threads, report
+                recipe, inputs, folder, workshop.threads, report
             ),
             seconds=6 + (recipe.evaluate.rows or 1500) * _READ_SECONDS,
-            ram_bytes=max(507_000_000, 110_000_000 + 25 * self._weights // 10),
+            ram_bytes=110_000_000 + 25 * self._weights // 10,
         )
 
     def _baselines(self, data: Step) -> Step:

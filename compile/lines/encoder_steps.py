@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float32]
 
-PREPARED, RANGES, MADE, FACTS, SAID = "prepared.onnx", "ranges.json", "made.json", "facts.json", "said.json"
+PREPARED, RANGES, MADE = "prepared.onnx", "ranges.json", "made.json"
+FACTS, IDS, SAID = "facts.json", "token_ids.json", "said.json"
 _SIDE_FILES = ("config.json", "sentence_bert_config.json", "tokenizer_config.json", "modules.json")
 _POOLING = "1_Pooling/config.json"
 _PARITY_TEXTS = 16
@@ -91,6 +92,9 @@ def export(recipe: Recipe, source: Path, data: Path, folder: Path, scratch: Path
                 f"{', '.join(engine.labels)}"
             )
     (folder / FACTS).write_text(engine.model_dump_json(), encoding="utf-8")
+    if engine.text is not None:
+        ids = reference_ids(source, tokens.CORPUS, engine.text.max_tokens)
+        (folder / IDS).write_text(json.dumps(ids), encoding="utf-8")
 
 
 def engine_of(folder: Path) -> Engine:
@@ -135,18 +139,16 @@ def read_made(folder: Path) -> dict[str, Any]:
     return made
 
 
-def measure(
-    recipe: Recipe, source: Path, inputs: Folders, folder: Path, threads: int, report: Report
-) -> None:
+def measure(recipe: Recipe, inputs: Folders, folder: Path, threads: int, report: Report) -> None:
     """Every text through the engine. Raises ``Refused`` when its token ids are not the reference's."""
     from compile.evaluate.texts import measure_texts, read_measured
 
-    engine = engine_of(inputs["exported"])
-    files = EncoderFiles(inputs["model"] / MODEL, engine, inputs["exported"] / TOKENIZER)
+    exported = inputs["exported"]
+    files = EncoderFiles(inputs["model"] / MODEL, engine_of(exported), exported / TOKENIZER)
     texts = measured_texts(recipe, read_splits(inputs["data"]))
     measure_texts(files, texts, folder, threads, recipe.evaluate.speed_repeats, tokens.CORPUS, report)
-    if engine.text is not None:
-        check_token_ids(source, read_measured(folder).token_ids, tokens.CORPUS, engine.text.max_tokens)
+    wanted = json.loads((exported / IDS).read_text(encoding="utf-8"))
+    check_token_ids(wanted, read_measured(folder).token_ids, tokens.CORPUS)
 
 
 def measured_texts(recipe: Recipe, splits: Splits) -> list[str]:
@@ -162,19 +164,23 @@ def seeks_answers(recipe: Recipe, rows: Sequence[Row]) -> bool:
     return isinstance(recipe, EmbedRecipe) and all(row.answer and not row.label for row in rows)
 
 
-def check_token_ids(
-    source: Path, ids: Sequence[Sequence[int]], texts: Sequence[str], max_tokens: int
-) -> None:
-    """Raises ``Refused`` at the first text that the engine reads as other tokens than transformers does."""
+def reference_ids(source: Path, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """The token ids that transformers reads with the tokenizer in ``source``, special tokens included."""
     from transformers import AutoTokenizer
 
     kept: Any = AutoTokenizer
-    reference = kept.from_pretrained(source, local_files_only=True)
-    for text, ours in zip(texts, ids, strict=True):
-        theirs = reference(text, truncation=True, max_length=max_tokens)["input_ids"]
+    tokenizer = kept.from_pretrained(source, local_files_only=True)
+    return [list(tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]) for text in texts]
+
+
+def check_token_ids(
+    wanted: Sequence[Sequence[int]], ids: Sequence[Sequence[int]], texts: Sequence[str]
+) -> None:
+    """Raises ``Refused`` at the first text that the engine reads as other tokens than the reference does."""
+    for text, ours, theirs in zip(texts, ids, wanted, strict=True):
         if list(ours) != list(theirs):
             raise Refused(
-                f"token ids differ for {text!r:.80}: engine {list(ours)[:20]}, reference {theirs[:20]}"
+                f"token ids differ for {text!r:.80}: engine {list(ours)[:20]}, reference {list(theirs)[:20]}"
             )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from compile.errors import BadData, Refused, UnsupportedBase
 from compile.line import REFERENCE, Workshop
-from compile.lines.encoder_steps import check_token_ids
+from compile.lines.encoder_steps import check_token_ids, reference_ids
 from compile.lines.make import make_line
 from compile.report.page import write_report
 from compile.steps import Cache, in_order
@@ -133,19 +133,16 @@ def test_labels_that_the_classifier_never_saw_are_refused(tiny, tmp_path):
 
 def test_token_ids_are_held_against_the_reference_tokenizer(tiny, tmp_path):
     texts = ["Bearing SQUEALS", "naïve café 轴承"]
-    from transformers import AutoTokenizer
-
-    reference = AutoTokenizer.from_pretrained(tiny / "tiny", local_files_only=True)
-    ids = [reference(text)["input_ids"] for text in texts]
-    check_token_ids(tiny / "tiny", ids, texts, 32)
+    wanted = reference_ids(tiny / "tiny", texts, 32)
+    check_token_ids(wanted, wanted, texts)
     with pytest.raises(Refused, match=r"token ids differ for 'naïve café 轴承'"):
-        check_token_ids(tiny / "tiny", [ids[0], [101, 102]], texts, 32)
+        check_token_ids(wanted, [wanted[0], [101, 102]], texts)
     # The same tokenizer.json read with other settings is another tokenizer.
     shutil.copytree(tiny / "tiny", tmp_path / "cased")
     config = json.loads((tmp_path / "cased" / "tokenizer_config.json").read_text())
     (tmp_path / "cased" / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
     with pytest.raises(Refused, match="Bearing SQUEALS"):
-        check_token_ids(tmp_path / "cased", ids, texts, 32)
+        check_token_ids(reference_ids(tmp_path / "cased", texts, 32), wanted, texts)
 
 
 def test_weights_that_could_run_code_are_not_opened(tiny, tmp_path):
