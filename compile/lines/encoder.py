@@ -258,7 +258,9 @@ class _Making:
                 recipe, inputs, folder, workshop.threads, report
             ),
             seconds=6 + (recipe.evaluate.rows or 1500) * _READ_SECONDS,
-            ram_bytes=110_000_000 + 25 * self._weights // 10,
+            ram_bytes=(45_000_000 + 24 * self._weights // 10)
+            if model is exported
+            else 135_000_000 + 6 * self._weights // 10,
         )
 
     def _baselines(self, data: Step) -> Step:
