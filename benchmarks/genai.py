@@ -19,7 +19,7 @@ VARIANTS = {
     "fp32": {"precision": "fp32"},
     "int8 k_quant": {"precision": "int8"},
     "int8 rtn": {"precision": "int8", "algorithm": "rtn"},
-    "int8 k_quant, float activations": {"precision": "int8", "accuracy_level": 1},
+    "int8 rtn, float activations": {"precision": "int8", "algorithm": "rtn", "accuracy_level": 1},
     "int4 rtn": {"precision": "int4", "algorithm": "rtn"},
     "int4 k_quant": {"precision": "int4"},
     "int4 k_quant, head int8": {"precision": "int4", "eight_bits": ("lm_head",)},
