@@ -29,7 +29,8 @@ def encoder(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "model_max_length": 32}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    config |= {"unk_token": "[UNK]", "model_max_length": 32}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
     shape = BertConfig(
