@@ -4,7 +4,9 @@ A new process for each, so that its peak memory is the model's and nobody else's
 aborts or prints ends and spoils only itself. A module that is such a child ends in ``main(work)``.
 """
 
+import ctypes
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from compile.errors import CompileError, ToolFailed
 from compile.steps import Report
 from models.errors import ModelsError
 
+_PR_SET_PDEATHSIG = 1
 _SAID = 2000
 """Characters of a failed child's last words that are kept."""
 
@@ -61,12 +64,18 @@ def start_job(module: str, job: Mapping[str, Any], report: Report) -> tuple[int,
 def main(work: Callable[[dict[str, Any]], int | None]) -> None:
     """The body of a child: do the job on stdin; exit with what ``work`` returns.
 
-    An error that was raised on purpose is the child's last word.
+    An error that was raised on purpose is the child's last word. Whatever ends its parent ends the child.
     """
+    die_with_parent()
     try:
         sys.exit(work(json.load(sys.stdin)) or 0)
     except (CompileError, ModelsError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def die_with_parent() -> None:
+    """Be killed by the kernel when the thread that started this process ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def say(part: float, note: str) -> None:

@@ -61,7 +61,7 @@ def plan(recipe: Path, cache: Path, converters: Path, threads: int | None, jobs:
     from compile.plan import describe, make_plan
     from compile.steps import Cache
 
-    made = _guard(lambda: make_plan(_line(recipe, converters, threads), Cache(cache), cache, jobs))
+    made = _guard(lambda: make_plan(_line(recipe, converters, threads), Cache(cache), cache, jobs), as_json)
     _print(made.as_json() if as_json else describe(made), as_json)
     if made.refusals:
         sys.exit(_REFUSED)
@@ -104,7 +104,7 @@ def run(
     from compile.run import run as run_line
     from compile.steps import Cache, in_order
 
-    def work() -> None:
+    def work() -> str:
         line = _line(recipe, converters, threads)
         refusals = make_plan(line, Cache(cache), cache, jobs).refusals
         if refusals:
@@ -116,15 +116,15 @@ def run(
             else LocalProcesses(jobs)
         )
         progress = Progress(sys.stderr, len(in_order(line.steps)))
-        run_line(line, command, where, progress, out, f"outpost-compile run {recipe} --out {out}")
+        said = f"outpost-compile run {recipe} --out {out} --threads {command.threads}"
+        return run_line(line, command, where, progress, out, said)
 
-    try:
-        _guard(work)
-    finally:
-        if as_json and (out / "report.json").is_file():
-            click.echo((out / "report.json").read_text(encoding="utf-8"))
-    if not as_json:
-        _print(_summary(json.loads((out / "report.json").read_text(encoding="utf-8")), out), False)
+    refusal = _guard(work, as_json)
+    report = (out / "report.json").read_text(encoding="utf-8")
+    click.echo(report if as_json else _summary(json.loads(report), out))
+    if refusal:
+        click.echo(f"outpost-compile: {refusal}", err=True)
+        sys.exit(_REFUSED)
 
 
 @main.command()
@@ -148,12 +148,12 @@ def data(recipe: Path, out: Path, as_json: bool) -> None:
         source = getattr(load_recipe(recipe), "data", None)
         if not isinstance(source, DataSource):
             raise BadRecipe(f"{recipe}: has no data section with rows")
-        progress.start("data", 4)
+        progress.start("data", "data", 4)
         card = show(source, recipe.resolve().parent, out, partial(progress.report, "data"))
         progress.finish("data")
         return card
 
-    card = _guard(work)
+    card = _guard(work, as_json)
     _print(card if as_json else describe(card, out), as_json)
 
 
@@ -164,7 +164,7 @@ def inspect(path: Path, as_json: bool) -> None:
     """Say what PATH is: a release, a model file or a folder of them. Weights are never loaded."""
     from compile.inspect import describe, inspect_path
 
-    found = _guard(lambda: inspect_path(path))
+    found = _guard(lambda: inspect_path(path), as_json)
     _print(found if as_json else describe(found), as_json)
 
 
@@ -182,7 +182,7 @@ def verify(release: Path, base: Path | None, threads: int | None, as_json: bool)
     """Hash every file of RELEASE again and replay its probes."""
     from compile.verify import verify_folder
 
-    result = _guard(lambda: verify_folder(release, base, threads or _processors()))
+    result = _guard(lambda: verify_folder(release, base, threads or _processors()), as_json)
     lines = [f"{result['release']}: {len(result['probes'])} probes hold, every file is as its manifest says"]
     _print(result if as_json else "\n".join(lines), as_json)
 
@@ -194,24 +194,26 @@ def _line(recipe: Path, converters: Path, threads: int | None) -> "Line":
     return make_line(recipe, Workshop(converters.resolve(), threads or _processors(), time.monotonic))
 
 
-def _guard(work: Callable[[], T]) -> T:
+def _guard(work: Callable[[], T], as_json: bool) -> T:
     """Run ``work``; an error that was raised on purpose becomes one message and its exit code."""
     try:
         return work()
     except BadRecipe as error:
-        _fail(error, _WRONG_USE)
+        _fail(error, _WRONG_USE, as_json)
     except Refused as error:
-        _fail(error, _REFUSED)
+        _fail(error, _REFUSED, as_json)
     except (CompileError, ModelsError) as error:
-        _fail(error, _FAILED)
+        _fail(error, _FAILED, as_json)
     except OSError as error:  # what is on disk is whole: writes end in a rename
-        _fail(error, _FAILED)
+        _fail(error, _FAILED, as_json)
     except ModuleNotFoundError as error:
-        _fail(f"{error.name} is missing: pip install 'outpost[compile]'", _FAILED)
+        _fail(f"{error.name} is missing: pip install 'outpost[compile]'", _FAILED, as_json)
 
 
-def _fail(error: object, code: int) -> NoReturn:
+def _fail(error: object, code: int, as_json: bool) -> NoReturn:
     click.echo(f"outpost-compile: {error}", err=True)
+    if as_json:
+        click.echo(json.dumps({"error": str(error), "exit": code}, ensure_ascii=False))
     sys.exit(code)
 
 

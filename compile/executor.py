@@ -67,9 +67,9 @@ class LocalProcesses:
         running: dict[str, tuple[Step, subprocess.Popen[str]]] = {}
         try:
             while waiting or running:
-                for step in _ready(waiting, missing)[: self._jobs - len(running)]:
+                for step in _startable(waiting, missing, [step for step, _ in running.values()], self._jobs):
                     waiting.remove(step)
-                    progress.start(step.name, step.seconds)
+                    progress.start(step.label, step.name, step.seconds)
                     running[step.label] = (
                         step,
                         _start(command.argv(step.label, os.getpid()), step.label, told),
@@ -77,13 +77,13 @@ class LocalProcesses:
                 news = told.get()
                 step, _ = running[news.label]
                 if isinstance(news.ended, str):
-                    progress.report(step.name, *_progress_of(news.ended))
+                    progress.report(step.label, *_progress_of(news.ended))
                     continue
                 del running[news.label]
                 if news.ended is not None:
                     raise news.ended
                 missing.discard(news.label)
-                progress.finish(step.name)
+                progress.finish(step.label)
         finally:
             for _, process in running.values():
                 process.kill()
@@ -105,6 +105,7 @@ class RayTasks:
         waiting = list(_told_of_cached(steps, cache, progress))
         if not waiting:
             return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing but the cluster is spoken to
         import ray
         from ray.exceptions import RayError
         from ray.util.queue import Queue
@@ -116,6 +117,11 @@ class RayTasks:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+            have = ray.cluster_resources().get("CPU", 0)
+            if self._threads > have:
+                raise CompileError(
+                    f"ray: --threads {self._threads}, but the cluster has {have:g} processors; lower it"
+                )
             told = Queue()
             task = ray.remote(num_cpus=self._threads, max_retries=2)(_as_task)
             refs: dict[str, Any] = {}
@@ -145,8 +151,15 @@ def _told_of_cached(steps: Sequence[Step], cache: Cache, progress: Progress) -> 
             yield step
 
 
-def _ready(waiting: Sequence[Step], missing: set[str]) -> list[Step]:
-    return [step for step in waiting if not any(before.label in missing for before in step.after.values())]
+def _startable(waiting: Sequence[Step], missing: set[str], running: Sequence[Step], jobs: int) -> list[Step]:
+    """The steps that may begin beside those that run: what measures speed runs alone."""
+    ready = [step for step in waiting if not any(one.label in missing for one in step.after.values())]
+    if any(step.alone for step in running):
+        return []
+    together = [step for step in ready if not step.alone]
+    if together:
+        return together[: jobs - len(running)]
+    return ready[:1] if not running else []
 
 
 def _start(argv: Sequence[str], label: str, told: "queue.SimpleQueue[_Told]") -> "subprocess.Popen[str]":
@@ -249,13 +262,13 @@ def _watch(waiting: Sequence[Step], refs: Mapping[str, Any], told: Any, progress
             label, line = told.get()
             if line == "start":
                 started.add(label)
-                progress.start(names[label].name, names[label].seconds)
+                progress.start(label, names[label].name, names[label].seconds)
             elif label in started:
-                progress.report(names[label].name, *_progress_of(line))
+                progress.report(label, *_progress_of(line))
         for ref in done:
             failed = ray.get(ref)
             if failed is not None:
                 raise _error(json.dumps(failed), 1, "")
             if label_of[ref] in started:
-                progress.finish(names[label_of[ref]].name)
+                progress.finish(label_of[ref])
                 started.discard(label_of[ref])

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compile.errors import Refused
 from compile.executor import Executor, StepCommand
 from compile.findings import Findings
 from compile.line import Line, digest_of
@@ -26,19 +25,19 @@ from models.errors import ModelsError
 from models.manifest import MANIFEST_FILE
 from models.store import make_folder, read_release, sync_folder, write_durably
 
-BUILD_FILE = "build.json"
+BUILD_FILE, REPORT_FILE = "build.json", "report.json"
 
 
 def run(
     line: Line, command: StepCommand, executor: Executor, progress: Progress, out: Path, said: str
-) -> None:
+) -> str:
     """Build, judge, and write releases and report into ``out``. ``said`` is the command, for the report.
 
-    Raises ``Refused`` after the report is written when no variant is within its budgets.
+    Returns why nothing ships, with numbers; empty when something does.
     """
     identity = _identity(line, command)
     if _is_there(out, identity):
-        return
+        return ""
     cache = Cache(command.cache)
     executor.run(in_order(line.steps), cache, command, progress)
     findings = line.findings(cache, said)
@@ -47,10 +46,10 @@ def run(
         write_report(unfinished, findings, releases)
         if releases:
             digests = {path.name: _release_digest(path) for path in releases.values()}
-            stored = json.dumps({"of": identity, "releases": digests}, indent=1)
+            report = Digest.of((unfinished / REPORT_FILE).read_bytes())
+            stored = json.dumps({"of": identity, "report": report, "releases": digests}, indent=1)
             write_durably(unfinished / BUILD_FILE, stored.encode())
-    if findings.chosen is None:
-        raise Refused(refusal(findings))
+    return "" if findings.chosen is not None else refusal(findings)
 
 
 def refusal(findings: Findings) -> str:
@@ -75,7 +74,8 @@ def _is_there(out: Path, identity: Digest) -> bool:
     """Whether ``out`` is whole and of this identity. Files are judged by their sizes; ``verify`` hashes."""
     try:
         stored = json.loads((out / BUILD_FILE).read_text(encoding="utf-8"))
-        if stored["of"] != identity or not (out / "report.html").is_file():
+        report = Digest.of((out / REPORT_FILE).read_bytes())
+        if stored["of"] != identity or stored["report"] != report:
             return False
         for name, digest in stored["releases"].items():
             manifest, data = read_release(out / name)
@@ -94,21 +94,35 @@ def _release_digest(folder: Path) -> Digest:
 
 @contextmanager
 def _replaced(out: Path) -> Iterator[Path]:
-    """A folder whose contents replace, at the end of the block, what an earlier run left in ``out``.
+    """A folder whose contents replace, at the end of the block, what the last run wrote into ``out``.
 
-    Nothing else in ``out`` is touched, and nothing at all when the block fails.
+    What that was says its ``build.json``; nothing else is touched, and nothing at all when the block fails.
+    Where no release is made, those of before stay: they are what passed.
     """
     make_folder(out)
     unfinished = Path(tempfile.mkdtemp(dir=out, prefix=".unfinished-"))
     try:
         yield unfinished
-        for path in list(out.iterdir()):
-            if path.is_dir() and (path / MANIFEST_FILE).is_file():
-                shutil.rmtree(path)
-            elif path.name in ("report.html", "report.json", BUILD_FILE):
-                path.unlink()
-        for path in unfinished.iterdir():
-            path.rename(out / path.name)
+        made = {path.name for path in unfinished.iterdir()}
+        old = _built(out) if BUILD_FILE in made else []
+        aside = unfinished / ".before"
+        aside.mkdir()
+        for name in {*old, *made}:
+            if (out / name).exists():
+                (out / name).rename(aside / name)
+        for name in sorted(
+            made, key=lambda name: name == BUILD_FILE
+        ):  # the record last: with it, all is there
+            (unfinished / name).rename(out / name)
         sync_folder(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _built(out: Path) -> list[str]:
+    """The release folders that the last run left."""
+    try:
+        stored = json.loads((out / BUILD_FILE).read_text(encoding="utf-8"))
+        return [name for name in stored["releases"] if (out / name / MANIFEST_FILE).is_file()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -4,26 +4,23 @@ Makes the line again from the recipe, finds the step by its label, and runs it i
 ``PART NOTE`` lines on stdout; an error that was raised on purpose becomes a last line ``! JSON`` and exit 1.
 """
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
+from compile.child import die_with_parent
 from compile.errors import CompileError
 from compile.line import Workshop
 from compile.lines.make import make_line
 from compile.steps import Cache, in_order
 from models.errors import ModelsError
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main(recipe: str, label: str, cache: str, converters: str, threads: str, parent: str) -> int:
     """Run the step ``label`` of ``recipe``."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if parent != "0" and os.getppid() != int(parent):  # it ended before the line above
         return 1
     # What libraries print must not be taken for progress: they get stderr, we keep the pipe.

@@ -12,7 +12,6 @@ import json
 import os
 import resource
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +38,8 @@ class Step:
     """One step. ``work(inputs, folder, scratch, report)`` fills ``folder``.
 
     ``inputs`` are the result folders of ``after``, by name; ``scratch`` survives a kill, so that a long
-    step can go on from where it was. ``seconds`` is a rough forecast for two quiet cores.
+    step can go on from where it was. ``seconds`` is a rough forecast for two quiet cores. A step that
+    measures speed runs ``alone``, where steps run side by side.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Step:
     seconds: float
     disk_bytes: int = 0
     ram_bytes: int = 0
+    alone: bool = False
     key: Digest = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,7 +124,10 @@ class Cache:
     def _make(self, step: Step, scratch: Path, report: Report) -> None:
         inputs = {name: self.folder(before) for name, before in step.after.items()}
         make_folder(scratch)
-        unfinished = Path(tempfile.mkdtemp(dir=self._root, prefix=f".{step.name}-"))
+        # Under the step's own lock, so what a killed run left here is nobody's any more.
+        unfinished = self._root / "scratch" / f"{step.label}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
         began = time.monotonic()
         try:
             step.work(inputs, unfinished, scratch, report)
@@ -134,7 +138,6 @@ class Cache:
                 "peak_ram_bytes": peak_ram(),
             }
             write_durably(unfinished / DONE_FILE, json.dumps(done).encode())
-            unfinished.chmod(0o755)
             _sync_files(unfinished)
             shutil.rmtree(
                 self.folder(step), ignore_errors=True
@@ -166,3 +169,6 @@ def _sync_files(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)

@@ -4,8 +4,9 @@ Every budget bounds ``value - reference`` and holds at the pessimistic end of it
 data cannot decide is refused, with the number of samples that would decide it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from compile.evaluate import statistics
@@ -15,6 +16,7 @@ from models.manifest import Fallback, Quality
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+_ANY_GAIN = 1e-9
 _BLOCK = 32
 """Tokens of a text that are drawn together: neighbours depend on each other."""
 
@@ -32,7 +34,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A metric held against its budget. ``decides`` is the number of samples that would settle it."""
+    """A metric held against its budget. ``decides`` is the number of samples that would settle it.
+
+    ``key`` is what the budget sets, empty without one. ``demanded``: not the recipe asks for it but the
+    product, so no recipe can loosen it.
+    """
 
     metric: str
     measured: Measured
@@ -40,6 +46,8 @@ class Verdict:
     passed: bool = True
     reason: str = ""
     decides: int | None = None
+    key: str = ""
+    demanded: bool = False
 
     @property
     def quality(self) -> Quality:
@@ -180,16 +188,24 @@ def spread(speeds: Sequence[float]) -> tuple[float, float, float]:
     """Median and quartiles of tokens per second."""
     import numpy as np
 
+    if not speeds:  # the model says nothing at all, so nothing could be timed
+        return 0.0, 0.0, 0.0
     low, median, high = np.percentile(speeds, [25, 50, 75])
     return round(float(median), 1), round(float(low), 1), round(float(high), 1)
 
 
 def hold(metrics: Mapping[str, Measured], budgets: Mapping[Any, Budget]) -> tuple[Verdict, ...]:
-    """Every metric against its budget, if it has one."""
-    return tuple(
+    """Every metric against its budget, if it has one. A budget on what was not measured is not kept."""
+    held = [
         _verdict(metric, measured, budgets[metric]) if metric in budgets else Verdict(metric, measured)
         for metric, measured in metrics.items()
-    )
+    ]
+    return (*held, *(_unmeasured(metric) for metric in budgets if metric not in metrics))
+
+
+def demand(metric: str, measured: Measured) -> Verdict:
+    """A gain that must be there beyond doubt, whatever the recipe says."""
+    return replace(_verdict(metric, measured, Budget(min_gain=_ANY_GAIN)), demanded=True)
 
 
 def choose(variants: Sequence[VariantResult]) -> VariantResult | None:
@@ -197,23 +213,29 @@ def choose(variants: Sequence[VariantResult]) -> VariantResult | None:
     return min((one for one in variants if one.passed), key=lambda one: one.bytes, default=None)
 
 
-def nearest_recipe(variants: Sequence[VariantResult], budgets: Mapping[Any, Budget]) -> dict[str, Any]:
-    """The recipe changes under which the variant that is nearest to passing would pass.
+def nearest_recipe(variants: Sequence[VariantResult]) -> dict[str, Any] | None:
+    """The recipe changes under which the variant that is nearest to passing would pass; None: no recipe does.
 
     Nearest: the one with the fewest budgets to loosen, and of those the one that misses by the least share.
+    What the product demands, and what was not measured, no budget can loosen.
     """
 
-    def distance(one: VariantResult) -> tuple[int, float, int]:
-        missed = [verdict for verdict in one.verdicts if not verdict.passed]
-        return len(missed), sum(_miss(verdict, budgets[verdict.metric]) for verdict in missed), one.bytes
+    def missed(one: VariantResult) -> list[Verdict]:
+        return [verdict for verdict in one.verdicts if not verdict.passed]
 
-    nearest = min(variants, key=distance)
+    def distance(one: VariantResult) -> tuple[int, float, int]:
+        return len(missed(one)), sum(_miss(verdict) for verdict in missed(one)), one.bytes
+
+    hopeful = [
+        one for one in variants if all(verdict.key and not verdict.demanded for verdict in missed(one))
+    ]
+    if not hopeful:
+        return None
+    nearest = min(hopeful, key=distance)
     changed = {}
     for verdict in nearest.verdicts:
-        if not verdict.passed and verdict.measured.ci95 is not None:
-            low, high = verdict.measured.ci95
-            key, rising = budgets[verdict.metric].bound[0], budgets[verdict.metric].bound[2]
-            end = high if rising else low
+        if not verdict.passed:
+            key, end = verdict.key, _worst(verdict)
             # Away from the measured end by its last digit, so that rounding cannot refuse it again.
             need = {"max_loss": -end, "max_rise": end, "min_gain": end}[key]
             room = -0.001 if key == "min_gain" else 0.001
@@ -221,28 +243,40 @@ def nearest_recipe(variants: Sequence[VariantResult], budgets: Mapping[Any, Budg
     return {"variant": nearest.name, "budgets": changed}
 
 
-def _miss(verdict: Verdict, budget: Budget) -> float:
-    """By how much a verdict is over its bound, in bounds."""
-    _, bound, rising = budget.bound
+def _worst(verdict: Verdict) -> float:
+    """The end of the interval that its bound is held against; without an interval the difference itself."""
     point = verdict.measured.value - (verdict.measured.reference or 0.0)
     low, high = verdict.measured.ci95 or (point, point)
-    return abs((high if rising else low) - bound) / max(abs(bound), 1e-12)
+    return high if verdict.key == "max_rise" else low
+
+
+def _miss(verdict: Verdict) -> float:
+    """By how much a verdict is over its bound, in bounds."""
+    bound = verdict.budget or 0.0
+    return abs(_worst(verdict) - bound) / max(abs(bound), 1e-12)
 
 
 def _verdict(metric: str, measured: Measured, budget: Budget) -> Verdict:
     name, bound, rising = budget.bound
     if measured.reference is None:
-        return Verdict(metric, measured)
+        return replace(_unmeasured(metric), measured=measured)
     point = measured.value - measured.reference
     low, high = measured.ci95 if measured.ci95 is not None else (point, point)
     worst = high if rising else low
     passed = worst <= bound if rising else worst >= bound
     if passed:
-        return Verdict(metric, measured, bound)
+        return Verdict(metric, measured, bound, key=name)
     word = f"{metric} {measured.value:.4g}, reference {measured.reference:.4g}"
     span = f"difference {point:+.4g}, 95 % interval {low:+.4g} to {high:+.4g}; {name} allows {bound:+.4g}"
     undecided = point <= bound if rising else point >= bound
     decides = statistics.samples_to_decide(measured.samples, point, worst, bound) if undecided else None
     tail = f"; undecidable with {measured.samples} samples" if undecided else ""
     tail += f", about {decides} would decide" if decides else ""
-    return Verdict(metric, measured, bound, False, f"{word}: {span}{tail}", decides)
+    return Verdict(metric, measured, bound, False, f"{word}: {span}{tail}", decides, name)
+
+
+def _unmeasured(metric: str) -> Verdict:
+    nothing = Measured(None, math.nan, None, 0)
+    return Verdict(
+        metric, nothing, passed=False, reason=f"{metric}: the recipe bounds it, nothing measured it"
+    )

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 RESULT = "measured.json"
 TOKENS = "tokens.npz"
 LOGPROBS = "logprobs.npy"
+LEAST_CONTEXT, MOST_CONTEXT = 1024, 8192
+"""Tokens of one sequence: what is always there, and what prompts alone may ask for."""
 _ADAPTER = "adapter"
 _SPEED_TOKENS = 48
 
@@ -50,7 +52,7 @@ def read_measured(folder: Path) -> dict[str, Any]:
 
 
 def _child(job: Mapping[str, Any]) -> None:
-    engine = _open(Path(job["model"]), job["threads"])
+    engine = open_engine(Path(job["model"]), job["threads"], _context(job))
     adapter = None
     if job["adapter"]:
         engine.attach(_ADAPTER, Path(job["adapter"]))
@@ -76,17 +78,24 @@ def _child(job: Mapping[str, Any]) -> None:
     target.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
 
 
-def _open(model: Path, threads: int) -> "Engine":
+def _context(job: Mapping[str, Any]) -> int:
+    """Tokens that one sequence may need: the window, or a prompt (a byte or more each) with its answer."""
+    longest = max((len(prompt.encode()) for prompt in job.get("prompts") or ()), default=0)
+    window, answer = int(job.get("window", 0)), int(job.get("max_tokens", 0))
+    return max(LEAST_CONTEXT, window, min(longest + answer, MOST_CONTEXT))
+
+
+def open_engine(model: Path, threads: int, context: int) -> "Engine":
     """The engine that serves what lies there: a folder is GenAI's, a file is a GGUF."""
     if model.is_dir():
         from models.engines.onnx_genai import GenaiEngine, GenaiSettings
 
         return GenaiEngine(
-            model, GenaiSettings(threads, context_tokens=1024, max_sequences=8, batch_tokens=256)
+            model, GenaiSettings(threads, context_tokens=context, max_sequences=8, batch_tokens=256)
         )
     from models.engines.llama_cpp import LlamaEngine, LlamaSettings
 
-    sizes = {"context_tokens": 1024, "max_sequences": 8, "batch_tokens": 256, "cache_tokens": 4096}
+    sizes = {"context_tokens": context, "max_sequences": 8, "batch_tokens": 256, "cache_tokens": 4 * context}
     return LlamaEngine(model, LlamaSettings(threads=threads, **sizes))
 
 

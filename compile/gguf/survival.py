@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ANSWERS = "answers.json"
 LOGPROBS = "answers.npy"
 _ROUNDS = 2000
-_CONTEXT = 1024
+_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def survival(
     model: Path, adapter: Path, against: Path, folder: Path, threads: int, report: Report
 ) -> Survival:
     """Measure a quantized base with ``adapter`` and without, against the ``yardstick`` in ``against``."""
-    check_adapter(adapter, check_model(model))
+    if not model.is_dir():  # a GenAI folder is checked by its engine
+        check_adapter(adapter, check_model(model))
     job = {"model": str(model), "adapter": str(adapter), "folder": str(folder), "threads": threads}
     found = _measure(job | {"against": str(against)}, report)
     return Survival(_nearness(found["adapted"]), _nearness(found["alone"]))
@@ -197,12 +198,9 @@ def _measure(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
 
 def _child(job: Mapping[str, Any]) -> None:
-    from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+    from compile.evaluate.measure import open_engine
 
-    settings = LlamaSettings(
-        threads=job["threads"], context_tokens=_CONTEXT, max_sequences=8, batch_tokens=256, cache_tokens=4096
-    )
-    engine = LlamaEngine(Path(job["model"]), settings)
+    engine = open_engine(Path(job["model"]), job["threads"], _CONTEXT)
     if job["adapter"]:
         engine.attach("adapter", Path(job["adapter"]))
     folder = Path(job["folder"])

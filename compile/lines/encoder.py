@@ -261,6 +261,7 @@ class _Making:
             ram_bytes=(45_000_000 + 24 * self._weights // 10)
             if model is exported
             else 135_000_000 + 6 * self._weights // 10,
+            alone=True,
         )
 
     def _baselines(self, data: Step) -> Step:

@@ -76,7 +76,7 @@ def find(line: EncoderLine, cache: Cache, command: str) -> Findings:
         reference=results[REFERENCE],
         variants=tuple(candidates),
         chosen=chosen.name if chosen else None,
-        nearest=None if chosen else judge.nearest_recipe(candidates, recipe.budgets),
+        nearest=None if chosen else judge.nearest_recipe(candidates),
         lineage=lineage(line, cache),
         curve=_curve(line, cache),
         beside=_beside(line, cache, rows),

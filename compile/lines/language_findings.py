@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compile.data.rows import Row, read_splits
 from compile.evaluate import answers, judge
-from compile.evaluate.judge import Measured, VariantResult, Verdict
+from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.measure import TOKENS, read_measured
 from compile.findings import Answer, Case, Compared, Findings
 from compile.gguf.files import CONVERTERS_VERSION, fallbacks
@@ -26,7 +26,7 @@ from compile.lines.language import (
     before_rows,
     test_rows,
 )
-from compile.recipe.language import LanguageVariant
+from compile.recipe.language import LanguageRecipe, LanguageVariant
 from compile.recipe.sections import Budget
 from compile.steps import Cache, in_order
 from models.digest import Digest
@@ -57,7 +57,7 @@ def find(line: LanguageLine, cache: Cache, command: str) -> Findings:
         reference=results[REFERENCE],
         variants=candidates,
         chosen=chosen.name if chosen else None,
-        nearest=None if chosen else judge.nearest_recipe(candidates, recipe.budgets),
+        nearest=None if chosen else judge.nearest_recipe(candidates),
         lineage=lineage(line, cache),
         curve=_curve(line, cache),
         beside=_beside(line, cache, seen),
@@ -122,9 +122,15 @@ def _variant(line: LanguageLine, cache: Cache, name: str, seen: _Seen) -> Varian
         theirs = _tokens(cache.folder(steps.against))
         metrics |= judge.fidelity_metrics(tokens, theirs, recipe.evaluate.bootstrap, _SEED)
         metrics["fallback_tensors"] = Measured(0.0, float(len(ledger)), None, matrices)
-    verdicts = judge.hold(metrics, recipe.budgets if kind else {})
     if steps.survival is not None:
-        verdicts += _survival(line, cache.folder(steps.survival))
+        metrics |= _survival(cache.folder(steps.survival))
+    verdicts = judge.hold(metrics, _budgets(recipe, kind))
+    if "adapter_margin" not in recipe.budgets:
+        # A base on which the adapter does nothing is no base for it, whatever the recipe says.
+        verdicts = tuple(
+            judge.demand(one.metric, one.measured) if one.metric == "adapter_margin" else one
+            for one in verdicts
+        )
     measured = read_measured(cache.folder(steps.answers or steps.fidelity))
     return VariantResult(
         name=name,
@@ -140,24 +146,27 @@ def _variant(line: LanguageLine, cache: Cache, name: str, seen: _Seen) -> Varian
     )
 
 
-def _survival(line: LanguageLine, folder: Path) -> tuple[Verdict, ...]:
-    """What is left of the adapter on this base.
+def _budgets(recipe: LanguageRecipe, kind: LanguageVariant | None) -> Mapping[str, Budget]:
+    """What a variant is held to; a merged one has no base without the adapter to be better than."""
+    if kind is None:
+        return {}
+    return {
+        metric: budget
+        for metric, budget in recipe.budgets.items()
+        if not (kind.merged and metric == "adapter_margin")
+    }
 
-    That it is nearer to the reference with the adapter than without, beyond doubt, is demanded whatever the
-    recipe says: a base on which the adapter does nothing is no base for it.
-    """
+
+def _survival(folder: Path) -> dict[str, Measured]:
+    """What is left of the adapter: how near to the reference with it, and how much nearer than without."""
     adapted, alone = read_survival(folder)
-    near = adapted.mean_kl
+    near, tokens = adapted.mean_kl, sum(adapted.tokens)
     span = (near.low, near.high)
-    tokens = sum(adapted.tokens)
-    budgets = line.recipe.budgets
-    found = judge.hold({"answer_kl": Measured(0.0, near.value, span, tokens, span)}, budgets)
-    if alone is None:
-        return found
-    margin = Survival(adapted, alone).margin
-    measured = Measured(near.value, alone.mean_kl.value, (margin.low, margin.high), tokens)
-    asked = budgets.get("adapter_margin", Budget(min_gain=1e-9))
-    return found + judge.hold({"adapter_margin": measured}, {"adapter_margin": asked})
+    found = {"answer_kl": Measured(0.0, near.value, span, tokens, span)}
+    if alone is not None:
+        margin = Survival(adapted, alone).margin
+        found["adapter_margin"] = Measured(near.value, alone.mean_kl.value, (margin.low, margin.high), tokens)
+    return found
 
 
 def read_survival(folder: Path) -> tuple[Nearness, Nearness | None]:
@@ -216,6 +225,7 @@ def lineage(line: LanguageLine, cache: Cache) -> dict[str, Any]:
         "text": "held_out_text",
         "data": "dataset",
         "calibration": "calibration_text",
+        "teacher": "teacher",
     }
     found: dict[str, Any] = {names[name]: digest for name, digest in line.digests.items()}
     found["reference"] = reference_note(line, cache)

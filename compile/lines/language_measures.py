@@ -55,11 +55,10 @@ class Measurer:
         yardstick: Step | None,
     ) -> VariantSteps:
         """All that is measured of one variant; ``against`` is the fidelity of what it is held against."""
-        genai = file == GENAI
         fidelity = self.fidelity(name, model, file, against, adapter is not None, kind)
         answers = self._answers(name, model, file, adapter, kind) if self._data is not None else None
         survival = None
-        if yardstick is not None and not genai and kind is not None:
+        if yardstick is not None and kind is not None:
             survival = self._survival(name, model, file, None if kind.merged else adapter, yardstick, kind)
         return VariantSteps(model, file, fidelity, answers, adapter, against, survival)
 
@@ -117,6 +116,7 @@ class Measurer:
             seconds=forecast.seconds + heavy * (evaluate.text_tokens / 200 + evaluate.before_rows * 0.5),
             disk_bytes=self._logits(evaluate.text_tokens) if against is None else 1 << 20,
             ram_bytes=forecast.ram_bytes,
+            alone=True,
         )
 
     def yardstick(self, root: Step, adapter: Step) -> Step:
@@ -158,6 +158,7 @@ class Measurer:
         kind: LanguageVariant,
     ) -> Step:
         """How near to the yardstick: with the adapter and without; of a merged model, as it is."""
+        rider = GENAI_ADAPTER if file == GENAI else ADAPTER
 
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
             from compile.gguf.survival import nearness, survival
@@ -165,7 +166,7 @@ class Measurer:
             weights, against = inputs["model"] / file, inputs["yardstick"]
             if "adapter" in inputs:
                 found = survival(
-                    weights, inputs["adapter"] / ADAPTER, against, scratch / "measured", self._threads, report
+                    weights, inputs["adapter"] / rider, against, scratch / "measured", self._threads, report
                 )
                 stored = {"adapted": vars_of(found.adapted), "alone": vars_of(found.alone)}
             else:
@@ -179,7 +180,7 @@ class Measurer:
             f"survival-{name}",
             {"threads": self._threads},
             {"model": model, "yardstick": yardstick} | ({"adapter": adapter} if adapter else {}),
-            versions("llama-cpp-python") | {"outpost-survival": "1"},
+            self._tools(file) | {"outpost-survival": "1"},
             work,
             seconds=forecast.seconds
             + self._recipe.evaluate.before_rows * 1.2 * self._sources.base_bytes / 540e6,
@@ -212,6 +213,7 @@ class Measurer:
             seconds=forecast.seconds
             + (recipe.evaluate.test_rows or 96) * 0.45 * self._sources.base_bytes / 540e6,
             ram_bytes=forecast.ram_bytes,
+            alone=True,
         )
 
     def _prompts(self, inputs: Folders, rows: tuple[Row, ...]) -> list[str]:
@@ -226,6 +228,7 @@ class Measurer:
             "threads": self._threads,
             "max_tokens": evaluate.max_tokens,
             "speed_repeats": evaluate.speed_repeats,
+            "window": evaluate.window,
         }
 
     def _stated(self, file: str, keys: set[str]) -> dict[str, object]:

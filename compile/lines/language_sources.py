@@ -7,7 +7,7 @@ from compile.data.reading import source_digest
 from compile.errors import BadRecipe
 from compile.forecast import Facts, Forecast, facts_of, predict
 from compile.line import Workshop, digest_of
-from compile.recipe.distil import DistilLogits
+from compile.recipe.distil import TextTeacher
 from compile.recipe.language import LanguageRecipe
 from models.digest import Digest
 
@@ -49,8 +49,11 @@ class Sources:
                 raise BadRecipe(
                     "calibration.text: the same text as evaluate.text, which is to be held out; split it"
                 )
-        if isinstance(recipe.distil, DistilLogits):
-            teacher = recipe.distil.teacher.find(beside, "distil.teacher")
+        taught_by = recipe.distil.teacher if recipe.distil is not None else None
+        if isinstance(taught_by, TextTeacher):
+            taught_by = taught_by.file
+        if taught_by is not None:
+            teacher = taught_by.find(beside, "distil.teacher")
             digests["teacher"] = digest_of(teacher)
         window = recipe.evaluate.window
         facts = facts_of(base, window, text.stat().st_size)

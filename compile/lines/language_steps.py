@@ -95,12 +95,16 @@ class LanguageSteps:
         maker, measurer = self._maker, Measurer(self._sources, root, data)
         reference = measurer.variant(REFERENCE, against, REFERENCE_FILE, None, adapter, None, None)
         wanted = self._recipe.variants
-        calibrated = maker.importance(root) if any(one.importance for one in wanted) else None
+        calibrated = merged_importance = None
+        if any(one.importance and not one.merged for one in wanted):
+            calibrated = maker.importance("importance", root)
         yardstick = measurer.yardstick(root, adapter) if adapter is not None and data is not None else None
         merged = merged_fidelity = None
         if adapter is not None and any(one.merged for one in wanted):
             merged = maker.merged(root, adapter)
-            merged_fidelity = measurer.fidelity("merged", merged, REFERENCE_FILE, None, False, None)
+            merged_fidelity = measurer.fidelity("of-merged", merged, REFERENCE_FILE, None, False, None)
+            if any(one.importance and one.merged for one in wanted):
+                merged_importance = maker.importance("importance-of-merged", merged)
         found = {REFERENCE: reference}
         for one in wanted:
             if one.is_genai:
@@ -109,10 +113,10 @@ class LanguageSteps:
                     maker.genai_adapter(model, tuned) if adapter is not None and tuned is not None else None
                 )
                 found[one.name] = measurer.variant(
-                    one.name, model, GENAI, reference.fidelity, rider, one, None
+                    one.name, model, GENAI, reference.fidelity, rider, one, yardstick
                 )
             elif one.merged and merged is not None:
-                model = maker.quantized(one, merged, None)
+                model = maker.quantized(one, merged, merged_importance)
                 found[one.name] = measurer.variant(
                     one.name, model, MODEL, merged_fidelity, None, one, yardstick
                 )
@@ -271,15 +275,14 @@ class LanguageSteps:
     def _taught(self, settings: DistilSequences, data: Step) -> Step:
         """The rows to train on, answered by the teacher."""
         recipe, workshop = self._recipe, self._workshop
-        teacher = settings.teacher
+        teacher, place = settings.teacher, self._sources.teacher
 
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
             from compile.data.rows import write_splits
             from compile.training.teacher import ANSWERS, LocalTeacher, RemoteTeacher, ask
 
             splits, parts = read_splits(inputs["data"]), {}
-            if teacher.file is not None:
-                place = teacher.file.find(self._sources.beside, "distil.teacher")
+            if place is not None:
                 asked: LocalTeacher | RemoteTeacher = LocalTeacher(place, teacher, workshop.threads)
             else:
                 key = workshop.environment.get(teacher.key_variable or "")
@@ -288,7 +291,8 @@ class LanguageSteps:
                 for name in ("train", "validation"):
                     rows = getattr(splits, name)
                     unanswered = [row for row in rows if not (settings.keep_answers and row.answer)]
-                    kept = scratch / f"{name}-{ANSWERS}"
+                    # Answers are kept by the name of a teacher: by its bytes here, where it is a file.
+                    kept = scratch / f"{name}-{self._sources.digests.get('teacher', '')[7:19]}-{ANSWERS}"
                     said = ask(asked, [chat(recipe, row) for row in unanswered], teacher, kept, report)
                     by_number = {row.number: answer for row, answer in zip(unanswered, said, strict=True)}
                     answers = [by_number.get(row.number, row.answer) for row in rows]
@@ -303,13 +307,21 @@ class LanguageSteps:
 
         return Step(
             "teacher",
-            {"teacher": settings.model_dump(mode="json"), "system": recipe.prompt.system},
+            {
+                "teacher": settings.model_dump(mode="json"),
+                "system": recipe.prompt.system,
+                **self._taught_by(),
+            },
             {"data": data},
-            {"outpost-teacher": "1"},
+            versions("llama-cpp-python") | {"outpost-teacher": "2"},
             work,
             seconds=600,
             ram_bytes=1_000_000_000,
         )
+
+    def _taught_by(self) -> dict[str, Digest]:
+        """The teacher's bytes, where it is a file."""
+        return {name: one for name, one in self._sources.digests.items() if name == "teacher"}
 
     def _fixed(self, settings: FineTune, after: Mapping[str, Step]) -> Step:
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:

@@ -34,8 +34,8 @@ class VariantMaker:
         self._sources = sources
         self._recipe, self._workshop = sources.recipe, sources.workshop
 
-    def importance(self, root: Step) -> Step:
-        """The importance matrix of the calibration text."""
+    def importance(self, name: str, root: Step) -> Step:
+        """The importance matrix of the calibration text, as ``root`` reads it."""
         settings, text = self._recipe.calibration, self._sources.calibration
         if settings is None or text is None:
             raise BadRecipe("calibration is missing")
@@ -52,7 +52,7 @@ class VariantMaker:
 
         forecast = self._sources.forecast("importance")
         return Step(
-            "importance",
+            name,
             {"text": self._sources.digests["calibration"], "tokens": settings.tokens},
             {"root": root},
             versions("llama-cpp-python") | {"outpost-importance": "1"},

@@ -432,6 +432,7 @@ class _Making:
             seconds=20,
             disk_bytes=8_000_000,
             ram_bytes=self._serving_bytes(variant),
+            alone=True,
         )
 
     def _baselines(self, data: Step, backbone: Step) -> Step:

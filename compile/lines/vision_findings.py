@@ -373,7 +373,7 @@ def _findings(
         reference=results[REFERENCE],
         variants=tuple(candidates),
         chosen=chosen.name if chosen else None,
-        nearest=None if chosen else judge.nearest_recipe(candidates, recipe.budgets),
+        nearest=None if chosen else judge.nearest_recipe(candidates),
         lineage=lineage(line, cache),
         beside=beside,
         cases=cases,

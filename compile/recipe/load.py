@@ -8,7 +8,7 @@ import importlib
 from pathlib import Path
 
 from compile.recipe.document import read_document
-from compile.recipe.sections import RecipeBase
+from compile.recipe.sections import LOWER_IS_BETTER, RecipeBase, key_for
 
 TASKS = {
     "generate": ("language", "LanguageRecipe"),
@@ -27,7 +27,11 @@ def load_recipe(path: Path) -> RecipeBase:
         raise document.wrong_value(["task"], f"{task!r} is none of {', '.join(TASKS)}")
     module, name = TASKS[task]
     recipe: RecipeBase = document.into(getattr(importlib.import_module(f"compile.recipe.{module}"), name))
-    for metric in recipe.budgets:
+    for metric, budget in recipe.budgets.items():
         if metric not in recipe.metrics:
             raise document.wrong_key(["budgets", metric], recipe.metrics)
+        if budget.bound[0] != key_for(metric):
+            low = metric in LOWER_IS_BETTER
+            reason = f"{metric} is to be {'low' if low else 'high'}: a budget on it sets {key_for(metric)}"
+            raise document.wrong_value(["budgets", metric, budget.bound[0]], reason)
     return recipe

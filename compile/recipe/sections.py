@@ -2,12 +2,22 @@
 
 import importlib.util
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from compile.errors import BadRecipe
 from models.manifest import Name, Version
+from models.profiles import PROFILES
+
+
+def _profile(value: str) -> str:
+    if value not in PROFILES:
+        raise ValueError(f"no device profile {value!r}; there are {', '.join(sorted(PROFILES))}")
+    return value
+
+
+ProfileName = Annotated[str, AfterValidator(_profile)]
 
 
 class Section(BaseModel):
@@ -27,7 +37,7 @@ class Source(Section):
         if self.package is None:
             path = beside / self.file
         else:
-            spec = importlib.util.find_spec(self.package)
+            spec = importlib.util.find_spec(self.package) if self.package.isidentifier() else None
             if spec is None or not spec.submodule_search_locations:
                 raise BadRecipe(f"{key}.package: the package {self.package!r} is not installed")
             path = Path(next(iter(spec.submodule_search_locations))) / self.file
@@ -51,9 +61,9 @@ class Budget(Section):
     be above its reference.
     """
 
-    max_loss: float | None = Field(default=None, ge=0)
-    max_rise: float | None = Field(default=None, ge=0)
-    min_gain: float | None = Field(default=None, gt=0)
+    max_loss: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_rise: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    min_gain: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> "Budget":
@@ -71,13 +81,29 @@ class Budget(Section):
         return "max_loss", -(self.max_loss or 0.0), False
 
 
+LOWER_IS_BETTER = (
+    "kl_mean", "kl_p99", "perplexity", "perplexity_ratio", "answer_kl", "fallback_tensors", "size_ratio",
+    "false_reject_rate", "flips", "label_flips", "verdict_flips",
+)  # fmt: skip
+"""Metrics that a variant is to keep low, whatever the task; all others are to be high."""
+ONLY_GAIN = ("adapter_effect", "adapter_margin")
+"""Metrics whose reference is what must be surpassed."""
+
+
+def key_for(metric: str) -> str:
+    """The key that a budget on ``metric`` must have; the other ones would let any loss pass."""
+    if metric in ONLY_GAIN:
+        return "min_gain"
+    return "max_rise" if metric in LOWER_IS_BETTER else "max_loss"
+
+
 class ReleaseSection(Section):
     """What is shipped, and how many known answers travel with it."""
 
     name: Name
     version: Version
     license: str = "Apache-2.0"
-    profiles: tuple[str, ...] = ()
+    profiles: tuple[ProfileName, ...] = ()
     probes: int = Field(default=5, ge=1, le=50)
     tolerance: float = Field(default=0.9, ge=0, le=1)
 

@@ -1,5 +1,6 @@
 """``report.json``: what was measured and decided, for programs. Keys are only ever added."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,9 @@ def _variant(one: VariantResult, is_reference: bool) -> dict[str, Any]:
         "quality": {
             verdict.metric: {
                 "reference": verdict.measured.reference,
-                "value": verdict.measured.value,
-                "ci95": verdict.measured.ci95,
-                "interval": verdict.measured.interval,
+                "value": _finite(verdict.measured.value),
+                "ci95": _span(verdict.measured.ci95),
+                "interval": _span(verdict.measured.interval),
                 "budget": verdict.budget,
                 "samples": verdict.measured.samples,
                 "pass": verdict.passed,
@@ -74,4 +75,13 @@ def _variant(one: VariantResult, is_reference: bool) -> dict[str, Any]:
 
 
 def _alone(one: Measured) -> dict[str, Any]:
-    return {"value": one.value, "interval": one.interval, "samples": one.samples}
+    return {"value": _finite(one.value), "interval": _span(one.interval), "samples": one.samples}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity and no word for what is no number."""
+    return value if math.isfinite(value) else None
+
+
+def _span(interval: tuple[float, float] | None) -> list[float | None] | None:
+    return None if interval is None else [_finite(end) for end in interval]

@@ -7,6 +7,7 @@ only, whatever kind of model they are of.
 import base64
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +27,9 @@ _MOST_CASES, _MOST_CHARACTERS, _MOST_LEDGER = 12, 600, 20
 
 def write_report(out: Path, findings: Findings, releases: Mapping[str, Path]) -> None:
     """Write both reports into ``out``."""
-    data = json.dumps(as_json(findings, releases), indent=1, ensure_ascii=False, sort_keys=True)
+    data = json.dumps(
+        as_json(findings, releases), indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False
+    )
     write_durably(out / "report.json", data.encode())
     write_durably(out / "report.html", page(findings, releases).encode())
 
@@ -74,10 +77,12 @@ def page(findings: Findings, releases: Mapping[str, Path]) -> str:
 
 def _summary(findings: Findings) -> str:
     reference = f"Reference: {findings.reference_note}."
+    notes = "".join(f'<p class="note">{_t(note)}</p>' for note in findings.notes)
     if findings.chosen is None:
+        near = json.dumps(findings.nearest) if findings.nearest else "none: no budget can loosen what failed"
         return (
             f'<p class="verdict bad">Refused: no variant is within its budgets.</p><p>{_t(reference)}</p>'
-            f"<p>Nearest recipe that would pass: <code>{_t(json.dumps(findings.nearest))}</code></p>"
+            f"<p>Nearest recipe that would pass: <code>{_t(near)}</code></p>{notes}"
         )
     chosen = next(one for one in findings.variants if one.name == findings.chosen)
     headline = measured(chosen, findings.headline)
@@ -94,7 +99,6 @@ def _summary(findings: Findings) -> str:
         )
         cards.insert(2, (_words(findings.headline), value))
     tiles = "".join(f"<div><span>{_t(name)}</span><b>{_t(value)}</b></div>" for name, value in cards)
-    notes = "".join(f'<p class="note">{_t(note)}</p>' for note in findings.notes)
     return (
         '<p class="verdict ok">Within every budget at the pessimistic end of the 95 % interval.</p>'
         f'<div class="cards">{tiles}</div><p class="note">{_t(reference)} Measured on {_t(findings.device)}, '
@@ -283,6 +287,8 @@ def _is_rate(metric: str) -> bool:
 
 
 def _value(metric: str, value: float) -> str:
+    if math.isnan(value):
+        return "not measured"
     return f"{value:.1%}" if _is_rate(metric) else f"{value:.4g}"
 
 

@@ -42,7 +42,7 @@ def test_the_smallest_that_passes_is_chosen_and_else_the_nearest_recipe_named():
     )
     assert choose([large, small, middle]) is middle
     assert choose([small]) is None
-    near = nearest_recipe([small], LOSS)
+    near = nearest_recipe([small])
     assert near["variant"] == "small"
     changed = {"class_accuracy": Budget(**near["budgets"]["class_accuracy"])}
     assert all(v.passed for v in hold({"class_accuracy": measured(0.7, -0.14, -0.06)}, changed))
