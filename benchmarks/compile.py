@@ -5,7 +5,7 @@ of the rounds with their range. Peers: ``optimum-cli`` (export and INT8 of an en
 ``llama_model_quantize`` called bare, which is what its ``llama-quantize`` calls. Last, how long a run takes
 that finds everything done.
 
-    .venv/bin/python benchmarks/compile.py [--rounds 5] [--out FILE.json]
+    .venv/bin/python -m benchmarks.compile [--rounds 5] [--out FILE.json]
 """
 
 import argparse

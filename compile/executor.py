@@ -117,7 +117,7 @@ class RayTasks:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-            have = ray.cluster_resources().get("CPU", 0)
+            have = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
             if self._threads > have:
                 raise CompileError(
                     f"ray: --threads {self._threads}, but the cluster has {have:g} processors; lower it"

@@ -75,13 +75,17 @@ class LanguageLine:
 
     @classmethod
     def make(cls, path: Path, workshop: Workshop, continued: frozenset[Path] = frozenset()) -> "LanguageLine":
-        """Read a recipe and what it names. Raises ``BadRecipe``."""
+        """Read a recipe and what it names. Raises ``BadRecipe``, and ``Refused`` where CUDA is missing."""
         recipe = load_recipe(path)
         if not isinstance(recipe, LanguageRecipe):
             raise BadRecipe(f"{path}: task {recipe.task!r}, where 'generate' is needed")
         path = path.resolve()
         if path in continued:
             raise BadRecipe(f"{path}: continues: the recipes continue each other in a circle")
+        if recipe.finetune is not None and recipe.finetune.method == "qlora":
+            from compile.training.methods import check_machine
+
+            check_machine(recipe.finetune)
         previous = None
         if recipe.continues is not None:
             before = path.parent / recipe.continues

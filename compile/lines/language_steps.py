@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compile.data.rows import Splits, read_splits
+from compile.data.rows import Row, Splits, read_splits
 from compile.errors import BadRecipe
 from compile.gguf.base import import_base
 from compile.gguf.files import CONVERTERS_VERSION, Converters, vocabulary
@@ -185,7 +185,7 @@ class LanguageSteps:
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
             from compile.training.prune_heal import prune_causal
 
-            train, validation = self._examples(inputs).values()
+            train, validation = self._examples(inputs, report).values()
             prune_causal(
                 inputs["root"] / HF,
                 settings,
@@ -220,7 +220,22 @@ class LanguageSteps:
             after["data"] = self._taught(recipe.distil, data)
 
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
-            train, validation = self._examples(inputs).values()
+            if "data" in inputs and any(row.rejected for row in read_splits(inputs["data"]).train):
+                from compile.training.preferences import train_preferences
+
+                train_preferences(
+                    inputs["root"] / HF,
+                    *self._pairs(inputs, settings),
+                    settings,
+                    folder,
+                    scratch,
+                    workshop.threads,
+                    workshop.now,
+                    report,
+                    start_from=inputs.get("previous"),
+                )
+                return
+            train, validation = self._examples(inputs, report).values()
             if isinstance(recipe.distil, DistilLogits) and self._sources.teacher is not None:
                 from compile.training.distil_causal import distil_causal
 
@@ -330,7 +345,7 @@ class LanguageSteps:
             write_fixed(
                 inputs["root"] / HF,
                 settings.first_layer,
-                self._examples(inputs),
+                self._examples(inputs, report),
                 folder / FIXED,
                 self._workshop.threads,
                 report,
@@ -360,7 +375,25 @@ class LanguageSteps:
         kept = {"label_weight", "field_weights", "max_tokens", "too_long"}
         return {"system": recipe.prompt.system, **settings.model_dump(mode="json", include=kept)}
 
-    def _examples(self, inputs: Folders) -> dict[str, list[Any]]:
+    def _pairs(self, inputs: Folders, settings: FineTune) -> tuple[list[Any], list[Any]]:
+        """Preferences to train on and to validate with."""
+        from compile.training.examples import load_tokenizer
+        from compile.training.preferences import encode_preferences
+
+        known = vocabulary(read_header(inputs["root"] / REFERENCE_FILE))
+        splits, end = read_splits(inputs["data"]), known.tokens[known.eos]
+        tokenizer, template = load_tokenizer(inputs["root"] / HF), template_of(inputs["root"])
+        train, validation = (
+            encode_preferences(self._asked(rows), tokenizer, template.prompt, end, settings)
+            for rows in (splits.train, splits.validation)
+        )
+        return train, validation
+
+    def _asked(self, rows: tuple[Row, ...]) -> list[Row]:
+        """The rows with the chat as it will be asked."""
+        return [dataclasses.replace(row, messages=chat(self._recipe, row)) for row in rows]
+
+    def _examples(self, inputs: Folders, report: Report) -> dict[str, list[Any]]:
         """Examples to train on and to validate with: of the rows, or of plain text where there are none."""
         from compile.training.examples import encode_rows, load_tokenizer
 
@@ -379,14 +412,16 @@ class LanguageSteps:
         lists = {}
         for name, rows in (("train", splits.train), ("validation", splits.validation)):
             encoded = encode_rows(
-                [dataclasses.replace(row, messages=chat(recipe, row)) for row in rows],
+                self._asked(rows),
                 tokenizer,
-                template_of(inputs["root"]).render,
+                template_of(inputs["root"]).prompt,
                 known.tokens[known.eos],
                 settings,
                 [field.name for field in answer_fields(recipe) if field.labels],
             )
             lists[name] = list(encoded.examples)
+            if encoded.note:
+                report(0.0, f"{name}: {encoded.note}")
         return lists
 
     def _adapter(self, root: Step, tuned: Step) -> Step:
