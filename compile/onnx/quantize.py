@@ -59,8 +59,8 @@ class StaticSettings:
     """Weights and activations ahead of time, as QuantizeLinear/DequantizeLinear pairs.
 
     ``percentile`` belongs to that calibration. ``float_outputs``: operators whose output is not quantized
-    again; for transformers this is what makes static quantization bearable (MiniLM: mean cosine 0.988
-    instead of 0.926). ``symmetric``: signed symmetric activations, as TensorRT wants them.
+    again; for transformers this is what makes static quantization bearable (MiniLM: mean cosine 0.987
+    instead of 0.924). ``symmetric``: signed symmetric activations, as TensorRT wants them.
     """
 
     calibration: Calibration = "min-max"
