@@ -8,7 +8,7 @@ those of two quiet cores and no more than an order. Refuses kinds of step that w
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,12 +16,14 @@ from compile.errors import BadRecipe
 from models import safetensors
 from models.engines.llama_cpp import read_header
 from models.engines.onnx_genai import check_folder, parameters_of
-from models.forecast import Interval, Workload
+from models.forecast import Interval, Workload, fitting_profiles
 from models.onnx import read_model
-from models.profiles import cpu_flags, cpu_profile
+from models.profiles import PROFILES, cpu_flags, cpu_profile
 
 _RAM_OFF = 0.25
 _CACHE_TOKENS = 4096
+_CONTEXT, _CPU_MEMORY = 2048, 4_000_000_000
+"""What profiles are forecast for: tokens of context, and bytes where a profile does not say them."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,17 @@ def workload_of(path: Path, precision: str, context_tokens: int, sequences: int 
         sequences=sequences,
         computes="int8" if precision.lower().startswith(("q", "iq")) else "f32",
     )
+
+
+def fitting(place: Path, precision: str, format: str | None = None) -> tuple[str, ...]:
+    """The device profiles that a variant fits, by forecast; processors are taken to have 4 GB.
+
+    ``precision`` as a recipe or a manifest says it. ``format``: that of the release, where the file alone
+    does not say it. Raises ``UnsafeFile``.
+    """
+    load = workload_of(place, precision.removeprefix("genai-").lower(), _CONTEXT)
+    memory = {name: _CPU_MEMORY for name, device in PROFILES.items() if device.kind == "cpu"}
+    return fitting_profiles(load if format is None else replace(load, format=format), memory)
 
 
 def this_machine() -> str | None:

@@ -9,11 +9,13 @@ from compile.evaluate import judge
 from compile.evaluate.judge import VariantResult
 from compile.evaluate.texts import read_measured
 from compile.findings import Findings
+from compile.forecast import fitting
 from compile.line import REFERENCE
 from compile.lines.encoder import EncoderLine, evaluated
 from compile.lines.encoder_findings import lineage
 from compile.lines.encoder_steps import engine_of, release_files
 from compile.onnx.export import TOKENIZER
+from compile.onnx.files import MODEL
 from compile.package import package_release
 from compile.recipe.encoder import ClassifyRecipe
 from compile.steps import Cache
@@ -37,17 +39,17 @@ def package(line: EncoderLine, cache: Cache, findings: Findings, out: Path) -> d
         format="onnx",
         precision=chosen.precision,
         files=(),
-        profiles=recipe.release.profiles,
+        profiles=recipe.release.profiles or fitting(files[MODEL], chosen.precision),
         engine=engine.model_copy(update={"tokenizer": Digest.of((exported / TOKENIZER).read_bytes())}),
         lineage=lineage(line, cache) | {"settings": dict(chosen.settings)},
         quality=tuple(verdict.quality for verdict in chosen.verdicts),
-        # The field says tokens; what is counted here are texts, and the device line says so.
         speed=(
             Speed(
-                device=f"{findings.device}, texts/s",
+                device=findings.device,
                 tokens_per_second=median,
                 spread=(low, high),
                 peak_ram_bytes=chosen.peak_ram_bytes,
+                unit=chosen.speed_unit,
             ),
         ),
         fallback_ledger=chosen.ledger,

@@ -13,7 +13,7 @@ from compile.evaluate import answers, judge
 from compile.evaluate.judge import VariantResult
 from compile.evaluate.measure import read_measured
 from compile.findings import Findings
-from compile.forecast import workload_of
+from compile.forecast import fitting
 from compile.gguf.files import vocabulary
 from compile.line import device_name
 from compile.lines.language import (
@@ -35,16 +35,12 @@ from compile.recipe.training import FineTune
 from compile.steps import Cache
 from models.digest import Digest
 from models.engines.llama_cpp import read_header
-from models.forecast import fitting_profiles
 from models.manifest import AdapterFacts, AdapterSlots, Engine, Kind, Manifest, Probe, Quality, Speed
-from models.profiles import PROFILES
 
 _BASE_METRICS = ("perplexity", *FIDELITY)
 _BASE_TOLERANCE = 0.6
 """A base completes prose freely: near-ties go either way on another processor."""
 MAX_RANK = 64
-_CONTEXT, _CPU_MEMORY = 2048, 4_000_000_000
-"""What profiles are forecast for: tokens of context, and bytes where a profile does not say them."""
 _SUFFIX = {"gguf": "", "onnx-genai": "-onnx"}
 """What the name of an adapter ends with, by format."""
 
@@ -245,13 +241,6 @@ def _per_base(line: LanguageLine, passing: Sequence[VariantResult]) -> tuple[Qua
         for verdict in one.verdicts
         if verdict.metric in (headline_of(line), "adapter_effect", "adapter_margin", "answer_kl")
     )
-
-
-def fitting(place: Path, precision: str) -> tuple[str, ...]:
-    """The device profiles that a variant fits, by forecast; processors are taken to have 4 GB."""
-    load = workload_of(place, precision.removeprefix("genai-").lower(), _CONTEXT)
-    memory = {name: _CPU_MEMORY for name, device in PROFILES.items() if device.kind == "cpu"}
-    return fitting_profiles(load, memory)
 
 
 def _speed(device: str, speeds: Sequence[float], peak_ram_bytes: int) -> Speed:

@@ -9,6 +9,7 @@ from compile.data.images import LabelledImage
 from compile.evaluate.judge import VariantResult, spread
 from compile.evaluate.pictures import read_seen
 from compile.findings import Findings
+from compile.forecast import fitting
 from compile.line import device_name
 from compile.lines.vision import VisionLine
 from compile.lines.vision_findings import MODEL, inspected, lineage
@@ -28,6 +29,7 @@ def package(line: VisionLine, cache: Cache, findings: Findings, out: Path) -> di
     """Write the release of what was chosen; by its name."""
     recipe = line.recipe
     chosen = next(one for one in findings.variants if one.name == findings.chosen)
+    model = cache.folder(line.variants[chosen.name].model) / MODEL
     manifest = Manifest(
         kind=Kind.MODEL,
         name=recipe.release.name,
@@ -35,7 +37,7 @@ def package(line: VisionLine, cache: Cache, findings: Findings, out: Path) -> di
         format="onnx",
         precision=chosen.precision,
         files=(),
-        profiles=recipe.release.profiles,
+        profiles=recipe.release.profiles or fitting(model, chosen.precision),
         engine=_engine(line, cache, chosen),
         lineage=lineage(line, cache),
         quality=tuple(verdict.quality for verdict in chosen.verdicts),
@@ -44,7 +46,6 @@ def package(line: VisionLine, cache: Cache, findings: Findings, out: Path) -> di
         license=recipe.release.license,
     )
     folder = out / f"{recipe.release.name}-{recipe.release.version}"
-    model = cache.folder(line.variants[chosen.name].model) / MODEL
     with tempfile.TemporaryDirectory() as scratch:
         files = dict(files_of(model))
         probes = []

@@ -113,6 +113,8 @@ def test_a_classifier_from_untrained_weights_to_a_release_that_answers(tiny, tmp
     manifest = verify_release(folder)
     assert manifest.engine.labels == ("leak", "noise") and manifest.engine.text.max_tokens == 32
     assert manifest.lineage["base_weights"] and len(manifest.probes) == 2 and manifest.format == "onnx"
+    assert {"x86-64-avx2", "arm64-dotprod", "jetson-orin-nano-8g"} <= set(manifest.profiles)
+    assert manifest.speed[0].unit == "texts/s" and "texts/s" not in manifest.speed[0].device
     engine = OnnxText(files_of_release(folder, manifest))
     for probe in manifest.probes:
         said = label_answer(manifest.engine.labels, engine.classify([probe.text])[0].tolist())

@@ -78,6 +78,7 @@ def test_its_release_answers_its_probes_and_shows_where(inspection, cloth):
     release = folder / "out" / "textile-inspection-1.0.0"
     manifest = verify_release(release)
     assert manifest.engine.task == "inspect" and len(manifest.probes) == 3
+    assert {"x86-64-avx2", "arm64-dotprod", "jetson-orin-nano-8g"} <= set(manifest.profiles)
     assert {one.metric for one in manifest.quality} >= {"auroc_local", "false_reject_rate"}
     assert [one.tensor for one in manifest.fallback_ledger]
     assert compile_("verify", release).returncode == 0
