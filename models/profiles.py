@@ -55,7 +55,22 @@ class Profile:
 
 
 _GGUF = frozenset(
-    {"f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q4_1", "iq4_nl", "iq4_xs", "mixed"}
+    {
+        "f32",
+        "f16",
+        "bf16",
+        "q8_0",
+        "q6_k",
+        "q5_k_m",
+        "q5_1",
+        "q5_0",
+        "q4_k_m",
+        "q4_0",
+        "q4_1",
+        "iq4_nl",
+        "iq4_xs",
+        "mixed",
+    }
 )
 _ONNX = frozenset({"f32", "fp32", "int8", "int8-dynamic", "int8-static", "int4", "mixed"})
 _GENAI = frozenset({"fp32", "int8", "int4", "mixed"})

@@ -301,6 +301,10 @@ class LanguageSteps:
                 asked: LocalTeacher | RemoteTeacher = LocalTeacher(place, teacher, workshop.threads)
             else:
                 key = workshop.environment.get(teacher.key_variable or "")
+                if teacher.key_variable is not None and key is None:
+                    raise BadRecipe(
+                        f"distil.teacher.key_variable: the environment has no {teacher.key_variable}"
+                    )
                 asked = RemoteTeacher(teacher, key, time.sleep)
             try:
                 for name in ("train", "validation"):
