@@ -25,7 +25,7 @@ from models.errors import ModelsError
 from models.manifest import MANIFEST_FILE
 from models.store import make_folder, read_release, sync_folder, write_durably
 
-BUILD_FILE, REPORT_FILE = "build.json", "report.json"
+BUILD_FILE, REPORT_FILE, CARD = "build.json", "report.json", "card.html"
 
 
 def run(
@@ -44,6 +44,9 @@ def run(
     with _replaced(out) as unfinished:
         releases = line.package(cache, findings, unfinished) if findings.chosen is not None else {}
         write_report(unfinished, findings, releases)
+        for step in in_order(line.steps):
+            if step.name == "data" and (cache.folder(step) / CARD).is_file():
+                shutil.copyfile(cache.folder(step) / CARD, unfinished / "data-card.html")
         if releases:
             digests = {path.name: _release_digest(path) for path in releases.values()}
             report = Digest.of((unfinished / REPORT_FILE).read_bytes())

@@ -57,12 +57,13 @@ class VariantSteps:
 class LanguageLine:
     """A recipe of ``task: generate`` as steps. ``root`` holds what the variants are quantized from.
 
-    ``digests`` are those of the sources, by name. ``variants`` has the reference first.
+    ``digests`` are those of the sources, by name; ``text`` is held out. ``variants`` has the reference first.
     """
 
     recipe: LanguageRecipe
     recipe_digest: Digest
     digests: Mapping[str, Digest]
+    text: Path
     workshop: Workshop
     previous: "LanguageLine | None"
     base: Step

@@ -18,6 +18,7 @@ from compile.gguf.survival import Nearness, Survival, advise
 from compile.line import REFERENCE, device_name
 from compile.lines.language import (
     ADAPTER,
+    HF,
     SETTINGS,
     SURVIVAL,
     LanguageLine,
@@ -26,6 +27,7 @@ from compile.lines.language import (
     before_rows,
     test_rows,
 )
+from compile.lines.language_cases import text_cases
 from compile.recipe.language import LanguageRecipe, LanguageVariant
 from compile.recipe.sections import Budget
 from compile.steps import Cache, in_order
@@ -42,7 +44,7 @@ _SEED = 7
 
 def find(line: LanguageLine, cache: Cache, command: str) -> Findings:
     """Judge what was measured."""
-    recipe, fields = line.recipe, answer_fields(line.recipe)
+    recipe = line.recipe
     seen = _Seen.read(line, cache)
     results = {name: _variant(line, cache, name, seen) for name in line.variants}
     candidates = tuple(one for name, one in results.items() if name != REFERENCE)
@@ -61,14 +63,7 @@ def find(line: LanguageLine, cache: Cache, command: str) -> Findings:
         lineage=lineage(line, cache),
         curve=_curve(line, cache),
         beside=_beside(line, cache, seen),
-        cases=tuple(
-            Case(
-                row.text,
-                row.answer,
-                {name: Answer(some[at], _right(row, some[at], fields)) for name, some in seen.said.items()},
-            )
-            for at, row in enumerate(seen.tested)
-        ),
+        cases=_cases(line, cache, seen),
         notes=_advice(line, cache),
     )
 
@@ -143,6 +138,29 @@ def _variant(line: LanguageLine, cache: Cache, name: str, seen: _Seen) -> Varian
         answers=tuple(seen.said[name]),
         format="onnx-genai" if kind and kind.is_genai else "gguf",
         settings=settings,
+    )
+
+
+def _cases(line: LanguageLine, cache: Cache, seen: _Seen) -> tuple[Case, ...]:
+    """What everyone said to the test rows; without rows, the places of the text where variants part."""
+    fields, evaluate = answer_fields(line.recipe), line.recipe.evaluate
+    if not seen.tested:
+        from compile.training.examples import load_tokenizer
+
+        return text_cases(
+            load_tokenizer(cache.folder(line.root) / HF),
+            line.text,
+            evaluate.text_tokens,
+            evaluate.window,
+            {name: _tokens(cache.folder(steps.fidelity)) for name, steps in line.variants.items()},
+        )
+    return tuple(
+        Case(
+            row.text,
+            row.answer,
+            {name: Answer(some[at], _right(row, some[at], fields)) for name, some in seen.said.items()},
+        )
+        for at, row in enumerate(seen.tested)
     )
 
 

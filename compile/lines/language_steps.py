@@ -77,6 +77,7 @@ class LanguageSteps:
             recipe=recipe,
             recipe_digest=recipe_digest,
             digests=self._sources.digests,
+            text=self._sources.text,
             workshop=self._workshop,
             previous=self._previous,
             base=base,
