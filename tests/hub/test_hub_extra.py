@@ -22,8 +22,17 @@ print(json.dumps([module.__file__ for module in ours]))
 
 
 def imports(source: Path) -> Iterator[str]:
-    """The top-level packages that a module names."""
-    for node in ast.walk(ast.parse(source.read_bytes())):
+    """The top-level packages that a module names, but for those that only a type checker sees."""
+    tree = ast.parse(source.read_bytes())
+    checked = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in checked:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
