@@ -14,6 +14,7 @@ from compile.data.rows import Row, Splits
 from compile.findings import Findings
 from compile.line import REFERENCE, Workshop, digest_of, versions
 from compile.lines import encoder_steps as work
+from compile.lines.tensorrt import recipe_step
 from compile.recipe.encoder import ClassifyRecipe, EmbedRecipe, EncoderVariant
 from compile.recipe.sections import RecipeBase
 from compile.steps import Cache, Step
@@ -45,6 +46,7 @@ class EncoderLine:
     tuned: Step | None
     exported: Step
     baselines: Step
+    tensorrt: Step | None
     variants: Mapping[str, VariantSteps]
 
     @classmethod
@@ -57,7 +59,8 @@ class EncoderLine:
     @property
     def steps(self) -> list[Step]:
         """See ``Line``."""
-        return [self.data, self.baselines, *(one.measured for one in self.variants.values())]
+        engine = [self.tensorrt] if self.tensorrt is not None else []
+        return [self.data, self.baselines, *engine, *(one.measured for one in self.variants.values())]
 
     def findings(self, cache: Cache, command: str) -> Findings:
         """See ``Line``."""
@@ -152,6 +155,7 @@ class _Making:
             tuned=tuned,
             exported=exported,
             baselines=self._baselines(data),
+            tensorrt=self._tensorrt(variants, exported),
             variants=variants,
         )
 
@@ -237,10 +241,11 @@ class _Making:
             "int8-blocks": (280_000_000, 14),
             "int4": (410_000_000 if variant.method == "hqq" else 280_000_000, 14),
         }[variant.type]
+        unset = {"name"} if variant.symmetric else {"name", "symmetric"}  # older results keep their keys
         seen = {"calibration_rows": set_aside(recipe.variants), "rows": recipe.evaluate.rows}
         return Step(
             f"quantize-{variant.name}",
-            {"variant": variant.model_dump(mode="json", exclude={"name"}), "seen": seen},
+            {"variant": variant.model_dump(mode="json", exclude=unset), "seen": seen},
             {"exported": exported, "prepared": prepared, "data": data},
             versions("onnx", "onnxruntime") | {"outpost-quantize": "2"},
             lambda inputs, folder, scratch, report: work.quantize(
@@ -249,6 +254,15 @@ class _Making:
             seconds=4 + searched * 3,
             disk_bytes=3 * self._weights,
             ram_bytes=held + tenths * self._weights // 10,
+        )
+
+    def _tensorrt(self, variants: Mapping[str, VariantSteps], exported: Step) -> Step | None:
+        section = self._recipe.tensorrt
+        if section is None:
+            return None
+        after = {"model": variants[section.variant].model, "exported": exported}
+        return recipe_step(
+            section, after, lambda inputs: work.tensorrt_tokens(section, inputs["exported"]), self._weights
         )
 
     def _measured(self, name: str, model: Step, exported: Step, data: Step) -> Step:

@@ -13,6 +13,7 @@ from compile.findings import Answer, Case, Compared, Findings
 from compile.line import REFERENCE, device_name
 from compile.lines.encoder import EncoderLine, evaluated
 from compile.lines.encoder_steps import SAID, engine_of, read_made, seeks_answers
+from compile.lines.tensorrt import note as tensorrt_note
 from compile.onnx.export import EXPORTED
 from compile.onnx.files import MODEL, size_of
 from compile.recipe.encoder import EmbedRecipe
@@ -81,7 +82,7 @@ def find(line: EncoderLine, cache: Cache, command: str) -> Findings:
         curve=_curve(line, cache),
         beside=_beside(line, cache, rows),
         cases=judged.cases(),
-        notes=_notes(line, cache, read),
+        notes=_notes(line, cache, read) + tensorrt_note(recipe, results),
     )
 
 

@@ -13,14 +13,15 @@ from compile.forecast import fitting
 from compile.line import REFERENCE
 from compile.lines.encoder import EncoderLine, evaluated
 from compile.lines.encoder_findings import lineage
-from compile.lines.encoder_steps import engine_of, release_files
+from compile.lines.encoder_steps import engine_of, release_files, tensorrt_tokens
+from compile.lines.tensorrt import RECIPE, asked_variant, package_recipe
 from compile.onnx.export import TOKENIZER
 from compile.onnx.files import MODEL
 from compile.package import package_release
 from compile.recipe.encoder import ClassifyRecipe
 from compile.steps import Cache
 from models.digest import Digest
-from models.manifest import Kind, Manifest, Probe, Speed
+from models.manifest import Engine, Kind, Manifest, Probe, Speed
 from models.probes import label_answer, vector_answer
 
 
@@ -32,7 +33,7 @@ def package(line: EncoderLine, cache: Cache, findings: Findings, out: Path) -> d
     files = release_files(cache.folder(line.variants[chosen.name].model), exported)
     median, low, high = judge.spread(chosen.speeds)
     engine = engine_of(exported)
-    manifest = Manifest(
+    template = Manifest(
         kind=Kind.MODEL,
         name=recipe.release.name,
         version=recipe.release.version,
@@ -53,20 +54,49 @@ def package(line: EncoderLine, cache: Cache, findings: Findings, out: Path) -> d
             ),
         ),
         fallback_ledger=chosen.ledger,
-        probes=_probes(line, cache, chosen),
+        probes=_probes(line, cache, chosen, engine),
         license=recipe.release.license,
     )
     folder = out / f"{recipe.release.name}-{recipe.release.version}"
-    package_release(folder, manifest, files)
-    return {chosen.name: folder}
+    manifest = package_release(folder, template, files)
+    return {chosen.name: folder} | _tensorrt(line, cache, findings, manifest, out)
 
 
-def _probes(line: EncoderLine, cache: Cache, chosen: VariantResult) -> tuple[Probe, ...]:
+def _tensorrt(
+    line: EncoderLine, cache: Cache, findings: Findings, beside: Manifest, out: Path
+) -> dict[str, Path]:
+    """The recipe of an engine, where one is wanted and its variant passed."""
+    section, exported = line.recipe.tensorrt, cache.folder(line.exported)
+    if section is None or line.tensorrt is None:
+        return {}
+    one = asked_variant(section, findings)
+    if not one.passed:
+        return {}
+    engine = beside.engine
+    if engine.text is not None:
+        longest = tensorrt_tokens(section, exported)[2]
+        engine = engine.model_copy(update={"text": engine.text.model_copy(update={"max_tokens": longest})})
+    probes = _probes(line, cache, one, engine)
+    place = package_recipe(
+        out,
+        beside,
+        line.recipe.release.profiles,
+        one,
+        section,
+        cache.folder(line.tensorrt) / RECIPE,
+        engine,
+        probes,
+        {TOKENIZER: exported / TOKENIZER},
+    )
+    return {place.name.removesuffix(f"-{beside.version}"): place}
+
+
+def _probes(line: EncoderLine, cache: Cache, chosen: VariantResult, engine: Engine) -> tuple[Probe, ...]:
     """Measured texts with the variant's own answers; of a classifier the surest right ones, of as many
     labels as there are."""
-    recipe, labels = line.recipe, engine_of(cache.folder(line.exported)).labels
+    recipe, labels = line.recipe, engine.labels
     rows = evaluated(recipe, read_splits(cache.folder(line.data)))
-    whole = _read_whole(cache.folder(line.exported), [row.text for row in rows])
+    whole = _read_whole(cache.folder(line.exported), engine, [row.text for row in rows])
     answers = read_measured(cache.folder(line.variants[chosen.name].measured)).answers
     theirs = read_measured(cache.folder(line.variants[REFERENCE].measured)).answers
     if not isinstance(recipe, ClassifyRecipe):
@@ -92,11 +122,11 @@ def _probes(line: EncoderLine, cache: Cache, chosen: VariantResult) -> tuple[Pro
     )
 
 
-def _read_whole(exported: Path, texts: Sequence[str]) -> list[int]:
+def _read_whole(exported: Path, engine: Engine, texts: Sequence[str]) -> list[int]:
     """Which texts fit the model: measuring cuts the others, a device refuses them."""
     from tokenizers import Tokenizer
 
-    needs = engine_of(exported).text
+    needs = engine.text
     tokenizer = Tokenizer.from_file(str(exported / TOKENIZER))
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -16,6 +16,7 @@ from compile.onnx import files as onnx_files
 from compile.onnx.export import TOKENIZER, ExportSettings, check_folder, export_encoder
 from compile.onnx.files import MODEL, files_of, size_of
 from compile.recipe.encoder import ClassifyRecipe, EmbedRecipe, EncoderVariant, Mixed
+from compile.recipe.tensorrt import TextTensorRt
 from compile.recipe.training import FineTune
 from compile.steps import Report, own_peak_ram
 from models.engines.onnx_files import EncoderFiles
@@ -100,6 +101,17 @@ def export(recipe: Recipe, source: Path, data: Path, folder: Path, scratch: Path
 def engine_of(folder: Path) -> Engine:
     """The manifest's section for the engine, as the export step wrote it."""
     return Engine.model_validate_json((folder / FACTS).read_text(encoding="utf-8"))
+
+
+def tensorrt_tokens(section: TextTensorRt, exported: Path) -> tuple[int, int, int]:
+    """The range of lengths of an engine. Raises ``BadRecipe`` for one that the model cannot read."""
+    text = engine_of(exported).text
+    longest = text.max_tokens if text is not None else 1
+    if section.tokens is None:
+        return 1, max(1, longest // 4), longest
+    if section.tokens[2] > longest:
+        raise BadRecipe(f"tensorrt.tokens: up to {section.tokens[2]}, and the model reads {longest}")
+    return section.tokens
 
 
 def prepare_graph(exported: Path, folder: Path) -> None:
@@ -311,13 +323,16 @@ class _Quantizing:
             "int8-blocks": ("block", "accuracy_level"),
             "int4": ("method", "block", "accuracy_level", "tables"),
         }[variant.type]
-        return {"type": variant.type} | {key: getattr(variant, key) for key in keys}
+        found = {"type": variant.type} | {key: getattr(variant, key) for key in keys}
+        return found | ({"symmetric": True} if variant.symmetric else {})
 
     def _static(self) -> Any:
         from compile.onnx.quantize import StaticSettings
 
         variant = self._variant
-        return StaticSettings(variant.calibration, variant.percentile, variant.reduce_range)
+        return StaticSettings(
+            variant.calibration, variant.percentile, variant.reduce_range, variant.symmetric
+        )
 
     def _calibrate(self, report: Report) -> None:
         from compile.lines.encoder import calibration_rows

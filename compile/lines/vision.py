@@ -17,6 +17,7 @@ from compile.data.images import ImageSplits, LabelledImage, Limits
 from compile.errors import Refused
 from compile.findings import Findings
 from compile.line import REFERENCE, Workshop, digest_of, versions
+from compile.lines.tensorrt import recipe_step
 from compile.onnx.vision_export import VisionConfig, read_config, texture
 from compile.recipe.sections import RecipeBase
 from compile.recipe.vision import ClassifyImageRecipe, ImageVariant, InspectRecipe, Memory
@@ -57,6 +58,7 @@ class VisionLine:
     backbone: Step
     head: Step | None
     baselines: Step
+    tensorrt: Step | None
     variants: Mapping[str, VariantSteps]
 
     @classmethod
@@ -77,7 +79,8 @@ class VisionLine:
     @property
     def steps(self) -> list[Step]:
         """See ``Line``."""
-        return [self.data, *(one.seen for one in self.variants.values()), self.baselines]
+        engine = [self.tensorrt] if self.tensorrt is not None else []
+        return [self.data, *engine, *(one.seen for one in self.variants.values()), self.baselines]
 
     def findings(self, cache: Cache, command: str) -> Findings:
         """See ``Line``."""
@@ -158,6 +161,8 @@ class _Making:
                 if one.type == "fp32"
                 else self._variant(one, data, backbone, head, reference.model)
             )
+        section = self._recipe.tensorrt
+        weights = sum(file.stat().st_size for file in self._source.glob("*.safetensors"))
         return VisionLine(
             recipe=self._recipe,
             workshop=self._workshop,
@@ -169,6 +174,9 @@ class _Making:
             backbone=backbone,
             head=head,
             baselines=self._baselines(data, backbone),
+            tensorrt=None
+            if section is None
+            else recipe_step(section, {"model": variants[section.variant].model}, lambda _: None, weights),
             variants=variants,
         )
 

@@ -14,6 +14,7 @@ from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.pictures import Seen, read_seen
 from compile.findings import Answer, Case, Compared, Findings, Picture
 from compile.line import REFERENCE, device_name
+from compile.lines.tensorrt import note as tensorrt_note
 from compile.lines.vision import BASELINES, LEDGER, MIXTURE, VariantSteps, VisionLine
 from compile.onnx.files import size_of
 from compile.onnx.vision_head import CHOICES
@@ -378,7 +379,7 @@ def _findings(
         beside=beside,
         cases=cases,
         pictures=pictures,
-        notes=notes,
+        notes=notes + tensorrt_note(recipe, results),
     )
 
 

@@ -11,6 +11,7 @@ from compile.evaluate.pictures import read_seen
 from compile.findings import Findings
 from compile.forecast import fitting
 from compile.line import device_name
+from compile.lines.tensorrt import RECIPE, asked_variant, package_recipe
 from compile.lines.vision import VisionLine
 from compile.lines.vision_findings import MODEL, inspected, lineage
 from compile.onnx.files import files_of
@@ -47,16 +48,49 @@ def package(line: VisionLine, cache: Cache, findings: Findings, out: Path) -> di
     )
     folder = out / f"{recipe.release.name}-{recipe.release.version}"
     with tempfile.TemporaryDirectory() as scratch:
-        files = dict(files_of(model))
-        probes = []
-        for number, (image, expected) in enumerate(_probes(line, cache, chosen), 1):
-            name = f"probes/{number}-{image.label}.png"
-            path = Path(scratch) / f"{number}.png"
-            path.write_bytes(_png((line.root / image.file).read_bytes(), recipe.data.max_pixels))
-            files[name] = path
-            probes.append(Probe(image=name, expected=expected, tolerance=recipe.release.tolerance))
-        package_release(folder, manifest.model_copy(update={"probes": tuple(probes)}), files)
-    return {recipe.release.name: folder}
+        probes, pictures = _asked(line, cache, chosen, Path(scratch))
+        template = manifest.model_copy(update={"probes": probes})
+        manifest = package_release(folder, template, files_of(model) | pictures)
+        return {recipe.release.name: folder} | _tensorrt(line, cache, findings, manifest, out, Path(scratch))
+
+
+def _tensorrt(
+    line: VisionLine, cache: Cache, findings: Findings, beside: Manifest, out: Path, scratch: Path
+) -> dict[str, Path]:
+    """The recipe of an engine, where one is wanted and its variant passed."""
+    section = line.recipe.tensorrt
+    if section is None or line.tensorrt is None:
+        return {}
+    one = asked_variant(section, findings)
+    if not one.passed:
+        return {}
+    probes, pictures = _asked(line, cache, one, scratch)
+    place = package_recipe(
+        out,
+        beside,
+        line.recipe.release.profiles,
+        one,
+        section,
+        cache.folder(line.tensorrt) / RECIPE,
+        _engine(line, cache, one),
+        probes,
+        pictures,
+    )
+    return {place.name.removesuffix(f"-{beside.version}"): place}
+
+
+def _asked(
+    line: VisionLine, cache: Cache, one: VariantResult, scratch: Path
+) -> tuple[tuple[Probe, ...], dict[str, Path]]:
+    """The probes of a variant, and their pictures by name, which are written into ``scratch``."""
+    release, probes, pictures = line.recipe.release, [], {}
+    for number, (image, expected) in enumerate(_probes(line, cache, one), 1):
+        name = f"probes/{number}-{image.label}.png"
+        path = scratch / f"{one.name}-{number}.png"
+        path.write_bytes(_png((line.root / image.file).read_bytes(), line.recipe.data.max_pixels))
+        pictures[name] = path
+        probes.append(Probe(image=name, expected=expected, tolerance=release.tolerance))
+    return tuple(probes), pictures
 
 
 def _engine(line: VisionLine, cache: Cache, chosen: VariantResult) -> Engine:

@@ -1,13 +1,15 @@
 """TensorRT as a recipe: an ONNX, and how to build an engine from it on the device that will run it.
 
-Owns which TensorRT a JetPack has, which flags a graph needs there, the optimization profiles, and the checks
-that everything up to the engine is right. Refuses graphs that TensorRT would read otherwise than ONNX Runtime
-(operators of other runtimes, unsigned or shifted INT8, double precision, mixed types), profiles that do not
-fit the inputs, and JetPacks that are not known.
+Owns which TensorRT a JetPack has, which flags a graph needs there, the optimization profiles, the constants
+that have to be widened, and the checks that everything up to the engine is right. Refuses graphs that
+TensorRT would read otherwise than ONNX Runtime (operators of other runtimes, unsigned or shifted INT8, double
+precision, mixed types), profiles that do not fit the inputs, and JetPacks that are not known.
 
 Sources: https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-jetson.html
 (11.4.1 needs JetPack 7.2.2 on Jetson AGX Orin or Thor; JetPack 6 stays on 10.x) and
-.../tensorrt-10x-to-11x.html (11.x is strongly typed only; FP16, INT8 and their like are gone).
+.../tensorrt-10x-to-11x.html (11.x is strongly typed only; FP16, INT8 and their like are gone);
+https://github.com/onnx/onnx-tensorrt/issues/850 and https://github.com/microsoft/onnxruntime/issues/14229
+(a bias in INT32 behind a DequantizeLinear is not read).
 
 ``build`` runs where ``tensorrt`` can be imported. It has not been run on a GPU: untested.
 """
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from compile.errors import BadRecipe, ToolFailed, UnsupportedBase
 from models.digest import Digest
 from models.onnx import Value, read_model
+from models.profiles import PROFILES
 from models.store import chunks_of
 from models.tensorrt_key import EngineIdentity, ShapeRange, engine_name
 
@@ -36,9 +39,12 @@ UNTESTED = "untested"
 
 Typing = Literal["strong", "weak"]
 Profile = Mapping[str, ShapeRange]
+Range = tuple[int, int, int]
+"""The smallest, the best and the largest size of a dimension."""
 
 _QDQ_COMPUTE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-_DOUBLE, _INT8, _FP8, _INT4 = 11, 3, 17, 22
+_INT8, _INT32, _DOUBLE, _FP8, _INT4 = 3, 6, 11, 17, 22
+_DEQUANTIZE = "DequantizeLinear"
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,16 @@ def line_of(jetpack: str) -> Line:
     raise BadRecipe(f"jetpack: {jetpack} is not known; known are 6.0 up to, but not, 8.0")
 
 
+def devices_of(jetpacks: Sequence[str]) -> tuple[str, ...]:
+    """The device profiles that have one of ``jetpacks``; of none, the GPUs that need no JetPack.
+
+    Raises ``BadRecipe``.
+    """
+    if not jetpacks:
+        return tuple(name for name, device in PROFILES.items() if device.kind == "gpu")
+    return tuple(sorted({device for jetpack in jetpacks for device in line_of(jetpack).devices}))
+
+
 @dataclass(frozen=True)
 class QdqReport:
     """Which operators get their inputs from Q/DQ pairs, and which compute in float; counts of nodes."""
@@ -97,7 +113,7 @@ def qdq_report(model: "ModelProto") -> QdqReport:
     makers = {output: node for node in model.graph.node for output in node.output}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type in ("QuantizeLinear", _DEQUANTIZE):
             _check_zero_point(node, constants)
     quantized: Counter[str] = Counter()
     in_float: Counter[str] = Counter()
@@ -135,6 +151,12 @@ def check_graph(model: "ModelProto") -> Typing:
     )
     if dynamic:
         raise UnsupportedBase(f"TensorRT has no {', '.join(dynamic)}: quantize statically, as Q/DQ")
+    stored = {tensor.name for tensor in model.graph.initializer if tensor.data_type == _INT8}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", _DEQUANTIZE) and stored & set(node.input):
+            raise UnsupportedBase(
+                f"{node.name}: INT8 that {node.op_type} reads; only a DequantizeLinear may, for TensorRT"
+            )
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
@@ -147,6 +169,63 @@ def check_graph(model: "ModelProto") -> Typing:
         raise UnsupportedBase("the graph computes in double precision, which TensorRT does not have")
     lowered = any(kind in kinds for kind in (10, 16, _INT8, _FP8, _INT4))
     return "strong" if lowered else "weak"
+
+
+def widen(model: "ModelProto") -> tuple[str, ...]:
+    """Turn constants that TensorRT does not read into float32 of the same values; their names.
+
+    Biases in INT32 behind a DequantizeLinear, and INT8 that something else than a DequantizeLinear reads
+    (look-up tables and memory banks, which a Cast follows). Law: the graph computes what it did.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    readers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    widened = {}
+    for node in [node for node in graph.node if node.op_type == _DEQUANTIZE]:
+        stored = constants.get(node.input[0])
+        if stored is not None and stored.data_type == _INT32 and len(stored.dims) < 2:
+            zero = constants[node.input[2]] if len(node.input) > 2 and node.input[2] else None
+            shift = 0 if zero is None else numpy_helper.to_array(zero)
+            scale = numpy_helper.to_array(constants[node.input[1]])
+            values = (numpy_helper.to_array(stored) - shift).astype(scale.dtype) * scale
+            graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
+            graph.node.remove(node)
+            widened[stored.name] = node.output[0]
+    for name, tensor in constants.items():
+        if tensor.data_type == _INT8 and readers.get(name, set()) & {"Gather", "Cast"} == readers.get(name):
+            floats = numpy_helper.to_array(tensor).astype("float32")
+            tensor.CopyFrom(numpy_helper.from_array(floats, name))
+            widened[name] = name
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    _forget_shapes(model)
+    return tuple(sorted(widened))
+
+
+def profile_for(inputs: Sequence[Value], batch: Range, tokens: Range | None = None) -> Profile:
+    """One profile: the first open dimension of every input is the batch, the second the tokens.
+
+    Raises ``UnsupportedBase`` for an input with another open dimension.
+    """
+    sizes = {0: batch} if tokens is None else {0: batch, 1: tokens}
+
+    def shapes(value: Value) -> ShapeRange:
+        ranges = []
+        for axis, size in enumerate(value.shape):
+            if not isinstance(size, int) and axis not in sizes:
+                raise UnsupportedBase(f"{value.name}: no range is known for its open dimension {axis}")
+            ranges.append((size, size, size) if isinstance(size, int) else sizes[axis])
+        low, best, high = (tuple(one[which] for one in ranges) for which in range(3))
+        return low, best, high
+
+    return {value.name: shapes(value) for value in inputs}
 
 
 def check_profiles(profiles: Sequence[Profile], inputs: Sequence[Value]) -> None:
@@ -208,20 +287,31 @@ def build_plan(line: Line, typing: Typing, report: QdqReport, jetpack: str | Non
 
 
 def write_recipe(
-    model: Path, jetpacks: Sequence[str], profiles: Sequence[Profile], target: Path, device: str | None = None
+    model: Path,
+    jetpacks: Sequence[str],
+    profiles: Sequence[Profile],
+    target: Path,
+    device: str | None = None,
+    as_typed: bool = False,
 ) -> dict[str, Any]:
     """Write the files of a ``tensorrt-recipe`` release into ``target``; returns what ``tensorrt.json`` says.
 
     ``jetpacks``: those of the devices it is for; none means any GPU, and both lines of TensorRT that take the
-    graph. Raises ``UnsafeFile``, ``UnsupportedBase``, ``BadRecipe``.
+    graph. ``as_typed``: a float32 graph is computed in float32, which is what was measured, instead of in
+    what a builder likes. Raises ``UnsafeFile``, ``UnsupportedBase``, ``BadRecipe``.
     """
     import shutil
 
     import onnx
 
+    from compile.onnx.files import write_model
+
     described = read_model(model)
     graph = onnx.load(model)
+    widened = widen(graph)
     typing, report = check_graph(graph), qdq_report(graph)
+    if as_typed:
+        typing = "strong"
     check_profiles(profiles, described.inputs)
     plans = []
     for jetpack in jetpacks:
@@ -233,16 +323,21 @@ def write_recipe(
         anywhere = [line for line in LINES if line.jetpack is None and (line.weak or typing == "strong")]
         plans = [build_plan(line, typing, report) for line in anywhere]
     target.mkdir(parents=True, exist_ok=True)
-    for source, name in ((model, MODEL_FILE), *((model.parent / one, one) for one in described.files)):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target / name)
+    if widened:
+        write_model(graph, target / MODEL_FILE)
+    else:
+        for source, name in ((model, MODEL_FILE), *((model.parent / one, one) for one in described.files)):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target / name)
+    written = read_model(target / MODEL_FILE)
     recipe = {
         "schema": 1,
         "state": TO_BE_BUILT,
         "tested": UNTESTED,
         "onnx": {"path": MODEL_FILE, "sha256": _digest(target / MODEL_FILE)},
-        "weights": {name: _digest(target / name) for name in described.files},
+        "weights": {name: _digest(target / name) for name in written.files},
         "typing": typing,
+        "widened": list(widened),
         "qdq": {"quantized": dict(report.quantized), "in_float": dict(report.in_float)},
         "plans": [
             vars(plan)
@@ -346,7 +441,15 @@ def _dequantizer(name: str, makers: "Mapping[str, NodeProto]") -> "NodeProto | N
     maker = makers.get(name)
     while maker is not None and maker.op_type in ("Transpose", "Reshape", "Identity"):
         maker = makers.get(maker.input[0])
-    return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
+    return maker if maker is not None and maker.op_type == _DEQUANTIZE else None
+
+
+def _forget_shapes(model: "ModelProto") -> None:
+    """Types that were inferred before no longer hold; those of inputs and outputs do."""
+    names = {value.name for value in (*model.graph.input, *model.graph.output)}
+    kept = [value for value in model.graph.value_info if value.name in names]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
 
 
 def _check_zero_point(node: "NodeProto", constants: Mapping[str, Any]) -> None:
@@ -360,8 +463,8 @@ def _check_zero_point(node: "NodeProto", constants: Mapping[str, Any]) -> None:
     if zero is None:
         raise UnsupportedBase(f"{node.name}: its zero point is computed; TensorRT wants a constant")
     stored = constants.get(node.input[0])
-    if stored is not None and stored.data_type == 6:
-        return  # a bias in INT32
+    if stored is not None and stored.data_type == _INT32:
+        raise UnsupportedBase(f"{node.name}: a constant in INT32, which TensorRT does not dequantize")
     if zero.data_type not in (_INT8, _FP8, _INT4):
         raise UnsupportedBase(f"{node.name}: unsigned INT8; TensorRT's is signed")
     if zero.data_type == _INT8 and numpy_helper.to_array(zero).any():

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from compile.recipe.data import DataSource
 from compile.recipe.sections import BaseSource, RecipeBase, Section
+from compile.recipe.tensorrt import TextTensorRt
 from compile.recipe.training import FineTune
 from models.manifest import Name
 
@@ -19,6 +20,7 @@ _ONLY_WITH: dict[str, tuple[VariantType, ...]] = {
     "percentile": ("int8-static",),
     "calibration_rows": ("int8-static",),
     "attention": ("int8-static",),
+    "symmetric": ("int8-static",),
     "reduce_range": ("int8-dynamic", "int8-static"),
     "method": ("int4",),
     "block": ("int8-blocks", "int4"),
@@ -58,7 +60,8 @@ class EncoderVariant(Section):
     """One precision.
 
     ``attention``: products of two activations in INT8, in float, or whichever measures better.
-    ``accuracy_level`` 4: activations in INT8 by the block; 0: in float.
+    ``accuracy_level`` 4: activations in INT8 by the block; 0: in float. ``symmetric``: signed activations
+    around 0, as TensorRT wants them.
     """
 
     name: Name
@@ -68,6 +71,7 @@ class EncoderVariant(Section):
     percentile: float = Field(default=99.999, gt=50, le=100)
     calibration_rows: int = Field(default=64, ge=4, le=4096)
     attention: Literal["int8", "float", "measure"] = "measure"
+    symmetric: bool = False
     method: Literal["rtn", "k-quant", "hqq"] = "rtn"
     block: Literal[16, 32, 64, 128, 256] = 32
     accuracy_level: Literal[0, 4] = 4
@@ -88,6 +92,15 @@ class EncoderVariant(Section):
         """As a manifest says it."""
         return "INT4" if self.type == "int4" else "INT8"
 
+    @property
+    def not_for_tensorrt(self) -> str:
+        """Why TensorRT cannot take it; empty where it can."""
+        if self.type == "int8-dynamic":
+            return "TensorRT has no dynamic quantization: quantize statically (int8-static, symmetric: true)"
+        if self.type != "int8-static":
+            return "products in blocks are an operator of ONNX Runtime's own, which TensorRT does not have"
+        return "" if self.symmetric else "TensorRT's INT8 is symmetric: set symmetric: true"
+
 
 class EncoderEvaluate(Section):
     """How much to measure. ``rows``: at most so many texts."""
@@ -105,12 +118,22 @@ class _EncoderRecipe(RecipeBase):
     export: ExportSection = ExportSection()
     variants: Annotated[tuple[EncoderVariant, ...], Field(min_length=1)]
     evaluate: EncoderEvaluate = EncoderEvaluate()
+    tensorrt: TextTensorRt | None = None
 
     @model_validator(mode="after")
     def _names_differ(self) -> "_EncoderRecipe":
         names = self.variant_names
         if len(set(names)) != len(names) or "reference" in names:
             raise ValueError("variants need different names, and 'reference' is taken")
+        return self
+
+    @model_validator(mode="after")
+    def _tensorrt_takes_it(self) -> "_EncoderRecipe":
+        if self.tensorrt is not None:
+            self.tensorrt.check({one.name: one.not_for_tensorrt for one in self.variants}, self.release)
+            longest, tokens = self.text.max_tokens, self.tensorrt.tokens
+            if longest is not None and tokens is not None and tokens[2] > longest:
+                raise ValueError(f"tensorrt.tokens: up to {tokens[2]}, and text.max_tokens is {longest}")
         return self
 
     @property

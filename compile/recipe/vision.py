@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from compile.recipe.sections import BaseSource, RecipeBase, Section, Source
+from compile.recipe.tensorrt import TensorRt
 from models.manifest import ImageInput, Name
 
 STRIDES = (2, 4, 8, 16, 16, 32, 32)
@@ -140,6 +141,15 @@ class ImageVariant(Section):
             raise ValueError(f"mixed goes with int8-static, not with {self.type}")
         return self
 
+    @property
+    def not_for_tensorrt(self) -> str:
+        """Why TensorRT cannot take it; empty where it can."""
+        if self.type == "int8-dynamic":
+            return "TensorRT has no dynamic quantization: quantize statically (int8-static, symmetric: true)"
+        if self.type == "int8-static" and not self.symmetric:
+            return "TensorRT's INT8 is symmetric: set symmetric: true"
+        return ""
+
 
 class ImageEvaluate(Section):
     """How much to measure. ``shown`` cases of each label go into the report."""
@@ -160,12 +170,19 @@ class _ImageRecipe(RecipeBase):
     image: ImageSection
     variants: Annotated[tuple[ImageVariant, ...], Field(min_length=1)]
     evaluate: ImageEvaluate = ImageEvaluate()
+    tensorrt: TensorRt | None = None
 
     @model_validator(mode="after")
     def _names_differ(self) -> "_ImageRecipe":
         names = self.variant_names
         if len(set(names)) != len(names) or "reference" in names:
             raise ValueError("variants need different names, and 'reference' is taken")
+        return self
+
+    @model_validator(mode="after")
+    def _tensorrt_takes_it(self) -> "_ImageRecipe":
+        if self.tensorrt is not None:
+            self.tensorrt.check({one.name: one.not_for_tensorrt for one in self.variants}, self.release)
         return self
 
     @property

@@ -7,14 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnxruntime import InferenceSession
 
-from compile.errors import BadData, Refused, UnsupportedBase
+from compile.errors import BadData, BadRecipe, Refused, UnsupportedBase
 from compile.line import REFERENCE, Workshop
 from compile.lines.encoder_steps import check_token_ids, reference_ids
 from compile.lines.make import make_line
 from compile.report.page import write_report
 from compile.steps import Cache, in_order
+from compile.verify import verify_folder
 from models.engines.onnx_files import files_of_release
 from models.engines.onnx_text import OnnxText
 from models.probes import judge, label_answer
@@ -38,8 +41,10 @@ variants:
     mixed: {{max_loss: 0.000000001, max_size_ratio: 0.9, by: block, rows: 8}}
   - {{name: blocks, type: int8-blocks}}
   - {{name: static, type: int8-static, calibration_rows: 4}}
+  - {{name: symmetric, type: int8-static, calibration_rows: 4, symmetric: true}}
 evaluate: {{speed_repeats: 3, bootstrap: 200}}
 budgets: {{label_agreement: {{max_loss: 0.9}}, size_ratio: {{max_rise: 0.9}}}}
+tensorrt: {{variant: {engine}, jetpacks: ["6.2", "7.2.2"], tokens: [4, 16, 24]}}
 release: {{name: tiny, version: 1.0.0, probes: 2, tolerance: 0.9}}
 """
 FINETUNE = "finetune: {method: full, epochs: 1, batch: 8, learning_rate: 0.003, max_tokens: 32}"
@@ -81,8 +86,8 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def line_of(folder, finetune=FINETUNE, name="recipe.yaml"):
-    (folder / name).write_text(TINY.format(finetune=finetune))
+def line_of(folder, finetune=FINETUNE, name="recipe.yaml", engine="symmetric"):
+    (folder / name).write_text(TINY.format(finetune=finetune, engine=engine))
     return make_line(folder / name, Workshop(folder, 1, time.monotonic))
 
 
@@ -92,7 +97,8 @@ def test_a_classifier_from_untrained_weights_to_a_release_that_answers(tiny, tmp
     for step in in_order(line.steps):
         cache.run(step, lambda done, note: None)
     findings = line.findings(cache, "outpost-compile run recipe.yaml")
-    assert [one.name for one in findings.variants] == ["dynamic", "blocks", "static"] and findings.chosen
+    assert [one.name for one in findings.variants] == ["dynamic", "blocks", "static", "symmetric"]
+    assert findings.chosen and any("has not been measured" in one for one in findings.notes)
     for one in findings.variants:
         metrics = {verdict.metric: verdict.measured for verdict in one.verdicts}
         assert metrics["label_agreement"].value > 0.8 and metrics["kl_mean"].value < 0.05
@@ -120,6 +126,45 @@ def test_a_classifier_from_untrained_weights_to_a_release_that_answers(tiny, tmp
         said = label_answer(manifest.engine.labels, engine.classify([probe.text])[0].tolist())
         assert judge(probe, said).passed
     engine.close()
+    recipe_is_honest(releases["tiny-trt"], manifest, cache.folder(line.variants["symmetric"].model))
+
+
+def recipe_is_honest(folder, beside, measured):
+    """The TensorRT release: the measured graph, in types that TensorRT has, and no claim about an engine."""
+    manifest = verify_release(folder)
+    assert manifest.format == "tensorrt-recipe" and manifest.precision == "INT8" and not manifest.speed
+    assert manifest.lineage["onnx_release"] == beside.digest
+    assert manifest.lineage["onnx_variant"] == "symmetric"
+    assert manifest.lineage["tensorrt"]["state"] == "to-be-built-on-device"
+    assert manifest.quality and all(one.metric.endswith("@onnx") for one in manifest.quality)
+    assert manifest.profiles == ("jetson-agx-orin", "jetson-orin-nano-8g", "jetson-thor")
+    assert manifest.engine.text.max_tokens == 24 and beside.engine.text.max_tokens == 32
+    assert len(manifest.probes) == 2
+    told = verify_folder(folder, None, 1)
+    assert told["unasked"] == 2 and not told["probes"]
+    recipe = json.loads((folder / "tensorrt.json").read_text())
+    assert recipe["profiles"][0]["input_ids"] == [[1, 4], [1, 16], [8, 24]]
+    assert {plan["tensorrt_major"] for plan in recipe["plans"]} == {10, 11}
+    assert recipe["qdq"]["quantized"]["MatMul"] > 0 and recipe["widened"]
+    ids = np.array([[101, 2000, 3000, 102]], dtype=np.int64)
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    one, other = (InferenceSession(place / "model.onnx").run(None, feeds)[0] for place in (folder, measured))
+    assert np.abs(one - other).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ("static", "set symmetric: true"),
+        ("dynamic", "no dynamic quantization"),
+        ("blocks", "ONNX Runtime's own"),
+        ("symetric", "none of reference, dynamic"),
+    ],
+)
+def test_what_tensorrt_cannot_take_is_refused_by_the_recipe_alone(tiny, tmp_path, engine, says):
+    shutil.copytree(tiny, tmp_path / "copy")
+    with pytest.raises(BadRecipe, match=says):
+        line_of(tmp_path / "copy", engine=engine)
 
 
 def test_labels_that_the_classifier_never_saw_are_refused(tiny, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from compile.errors import BadRecipe, ToolFailed, UnsupportedBase
@@ -19,9 +20,12 @@ from compile.onnx.tensorrt import (
     UNTESTED,
     check_graph,
     check_profiles,
+    devices_of,
     identity,
     line_of,
+    profile_for,
     qdq_report,
+    widen,
     write_recipe,
 )
 from compile.package import files_below, package_release
@@ -165,6 +169,71 @@ def test_float32_is_for_ten_only(tmp_path: Path) -> None:
     assert not (tmp_path / "seven").exists()
     with pytest.raises(BadRecipe, match="not for jetson-orin-nano-8g"):
         write_recipe(tmp_path / "float.onnx", ["7.2.2"], [PROFILE], tmp_path / "n", "jetson-orin-nano-8g")
+
+
+def test_float32_is_computed_as_it_was_measured_where_that_is_asked_for(tmp_path: Path) -> None:
+    onnx.save(mlp(), tmp_path / "float.onnx")
+    recipe = write_recipe(
+        tmp_path / "float.onnx", ["6.2", "7.2.2"], [PROFILE], tmp_path / "out", as_typed=True
+    )
+    assert [plan["network_flags"] for plan in recipe["plans"]] == [["STRONGLY_TYPED"], []]
+    assert not any(plan["builder_flags"] for plan in recipe["plans"]) and recipe["widened"] == []
+
+
+def convolution() -> onnx.ModelProto:
+    """A table of rows in INT8, looked up by ids, and a convolution with a bias: what widening is for."""
+    numbers = np.random.default_rng(0)
+    constants = {
+        "table": numbers.integers(-127, 127, (16, 3)).astype(np.int8),
+        "w": numbers.normal(0, 1, (4, 3, 1)).astype(np.float32),
+        "bias": numbers.integers(-9000, 9000, 4).astype(np.int32),
+        "scale": numbers.uniform(1e-4, 1e-3, 4).astype(np.float32),
+        "zero": np.zeros(4, np.int32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="rows"),
+        helper.make_node("Cast", ["rows"], ["floats"], name="floats", to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["x"], name="turned", perm=[0, 2, 1]),
+        helper.make_node("DequantizeLinear", ["bias", "scale", "zero"], ["b"], name="bias_dq", axis=0),
+        helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "convolution",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, "length"])],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+def test_constants_that_tensorrt_does_not_read_become_floats_of_the_same_values(tmp_path: Path) -> None:
+    model = convolution()
+    with pytest.raises(UnsupportedBase, match="bias_dq: a constant in INT32"):
+        qdq_report(model)
+    with pytest.raises(UnsupportedBase, match="INT8 that Gather reads"):
+        check_graph(model)
+    ids = np.arange(10, dtype=np.int64)[None]
+    before = InferenceSession(model.SerializeToString()).run(None, {"ids": ids})[0]
+    assert widen(model) == ("bias", "table")
+    assert check_graph(model) == "weak" and not qdq_report(model).is_quantized
+    after = InferenceSession(model.SerializeToString()).run(None, {"ids": ids})[0]
+    assert np.array_equal(before, after)
+    assert widen(model) == ()
+    onnx.save(convolution(), tmp_path / "model.onnx")
+    profile = profile_for(read_model(tmp_path / "model.onnx").inputs, (1, 2, 4), (1, 8, 16))
+    assert profile == {"ids": ((1, 1), (2, 8), (4, 16))}
+    recipe = write_recipe(tmp_path / "model.onnx", [], [profile], tmp_path / "out", as_typed=True)
+    assert recipe["widened"] == ["bias", "table"]
+    assert recipe["onnx"]["sha256"] == Digest.of((tmp_path / "out" / "model.onnx").read_bytes())
+    with pytest.raises(UnsupportedBase, match="open dimension 1"):
+        profile_for(read_model(tmp_path / "model.onnx").inputs, (1, 2, 4))
+
+
+def test_the_devices_of_jetpacks() -> None:
+    assert devices_of(["6.2"]) == ("jetson-agx-orin", "jetson-orin-nano-8g")
+    assert devices_of(["7.2.2"]) == ("jetson-agx-orin", "jetson-thor")
+    assert {"sm_75", "sm_90"} <= set(devices_of([])) and "jetson-thor" not in devices_of([])
 
 
 def test_profiles_that_do_not_fit_are_refused() -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from onnxruntime import InferenceSession
 from PIL import Image
 from small_base import ROOT, compile_
 
 from models.engines.onnx_files import files_of_release
 from models.engines.onnx_vision import OnnxVision
-from models.store import verify_release
+from models.store import read_release, verify_release
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -45,7 +46,7 @@ def recipe_of(example, folder, weights, pictures, **changes):
     document["data"]["file"] = str(pictures)
     document["data"].pop("package", None)
     for section, values in changes.items():
-        document[section] = document.get(section, {}) | values
+        document[section] = document.get(section, {}) | values if isinstance(values, dict) else values
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return path
@@ -55,7 +56,12 @@ def recipe_of(example, folder, weights, pictures, **changes):
 def inspection(tmp_path_factory, weights, cloth):
     folder = tmp_path_factory.mktemp("inspection")
     recipe = recipe_of(
-        "textile/inspect-ci.yaml", folder, weights, cloth, data={"test": 25, "test_defects": 25}
+        "textile/inspect-ci.yaml",
+        folder,
+        weights,
+        cloth,
+        data={"test": 25, "test_defects": 25},
+        tensorrt={"variant": "fp32", "jetpacks": ["6.2"]},
     )
     done = compile_("run", recipe, "--cache", folder / "cache", "--out", folder / "out", "--threads", 1)
     assert done.returncode == 0, done.stderr
@@ -89,6 +95,24 @@ def test_its_release_answers_its_probes_and_shows_where(inspection, cloth):
     # Where that picture's defect lies, by eye: a checkered spot at 166, 207 of 250 x 250.
     row, column = np.unravel_index(found.heat_map.argmax(), found.heat_map.shape)
     assert found.is_defect and abs(row - 206) < 16 and abs(column - 165) < 16
+
+
+def test_beside_it_lies_the_recipe_of_an_engine_that_nobody_has_built(inspection):
+    _, folder, report = inspection
+    release = folder / "out" / "textile-inspection-trt-1.0.0"
+    manifest = verify_release(release)
+    onnx, _ = read_release(folder / "out" / "textile-inspection-1.0.0")
+    assert (manifest.format, manifest.precision, manifest.speed) == ("tensorrt-recipe", "FP32", ())
+    assert manifest.lineage["onnx_release"] == onnx.digest
+    assert manifest.lineage["tensorrt"]["tested"] == "untested"
+    assert manifest.profiles == ("jetson-agx-orin", "jetson-orin-nano-8g")
+    assert "auroc_local@onnx" in {one.metric for one in manifest.quality}
+    recipe = json.loads((release / "tensorrt.json").read_text(encoding="utf-8"))
+    assert recipe["plans"][0]["network_flags"] == ["STRONGLY_TYPED"] and not recipe["widened"]
+    assert recipe["profiles"] == [{"image": [[1, 3, 248, 248], [1, 3, 248, 248], [8, 3, 248, 248]]}]
+    assert any("has not been measured" in note for note in report["notes"])
+    done = compile_("verify", release, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["unasked"] == 3, done.stdout
 
 
 def test_a_second_run_makes_nothing(inspection):
@@ -133,8 +157,26 @@ def digits(tmp_path_factory):
     return script["write_digits"](tmp_path_factory.mktemp("digits"), each=40)
 
 
+INT8 = {"type": "int8-static", "calibration_images": 8, "reduce_range": False}
+
+
+def same_answers(graph, cache):
+    """The recipe's graph says what the measured one says."""
+    measured = next(cache.glob("quantize-tensorrt-*")) / "model.onnx"
+    image = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    one, other = (InferenceSession(path).run(None, {"image": image})[0] for path in (graph, measured))
+    assert np.abs(one - other).max() < 0.05 * np.abs(other).max()
+
+
 def test_a_classifier_ships_in_int8_and_a_strict_budget_refuses_it(weights, digits, tmp_path):
-    recipe = recipe_of("vision/digits-ci.yaml", tmp_path, weights, digits)
+    recipe = recipe_of(
+        "vision/digits-ci.yaml",
+        tmp_path,
+        weights,
+        digits,
+        variants=[{**INT8, "name": "int8"}, {**INT8, "name": "tensorrt", "symmetric": True}],
+        tensorrt={"variant": "tensorrt"},
+    )
     cache, out = tmp_path / "cache", tmp_path / "out"
     done = compile_("run", recipe, "--cache", cache, "--out", out, "--threads", 1)
     assert done.returncode == 0, done.stderr
@@ -147,6 +189,11 @@ def test_a_classifier_ships_in_int8_and_a_strict_budget_refuses_it(weights, digi
     with Image.open(out / "digits-1.0.0" / manifest.probes[0].image) as probe:
         assert probe.size == (8, 8) and probe.mode == "L"
     assert compile_("verify", out / "digits-1.0.0").returncode == 0
+    told = json.loads((out / "digits-trt-1.0.0" / "tensorrt.json").read_text(encoding="utf-8"))
+    # 49 convolutions and the head; their biases are floats now, and so is nothing else.
+    assert told["qdq"] == {"quantized": {"Conv": 49, "Gemm": 1}, "in_float": {}}
+    assert len(told["widened"]) == 50 and {plan["tensorrt_major"] for plan in told["plans"]} == {10, 11}
+    same_answers(out / "digits-trt-1.0.0" / "model.onnx", cache)
     strict = recipe_of(
         "vision/digits-ci.yaml", tmp_path, weights, digits, budgets={"size_ratio": {"max_rise": 0.1}}
     )
