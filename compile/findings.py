@@ -25,6 +25,20 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Flips:
+    """On how many of the inputs ``compared`` not all answers are the same."""
+
+    changed: int
+    compared: int
+
+    @classmethod
+    def of(cls, cases: Sequence[Case]) -> "Flips":
+        """Of all cases there are: a report shows some, and those that change first."""
+        changed = sum(len({answer.text for answer in case.answers.values()}) > 1 for case in cases)
+        return cls(changed, len(cases))
+
+
+@dataclass(frozen=True)
 class Picture:
     """A picture for the report, as PNG bytes."""
 
@@ -48,6 +62,7 @@ class Findings:
     ``headline`` is the metric of the plots. ``reference_note`` says what the reference is. ``rows`` counts
     the data by split. ``curve`` is the learning curve, an entry per epoch, empty when nothing was trained.
     ``nearest`` are the recipe changes under which the nearest variant would pass, None when one does.
+    ``cases`` may be cut to what is worth showing; ``flips`` count all of them.
     """
 
     title: str
@@ -66,3 +81,4 @@ class Findings:
     cases: tuple[Case, ...] = field(default=(), repr=False)
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    flips: Flips = Flips(0, 0)

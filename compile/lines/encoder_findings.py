@@ -9,7 +9,7 @@ from compile.data.rows import Row, read_splits
 from compile.evaluate import judge, vectors
 from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.texts import Read, read_measured
-from compile.findings import Answer, Case, Compared, Findings
+from compile.findings import Answer, Case, Compared, Findings, Flips
 from compile.line import REFERENCE, device_name
 from compile.lines.encoder import EncoderLine, evaluated
 from compile.lines.encoder_steps import SAID, engine_of, read_made, seeks_answers
@@ -66,6 +66,7 @@ def find(line: EncoderLine, cache: Cache, command: str) -> Findings:
             settings=settings,
         )
     candidates = [one for name, one in results.items() if name != REFERENCE]
+    cases = judged.cases()
     chosen = judge.choose(candidates)
     return Findings(
         title=f"{recipe.release.name} {recipe.release.version} on {recipe.base.name}",
@@ -81,7 +82,8 @@ def find(line: EncoderLine, cache: Cache, command: str) -> Findings:
         lineage=lineage(line, cache),
         curve=_curve(line, cache),
         beside=_beside(line, cache, rows),
-        cases=judged.cases(),
+        cases=cases[: recipe.evaluate.shown],
+        flips=Flips.of(cases),
         notes=_notes(line, cache, read) + tensorrt_note(recipe, results),
     )
 
@@ -171,14 +173,18 @@ class _Judged:
         return [pool[row[0]] for row in self._found[name].nearest]
 
     def cases(self) -> tuple[Case, ...]:
-        """Inputs on which the variants do not agree come first; then those that they get wrong."""
+        """All inputs. Those on which the variants do not agree come first; then those that they get wrong."""
         said = {name: self.said(name) for name in self._answers}
         made = []
         for at, row in enumerate(self._rows):
             answers = {name: self._answer(name, at, texts[at]) for name, texts in said.items()}
             made.append(Case(row.text[:_QUERY], row.label or row.answer, answers))
-        made.sort(key=lambda case: (len({one.text for one in case.answers.values()}) == 1,))
-        return tuple(made[: self._recipe.evaluate.shown])
+
+        def rank(case: Case) -> tuple[bool, bool]:
+            answers = case.answers.values()
+            return len({one.text for one in answers}) == 1, all(one.right is not False for one in answers)
+
+        return tuple(sorted(made, key=rank))
 
     def _answer(self, name: str, at: int, text: str) -> Answer:
         row = self._rows[at]

@@ -11,7 +11,7 @@ from compile.data.rows import Row, read_splits
 from compile.evaluate import answers, judge
 from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.measure import TOKENS, read_measured
-from compile.findings import Answer, Case, Compared, Findings
+from compile.findings import Answer, Case, Compared, Findings, Flips
 from compile.gguf.files import CONVERTERS_VERSION, fallbacks
 from compile.gguf.mixture import Override
 from compile.gguf.survival import Nearness, Survival, advise
@@ -49,6 +49,7 @@ def find(line: LanguageLine, cache: Cache, command: str) -> Findings:
     results = {name: _variant(line, cache, name, seen) for name in line.variants}
     candidates = tuple(one for name, one in results.items() if name != REFERENCE)
     chosen = judge.choose(candidates)
+    cases, flips = _cases(line, cache, seen)
     return Findings(
         title=f"{recipe.release.name} {recipe.release.version} on {recipe.base.name}",
         command=command,
@@ -63,7 +64,8 @@ def find(line: LanguageLine, cache: Cache, command: str) -> Findings:
         lineage=lineage(line, cache),
         curve=_curve(line, cache),
         beside=_beside(line, cache, seen),
-        cases=_cases(line, cache, seen),
+        cases=cases,
+        flips=flips,
         notes=_advice(line, cache),
     )
 
@@ -141,20 +143,21 @@ def _variant(line: LanguageLine, cache: Cache, name: str, seen: _Seen) -> Varian
     )
 
 
-def _cases(line: LanguageLine, cache: Cache, seen: _Seen) -> tuple[Case, ...]:
-    """What everyone said to the test rows; without rows, the places of the text where variants part."""
+def _cases(line: LanguageLine, cache: Cache, seen: _Seen) -> tuple[tuple[Case, ...], Flips]:
+    """What everyone said to the test rows; without rows, the places of the text where variants part most.
+
+    Flips are counted over all rows, or all places.
+    """
     fields, evaluate = answer_fields(line.recipe), line.recipe.evaluate
     if not seen.tested:
         from compile.training.examples import load_tokenizer
 
-        return text_cases(
-            load_tokenizer(cache.folder(line.root) / HF),
-            line.text,
-            evaluate.text_tokens,
-            evaluate.window,
-            {name: _tokens(cache.folder(steps.fidelity)) for name, steps in line.variants.items()},
-        )
-    return tuple(
+        tokens = {name: _tokens(cache.folder(steps.fidelity)) for name, steps in line.variants.items()}
+        tokenizer = load_tokenizer(cache.folder(line.root) / HF)
+        shown = text_cases(tokenizer, line.text, evaluate.text_tokens, evaluate.window, tokens)
+        places = list(zip(*(one["top"].tolist() for one in tokens.values()), strict=True))
+        return shown, Flips(sum(len(set(tops)) > 1 for tops in places), len(places))
+    cases = tuple(
         Case(
             row.text,
             row.answer,
@@ -162,6 +165,7 @@ def _cases(line: LanguageLine, cache: Cache, seen: _Seen) -> tuple[Case, ...]:
         )
         for at, row in enumerate(seen.tested)
     )
+    return cases, Flips.of(cases)
 
 
 def _budgets(recipe: LanguageRecipe, kind: LanguageVariant | None) -> Mapping[str, Budget]:

@@ -12,7 +12,7 @@ from compile.data.images import CARD_FILE, ImageSplits
 from compile.evaluate import judge, statistics
 from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.pictures import Seen, read_seen
-from compile.findings import Answer, Case, Compared, Findings, Picture
+from compile.findings import Answer, Case, Compared, Findings, Flips, Picture
 from compile.line import REFERENCE, device_name
 from compile.lines.tensorrt import note as tensorrt_note
 from compile.lines.vision import BASELINES, LEDGER, MIXTURE, VariantSteps, VisionLine
@@ -378,6 +378,7 @@ def _findings(
         lineage=lineage(line, cache),
         beside=beside,
         cases=cases,
+        flips=Flips.of(cases),
         pictures=pictures,
         notes=notes + tensorrt_note(recipe, results),
     )

@@ -34,6 +34,7 @@ def as_json(findings: Findings, releases: Mapping[str, Path]) -> dict[str, Any]:
             }
             for case in findings.cases
         ],
+        "flips": {"changed": findings.flips.changed, "compared": findings.flips.compared},
         "notes": list(findings.notes),
         "nearest_recipe": dict(findings.nearest) if findings.nearest else None,
         "releases": {name: folder.name for name, folder in releases.items()},

@@ -210,10 +210,9 @@ def _worst(findings: Findings) -> str:
         rows.append(f"<tr><td>{_cut(case.input)}</td><td>{_cut(case.expected)}</td>{cells}</tr>")
     if not rows:
         return "<p>Every variant answers every test input as the reference does, and right.</p>"
-    flips = sum(len({answer.text for answer in case.answers.values()}) > 1 for case in findings.cases)
     head = "".join(f"<th>{_t(name)}</th>" for name in names)
     return (
-        f"<p>{flips} of {len(findings.cases)} answers change with precision.</p>"
+        f"<p>{findings.flips.changed} of {findings.flips.compared} answers change with precision.</p>"
         f"<table class=wide><tr><th>input</th><th>expected</th>{head}</tr>{''.join(rows)}</table>"
     )
 

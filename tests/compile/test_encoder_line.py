@@ -42,7 +42,7 @@ variants:
   - {{name: blocks, type: int8-blocks}}
   - {{name: static, type: int8-static, calibration_rows: 4}}
   - {{name: symmetric, type: int8-static, calibration_rows: 4, symmetric: true}}
-evaluate: {{speed_repeats: 3, bootstrap: 200}}
+evaluate: {{speed_repeats: 3, bootstrap: 200, shown: 5}}
 budgets: {{label_agreement: {{max_loss: 0.9}}, size_ratio: {{max_rise: 0.9}}}}
 tensorrt: {{variant: {engine}, jetpacks: ["6.2", "7.2.2"], tokens: [4, 16, 24]}}
 release: {{name: tiny, version: 1.0.0, probes: 2, tolerance: 0.9}}
@@ -115,6 +115,11 @@ def test_a_classifier_from_untrained_weights_to_a_release_that_answers(tiny, tmp
     out.mkdir()
     releases = line.package(cache, findings, out)
     write_report(out, findings, releases)
+    counted = json.loads((out / "report.json").read_text())["flips"]
+    assert counted["compared"] == findings.rows["measured"] > len(findings.cases) == 5
+    assert counted["changed"] >= sum(
+        len({a.text for a in case.answers.values()}) > 1 for case in findings.cases
+    )
     folder = releases[findings.chosen]
     manifest = verify_release(folder)
     assert manifest.engine.labels == ("leak", "noise") and manifest.engine.text.max_tokens == 32
