@@ -4,6 +4,7 @@ Owns the step that writes the recipe, which fails before anything is measured wh
 graph, and what its manifest may claim: the figures are those of the ONNX graph, and the engine has none.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,13 +13,21 @@ from compile.findings import Findings
 from compile.forecast import fitting
 from compile.line import versions
 from compile.onnx.files import MODEL
-from compile.onnx.tensorrt import MODEL_FILE, TO_BE_BUILT, UNTESTED, Range, profile_for, write_recipe
+from compile.onnx.tensorrt import (
+    MODEL_FILE,
+    RECIPE_FILE,
+    TO_BE_BUILT,
+    UNTESTED,
+    Range,
+    profile_for,
+    write_recipe,
+)
 from compile.package import files_below, package_release
 from compile.recipe.encoder import ClassifyRecipe, EmbedRecipe
 from compile.recipe.tensorrt import SUFFIX, TensorRt
 from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
 from compile.steps import Report, Step
-from models.manifest import Engine, Manifest, Probe
+from models.manifest import Engine, Fallback, Manifest, Probe
 from models.onnx import read_model
 
 TextRecipe = EmbedRecipe | ClassifyRecipe
@@ -50,7 +59,7 @@ def recipe_step(
         f"tensorrt-{section.variant}",
         section.model_dump(mode="json", exclude={"variant"}),
         after,
-        versions("onnx") | {"outpost-tensorrt": "1"},
+        versions("onnx") | {"outpost-tensorrt": "2"},
         work,
         seconds=2,
         disk_bytes=weights,
@@ -101,13 +110,23 @@ def package_recipe(
                 for verdict in one.verdicts
             ),
             "speed": (),
-            "fallback_ledger": one.ledger,
+            "fallback_ledger": (*one.ledger, *_widened(folder, one.precision)),
             "probes": probes,
         }
     )
     place = out / f"{manifest.name}-{manifest.version}"
     package_release(place, manifest, files_below(folder) | dict(more))
     return place
+
+
+def _widened(folder: Path, asked: str) -> tuple[Fallback, ...]:
+    """What had the precision that was asked for in the ONNX graph, and does not have it here."""
+    recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    return tuple(
+        Fallback(tensor=name, asked=asked, got="F32")
+        for name, was in sorted(recipe["widened"].items())
+        if was == asked
+    )
 
 
 def note(recipe: TextRecipe | ImageRecipe, results: Mapping[str, VariantResult]) -> tuple[str, ...]:

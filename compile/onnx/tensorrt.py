@@ -171,8 +171,8 @@ def check_graph(model: "ModelProto") -> Typing:
     return "strong" if lowered else "weak"
 
 
-def widen(model: "ModelProto") -> tuple[str, ...]:
-    """Turn constants that TensorRT does not read into float32 of the same values; their names.
+def widen(model: "ModelProto") -> dict[str, str]:
+    """Turn constants that TensorRT does not read into float32 of the same values; by name, what they were.
 
     Biases in INT32 behind a DequantizeLinear, and INT8 that something else than a DequantizeLinear reads
     (look-up tables and memory banks, which a Cast follows). Law: the graph computes what it did.
@@ -185,7 +185,7 @@ def widen(model: "ModelProto") -> tuple[str, ...]:
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, set()).add(node.op_type)
-    widened = {}
+    widened: dict[str, str] = {}
     for node in [node for node in graph.node if node.op_type == _DEQUANTIZE]:
         stored = constants.get(node.input[0])
         if stored is not None and stored.data_type == _INT32 and len(stored.dims) < 2:
@@ -195,18 +195,18 @@ def widen(model: "ModelProto") -> tuple[str, ...]:
             values = (numpy_helper.to_array(stored) - shift).astype(scale.dtype) * scale
             graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
             graph.node.remove(node)
-            widened[stored.name] = node.output[0]
+            widened[stored.name] = "INT32"
     for name, tensor in constants.items():
         if tensor.data_type == _INT8 and readers.get(name, set()) & {"Gather", "Cast"} == readers.get(name):
             floats = numpy_helper.to_array(tensor).astype("float32")
             tensor.CopyFrom(numpy_helper.from_array(floats, name))
-            widened[name] = name
+            widened[name] = "INT8"
     read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
     _forget_shapes(model)
-    return tuple(sorted(widened))
+    return widened
 
 
 def profile_for(inputs: Sequence[Value], batch: Range, tokens: Range | None = None) -> Profile:
@@ -337,7 +337,7 @@ def write_recipe(
         "onnx": {"path": MODEL_FILE, "sha256": _digest(target / MODEL_FILE)},
         "weights": {name: _digest(target / name) for name in written.files},
         "typing": typing,
-        "widened": list(widened),
+        "widened": widened,
         "qdq": {"quantized": dict(report.quantized), "in_float": dict(report.in_float)},
         "plans": [
             vars(plan)

@@ -177,7 +177,7 @@ def test_float32_is_computed_as_it_was_measured_where_that_is_asked_for(tmp_path
         tmp_path / "float.onnx", ["6.2", "7.2.2"], [PROFILE], tmp_path / "out", as_typed=True
     )
     assert [plan["network_flags"] for plan in recipe["plans"]] == [["STRONGLY_TYPED"], []]
-    assert not any(plan["builder_flags"] for plan in recipe["plans"]) and recipe["widened"] == []
+    assert not any(plan["builder_flags"] for plan in recipe["plans"]) and recipe["widened"] == {}
 
 
 def convolution() -> onnx.ModelProto:
@@ -215,16 +215,16 @@ def test_constants_that_tensorrt_does_not_read_become_floats_of_the_same_values(
         check_graph(model)
     ids = np.arange(10, dtype=np.int64)[None]
     before = InferenceSession(model.SerializeToString()).run(None, {"ids": ids})[0]
-    assert widen(model) == ("bias", "table")
+    assert widen(model) == {"bias": "INT32", "table": "INT8"}
     assert check_graph(model) == "weak" and not qdq_report(model).is_quantized
     after = InferenceSession(model.SerializeToString()).run(None, {"ids": ids})[0]
     assert np.array_equal(before, after)
-    assert widen(model) == ()
+    assert widen(model) == {}
     onnx.save(convolution(), tmp_path / "model.onnx")
     profile = profile_for(read_model(tmp_path / "model.onnx").inputs, (1, 2, 4), (1, 8, 16))
     assert profile == {"ids": ((1, 1), (2, 8), (4, 16))}
     recipe = write_recipe(tmp_path / "model.onnx", [], [profile], tmp_path / "out", as_typed=True)
-    assert recipe["widened"] == ["bias", "table"]
+    assert recipe["widened"] == {"bias": "INT32", "table": "INT8"}
     assert recipe["onnx"]["sha256"] == Digest.of((tmp_path / "out" / "model.onnx").read_bytes())
     with pytest.raises(UnsupportedBase, match="open dimension 1"):
         profile_for(read_model(tmp_path / "model.onnx").inputs, (1, 2, 4))
