@@ -87,7 +87,7 @@ def train_classifier(
         weights = class_weights([text.label for text in train], len(labels), settings.class_weights)
         model = methods.adapt(model, settings, "SEQ_CLS")
         told = facts(train, tokenizer.unk_token_id, longest, weights)
-        if told["unknown_tokens"] > _MANY_UNKNOWN:
+        if told["many_unknown"]:
             share = f"{told['unknown_tokens']:.0%} of the tokens are unknown to this model's tokenizer"
             report(0.0, f"{share}: compare with the TF-IDF baseline before you ship it")
         objective = Labels(labels, weights, tokenizer.pad_token_id)
@@ -106,13 +106,15 @@ def train_classifier(
 def facts(
     texts: Sequence[Text], unknown: int | None, longest: int, weights: Sequence[float]
 ) -> dict[str, Any]:
-    """What ``texts.json`` says: ``unknown_tokens`` is the part of the tokens that stand for text unseen."""
+    """What ``texts.json`` says: ``unknown_tokens`` is the part of the tokens that stand for text unseen, and
+    ``many_unknown`` whether so much is that people must hear of it."""
     tokens = sum(len(text.ids) for text in texts)
     strange = sum(text.ids.count(unknown) for text in texts) if unknown is not None else 0
     return {
         "texts": len(texts),
         "tokens": tokens,
         "unknown_tokens": round(strange / max(1, tokens), 4),
+        "many_unknown": strange > _MANY_UNKNOWN * tokens,
         "longest": longest,
         "at_longest": sum(len(text.ids) == longest for text in texts),
         "class_weights": [round(weight, 4) for weight in weights],
