@@ -164,6 +164,7 @@ class _Making:
         return Step(
             "data",
             {
+                "task": recipe.task,  # a classifier's rows need labels
                 "data": self._digests["data"],
                 **recipe.data.model_dump(
                     mode="json", exclude_defaults=True, exclude={"path", "package", "file", "files"}
@@ -189,7 +190,7 @@ class _Making:
                 "finetune": settings.model_dump(mode="json", exclude_defaults=True),
             },
             {"data": data},
-            versions("torch", "transformers", "peft") | {"outpost-classifier": "1"},
+            versions("torch", "transformers", "peft") | {"outpost-classifier": "2"},
             lambda inputs, folder, scratch, report: work.finetune(
                 source, inputs["data"], settings, folder, scratch, threads, report
             ),

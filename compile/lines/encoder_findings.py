@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.float32]
 
 SEED = 7
+_TEXTS = "texts.json"
 _QUERY = 300
 """Characters of a text in a case."""
 
@@ -106,7 +107,8 @@ def reference_note(line: EncoderLine) -> str:
 def lineage(line: EncoderLine, cache: Cache) -> dict[str, Any]:
     """Where everything comes from, by digest and by version."""
     exported = json.loads((cache.folder(line.exported) / EXPORTED).read_text(encoding="utf-8"))
-    return {
+    texts = {key: one for key, one in _texts(line, cache).items() if key != "class_weights"}
+    return ({"training_texts": texts} if texts else {}) | {
         "base_weights": line.digests["base"],
         "dataset": line.digests["data"],
         "recipe": line.digests["recipe"],
@@ -222,7 +224,7 @@ def _beside(line: EncoderLine, cache: Cache, rows: Sequence[Row]) -> tuple[Compa
 
 
 def _notes(line: EncoderLine, cache: Cache, read: Mapping[str, Read]) -> tuple[str, ...]:
-    notes = []
+    notes = _known(line, cache)
     cut = read[REFERENCE].truncated
     if cut:
         notes.append(f"{cut} of {len(read[REFERENCE].answers)} texts were longer than the model reads; cut")
@@ -244,6 +246,24 @@ def _notes(line: EncoderLine, cache: Cache, read: Mapping[str, Read]) -> tuple[s
                 f"{settings['loss_on_held_out']:.3g} with, {reached} the wanted one"
             )
     return tuple(notes)
+
+
+def _texts(line: EncoderLine, cache: Cache) -> dict[str, Any]:
+    """What fine-tuning found out of its texts; empty without."""
+    path = cache.folder(line.tuned) / _TEXTS if line.tuned is not None else None
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    return told
+
+
+def _known(line: EncoderLine, cache: Cache) -> list[str]:
+    """A warning where the tokenizer does not know what it reads."""
+    told = _texts(line, cache)
+    if not told.get("many_unknown"):
+        return []
+    return [
+        f"{told['unknown_tokens']:.0%} of the training rows' tokens are unknown to this model's tokenizer:"
+        " it cannot tell them apart. Compare with the TF-IDF baseline before you ship it."
+    ]
 
 
 def _curve(line: EncoderLine, cache: Cache) -> list[dict[str, Any]]:

@@ -111,6 +111,7 @@ def test_a_classifier_from_untrained_weights_to_a_release_that_answers(tiny, tmp
     assert mixed.ledger
     assert {one.name for one in findings.beside} == {"majority class", "TF-IDF + logistic regression"}
     assert findings.curve and findings.headline == "accuracy"
+    assert findings.lineage["training_texts"]["unknown_tokens"] == 0.0
     out = tmp_path / "out"
     out.mkdir()
     releases = line.package(cache, findings, out)
@@ -174,6 +175,25 @@ def test_what_tensorrt_cannot_take_is_refused_by_the_recipe_alone(tiny, tmp_path
         line_of(tmp_path / "copy", engine=engine)
 
 
+@pytest.mark.slow
+def test_a_tokenizer_that_does_not_know_the_texts_is_told_of(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "copy")
+    path = tmp_path / "copy" / "tiny" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "line", "the"]
+    tokenizer["model"]["vocab"] = {
+        word: number for word, number in tokenizer["model"]["vocab"].items() if word in known
+    }
+    path.write_text(json.dumps(tokenizer))
+    (tmp_path / "copy" / "tiny" / "vocab.txt").unlink()
+    line, cache = line_of(tmp_path / "copy"), Cache(tmp_path / "cache")
+    for step in in_order(line.steps):
+        cache.run(step, lambda done, note: None)
+    findings = line.findings(cache, "outpost-compile run recipe.yaml")
+    assert "unknown to this model's tokenizer" in findings.notes[0]
+    assert findings.lineage["training_texts"]["unknown_tokens"] > 0.3
+
+
 def test_labels_that_the_classifier_never_saw_are_refused(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "copy")
     rows = (tmp_path / "copy" / "rows.jsonl").read_text().replace('"noise"', '"smell"')
@@ -183,6 +203,21 @@ def test_labels_that_the_classifier_never_saw_are_refused(tiny, tmp_path):
     with pytest.raises(BadData, match=r"never seen in training: smell; the model knows leak, noise"):
         cache.run(line.exported, lambda done, note: None)
     assert not cache.has(line.exported)
+
+
+def test_rows_without_labels_are_refused_though_an_embedder_has_prepared_them(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "copy")
+    folder, cache = tmp_path / "copy", Cache(tmp_path / "cache")
+    rows = [{"question": f"why does line {line} leak?", "answer": f"seal {line}"} for line in range(60)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    embeds = TINY.replace("task: classify", "task: embed").replace("label_agreement", "cosine_mean")
+    (folder / "embed.yaml").write_text(embeds.format(finetune="", engine="reference"))
+    workshop = Workshop(folder, 1, time.monotonic)
+    cache.run(make_line(folder / "embed.yaml", workshop).data, lambda done, note: None)
+    classifier = line_of(folder)
+    assert not cache.has(classifier.data)
+    with pytest.raises(BadData, match="needs a label on every row"):
+        cache.run(classifier.data, lambda done, note: None)
 
 
 def test_token_ids_are_held_against_the_reference_tokenizer(tiny, tmp_path):
