@@ -16,7 +16,7 @@ from compile.findings import Answer, Case, Compared, Findings, Flips, Picture
 from compile.line import REFERENCE, device_name
 from compile.lines.tensorrt import note as tensorrt_note
 from compile.lines.vision import BASELINES, LEDGER, MIXTURE, VariantSteps, VisionLine
-from compile.onnx.files import size_of
+from compile.onnx.files import open_model, size_of, weighted
 from compile.onnx.vision_head import CHOICES
 from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
 from compile.steps import Cache, in_order
@@ -312,8 +312,12 @@ def _result(
     seen: Seen,
     metrics: dict[str, Measured],
 ) -> VariantResult:
-    size = size_of(cache.folder(steps.model) / MODEL)
-    ratio = size / size_of(cache.folder(line.variants[REFERENCE].model) / MODEL)
+    size, ledger = size_of(cache.folder(steps.model) / MODEL), ledger_of(cache, steps)
+    reference = cache.folder(line.variants[REFERENCE].model) / MODEL
+    ratio = size / size_of(reference)
+    if name != REFERENCE:
+        weights = len(weighted(open_model(reference)))
+        metrics["fallback_tensors"] = Measured(0.0, float(len(ledger)), None, weights)
     metrics["size_ratio"] = Measured(0.0, ratio, (ratio, ratio), 1)
     variant = steps.variant
     settings: dict[str, Any] = {"type": variant.type}
@@ -333,7 +337,7 @@ def _result(
         verdicts=judge.hold(metrics, {} if name == REFERENCE else line.recipe.budgets),
         speeds=seen.speeds,
         peak_ram_bytes=seen.peak_ram_bytes,
-        ledger=ledger_of(cache, steps),
+        ledger=ledger,
         format="onnx",
         speed_unit="images/s",
         settings=settings,

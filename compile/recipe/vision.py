@@ -226,6 +226,7 @@ class InspectRecipe(_ImageRecipe):
         "detection_rate",
         "score_correlation",
         "verdict_agreement",
+        "fallback_tensors",
         "size_ratio",
     )
 
@@ -249,5 +250,6 @@ class ClassifyImageRecipe(_ImageRecipe):
         "top1_agreement",
         "kl_mean",
         "kl_p99",
+        "fallback_tensors",
         "size_ratio",
     )

@@ -72,6 +72,11 @@ def test_an_inspection_finds_local_defects_that_pooled_features_miss(inspection)
     _, folder, report = inspection
     by_name = {one["name"]: one for one in report["variants"]}
     quality = by_name["int8"]["quality"]
+    fallen = quality["fallback_tensors"]
+    assert (
+        fallen["value"] == len(by_name["int8"]["fallback_ledger"]) > 0 and fallen["samples"] > fallen["value"]
+    )
+    assert by_name["fp32"]["quality"]["fallback_tensors"]["value"] == 0
     assert report["chosen"] == "int8"
     assert quality["auroc_local"]["value"] > 0.9 and quality["auroc_global"]["value"] > 0.9
     assert by_name["int8"]["bytes"] < 0.7 * by_name["fp32"]["bytes"]
@@ -184,6 +189,7 @@ def test_a_classifier_ships_in_int8_and_a_strict_budget_refuses_it(weights, digi
     quality = next(one for one in report["variants"] if one["name"] == "int8")["quality"]
     assert quality["size_ratio"]["value"] <= 0.3 and quality["accuracy"]["value"] > 0.6
     manifest = verify_release(out / "digits-1.0.0")
+    assert quality["fallback_tensors"]["value"] == 0 and quality["fallback_tensors"]["samples"] == 50
     assert manifest.engine.labels == ("0", "1", "4", "7") and not manifest.fallback_ledger
     assert {probe.image.split("-")[1] for probe in manifest.probes} == {"0.png", "1.png", "4.png", "7.png"}
     with Image.open(out / "digits-1.0.0" / manifest.probes[0].image) as probe:
