@@ -16,7 +16,7 @@ from pathlib import Path
 from compile.gguf.quantize import quantize
 from compile.gguf.survival import Mean, advise, difference, merge, nearness, survival, yardstick
 from compile.line import Workshop
-from compile.lines.language import ADAPTER, REFERENCE_FILE, LanguageLine, chat, spread, template_of
+from compile.lines.language import ADAPTER, REFERENCE_FILE, LanguageLine, chat, template_of
 from compile.lines.make import make_line
 from compile.steps import Cache, in_order
 
@@ -53,7 +53,7 @@ def main() -> None:
         print(f"{step.name}: done", flush=True)
     reference = cache.folder(line.root) / REFERENCE_FILE
     adapter = cache.folder(line.adapter) / ADAPTER
-    from compile.data.rows import read_splits
+    from compile.data.rows import read_splits, spread
 
     rows = spread(read_splits(cache.folder(line.data)).test, chosen.rows)
     template = template_of(cache.folder(line.root))

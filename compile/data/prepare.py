@@ -19,9 +19,9 @@ from compile.data.card import CARD_HTML, CARD_JSON, page
 from compile.data.cleaning import clean, map_strings, strings, what_changes
 from compile.data.duplicates import near_groups, plain
 from compile.data.reading import Bad, Record, read_records, source_digest, source_files
-from compile.data.rows import Row, Splits, write_splits
+from compile.data.rows import Row, Splits, spread, write_splits
 from compile.data.shapes import fields_of, find_shape, to_row, used_columns
-from compile.data.splits import check_labels, fewer, given_split, split, together, without_leaks
+from compile.data.splits import check_labels, given_split, split, together, without_leaks
 from compile.errors import BadData
 from compile.recipe.data import DataSource, Shape
 from compile.steps import Report
@@ -98,7 +98,7 @@ def prepare(
         splits = given_split(plain_rows, [one.split for one in rows])
         splits, leaked = without_leaks(splits, source.near_duplicate, source.duplicates == "drop")
     trained = len(splits.train)
-    splits = replace(splits, train=fewer(splits.train, source.train_rows))
+    splits = replace(splits, train=spread(splits.train, source.train_rows))
     left_out = trained - len(splits.train)
     check_labels(splits, _declared(source, shape))
     varied = _augment(source, beside, splits)

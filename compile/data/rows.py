@@ -6,13 +6,15 @@ Owns their form on disk (``splits.json``). Knows nothing of where rows come from
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compile.errors import BadData
 from models.digest import Digest
+
+Item = TypeVar("Item")
 
 SPLITS = "splits.json"
 PARTS = ("train", "validation", "test")
@@ -76,6 +78,15 @@ class Splits:
     def sizes(self) -> dict[str, int]:
         """How many rows each split has."""
         return {name: len(rows) for name, rows in self.parts()}
+
+
+def spread(items: Sequence[Item], wanted: int | None) -> tuple[Item, ...]:
+    """``wanted`` of ``items`` at even distances, all where there are no more or None is wanted.
+
+    Splits are ordered by label and language, and few must show all of them.
+    """
+    count = len(items) if wanted is None else min(wanted, len(items))
+    return tuple(items[at * len(items) // count] for at in range(count))
 
 
 def write_splits(folder: Path, splits: Splits) -> Digest:

@@ -164,13 +164,6 @@ def check_labels(splits: Splits, declared: Mapping[str, Sequence[str]]) -> None:
         raise BadData(_listed(f"{len(wrong)} labels never seen in training", wrong))
 
 
-def fewer(rows: tuple[Row, ...], wanted: int | None) -> tuple[Row, ...]:
-    """``wanted`` rows at even distances: the splits are ordered by label and language."""
-    if wanted is None or wanted >= len(rows):
-        return rows
-    return tuple(rows[at * len(rows) // wanted] for at in range(wanted))
-
-
 def _labels(row: Row, fields: Sequence[str]) -> set[tuple[str, str]]:
     """The labels of a row by field, its own under ``""``."""
     return {("", row.label), *((name, row.fields[name]) for name in fields)}

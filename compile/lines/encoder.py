@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compile.data.rows import Row, Splits
+from compile.data.rows import Row, Splits, spread
 from compile.findings import Findings
 from compile.line import REFERENCE, Workshop, digest_of, versions
 from compile.lines import encoder_steps as work
@@ -97,13 +97,6 @@ def sensitivity_rows(recipe: EmbedRecipe | ClassifyRecipe, splits: Splits) -> tu
     """The validation rows that losses are measured on while a mixture is searched."""
     wanted = [one.mixed.rows if one.mixed is not None else 48 for one in recipe.variants if _searches(one)]
     return spread(splits.validation, max(wanted)) if wanted else ()
-
-
-def spread(rows: tuple[Row, ...], wanted: int | None) -> tuple[Row, ...]:
-    """``wanted`` rows at even distances: splits are ordered by label and language."""
-    if wanted is None or wanted >= len(rows):
-        return rows
-    return tuple(rows[at * len(rows) // wanted] for at in range(wanted))
 
 
 def _searches(variant: EncoderVariant) -> bool:

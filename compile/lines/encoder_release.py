@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compile.data.rows import read_splits
+from compile.data.rows import read_splits, spread
 from compile.errors import CompileError
 from compile.evaluate import judge
 from compile.evaluate.judge import VariantResult
@@ -100,8 +100,7 @@ def _probes(line: EncoderLine, cache: Cache, chosen: VariantResult, engine: Engi
     answers = read_measured(cache.folder(line.variants[chosen.name].measured)).answers
     theirs = read_measured(cache.folder(line.variants[REFERENCE].measured)).answers
     if not isinstance(recipe, ClassifyRecipe):
-        count = min(recipe.release.probes, len(whole))
-        picked = [whole[at * len(whole) // count] for at in range(count)]
+        picked = list(spread(whole, recipe.release.probes))
         said: Mapping[int, str] = {at: vector_answer(answers[at].tolist()) for at in picked}
     else:
         right = [

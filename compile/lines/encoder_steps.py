@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compile.data.rows import Row, Splits, read_splits
+from compile.data.rows import Row, Splits, read_splits, spread
 from compile.errors import BadData, BadRecipe, Refused, ToolFailed
 from compile.evaluate import tokens, vectors
 from compile.onnx import files as onnx_files
@@ -80,7 +80,7 @@ def export(recipe: Recipe, source: Path, data: Path, folder: Path, scratch: Path
     if (source / _POOLING).is_file():
         (folder / _POOLING).parent.mkdir()
         shutil.copyfile(source / _POOLING, folder / _POOLING)
-    texts = [row.text for row in spread_rows(splits.train, _PARITY_TEXTS)]
+    texts = [row.text for row in spread(splits.train, _PARITY_TEXTS)]
     settings = ExportSettings(**recipe.export.model_dump())
     tokens_read = min(recipe.text.max_tokens or _PARITY_TOKENS, _PARITY_TOKENS)
     export_encoder(source, recipe.task, settings, texts, tokens_read, folder, scratch, report)
@@ -226,13 +226,6 @@ def compare_baselines(recipe: Recipe, data: Path, folder: Path) -> None:
     (folder / SAID).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
 
 
-def spread_rows(rows: tuple[Row, ...], wanted: int) -> tuple[Row, ...]:
-    """``wanted`` rows at even distances."""
-    if wanted >= len(rows):
-        return rows
-    return tuple(rows[at * len(rows) // wanted] for at in range(wanted))
-
-
 def _shrunk(table: Any) -> "Array":
     """Sparse TF-IDF rows as dense ones whose cosines are nearly the same (truncated SVD)."""
     from sklearn.decomposition import TruncatedSVD
@@ -338,7 +331,7 @@ class _Quantizing:
         from compile.lines.encoder import calibration_rows
         from compile.onnx.quantize import calibrate
 
-        rows = spread_rows(calibration_rows(self._recipe, self._splits), self._variant.calibration_rows)
+        rows = spread(calibration_rows(self._recipe, self._splits), self._variant.calibration_rows)
         ranges = self._scratch / RANGES
         feeds = self._feeds([row.text for row in rows])
         calibrate(self.prepared, ranges, feeds, self._static(), self._scratch, report, len(rows))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compile.data.rows import Row, Splits
+from compile.data.rows import Row, Splits, spread
 from compile.errors import BadRecipe
 from compile.evaluate import answers
 from compile.findings import Findings
@@ -150,13 +150,6 @@ def test_rows(recipe: LanguageRecipe, splits: Splits) -> tuple[Row, ...]:
 def before_rows(recipe: LanguageRecipe, splits: Splits) -> tuple[Row, ...]:
     """Those of them that are also given to the base without its adapter."""
     return spread(test_rows(recipe, splits), recipe.evaluate.before_rows)
-
-
-def spread(rows: tuple[Row, ...], wanted: int | None) -> tuple[Row, ...]:
-    """``wanted`` rows at even distances: splits are ordered by label and language."""
-    if wanted is None or wanted >= len(rows):
-        return rows
-    return tuple(rows[at * len(rows) // wanted] for at in range(wanted))
 
 
 def _check_continues(recipe: LanguageRecipe, before: LanguageRecipe) -> None:

@@ -14,6 +14,7 @@ from compile.anomaly.features import Grid
 from compile.anomaly.threshold import parts_needed
 from compile.data import images
 from compile.data.images import ImageSplits, LabelledImage, Limits
+from compile.data.rows import spread
 from compile.errors import Refused
 from compile.findings import Findings
 from compile.line import REFERENCE, Workshop, digest_of, versions
@@ -489,12 +490,6 @@ class _Making:
 
     def _paths(self, chosen: Sequence[LabelledImage]) -> list[Path]:
         return [self._root / image.file for image in chosen]
-
-
-def spread(chosen: Sequence[LabelledImage], count: int) -> list[LabelledImage]:
-    """``count`` of them at even distances: splits are ordered by label, and few must show all labels."""
-    count = min(count, len(chosen))
-    return [chosen[at * len(chosen) // count] for at in range(count)]
 
 
 def places(image: ImageInput, memory: Memory) -> int:
