@@ -7,15 +7,17 @@ makes the line again from the same recipe gets the same steps under the same key
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from compile.evaluate.judge import Measured, VariantResult, spread
 from compile.findings import Findings
 from compile.recipe.sections import RecipeBase
-from compile.steps import Cache, Step
+from compile.steps import Cache, Step, in_order
 from models.digest import Digest
+from models.manifest import Speed
 from models.store import chunks_of
 
 REFERENCE = "reference"
@@ -68,6 +70,29 @@ def digest_of(path: Path) -> Digest:
             for chunk in chunks_of(file):
                 whole.update(chunk)
     return Digest.from_hex(whole.hexdigest())
+
+
+def tools_of(steps: Iterable[Step]) -> dict[str, str]:
+    """Every tool that ``steps`` and what they build on use, with its version, for lineage."""
+    found = {name: version for step in in_order(steps) for name, version in step.tools.items()}
+    return found | {"python": platform.python_version()}
+
+
+def size_ratio(size: int, reference: int) -> dict[str, Measured]:
+    """The bytes as a share of the reference's. Nothing is estimated: a ratio of two file sizes."""
+    return {"size_ratio": Measured(0.0, size / reference, None, 1)}
+
+
+def speed_of(device: str, one: VariantResult) -> Speed:
+    """What was measured of a variant's speed, as a manifest says it."""
+    median, low, high = spread(one.speeds)
+    return Speed(
+        device=device,
+        tokens_per_second=median,
+        spread=(low, high),
+        peak_ram_bytes=one.peak_ram_bytes,
+        unit=one.speed_unit,
+    )
 
 
 def device_name(threads: int) -> str:

@@ -5,7 +5,7 @@ other one the corpus. Intervals are paired (``compile.evaluate.statistics``). A 
 share of the reference's, so that a budget of 0.01 means one per cent of what the reference can do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,11 +164,6 @@ def classification(
 def chosen(probabilities: Array, classes: Sequence[str]) -> list[str]:
     """The likeliest class of each row."""
     return [classes[at] for at in probabilities.argmax(axis=1)]
-
-
-def size_metric(size: int, reference: int) -> Mapping[str, Measured]:
-    """The bytes as a share of the reference's. Nothing is estimated: a ratio of two file sizes."""
-    return {"size_ratio": Measured(0.0, size / reference, None, 1)}
 
 
 def spearman(left: Floats, right: Floats) -> float:

@@ -1,7 +1,6 @@
 """What the steps of an encoder line measured, as findings: every variant against its budgets."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +9,14 @@ from compile.evaluate import judge, vectors
 from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.texts import Read, read_measured
 from compile.findings import Answer, Case, Compared, Findings, Flips
-from compile.line import REFERENCE, device_name
+from compile.line import REFERENCE, device_name, size_ratio, tools_of
 from compile.lines.encoder import EncoderLine, evaluated
 from compile.lines.encoder_steps import SAID, engine_of, read_made, seeks_answers
 from compile.lines.tensorrt import note as tensorrt_note
 from compile.onnx.export import EXPORTED
 from compile.onnx.files import MODEL, size_of
 from compile.recipe.encoder import EmbedRecipe
-from compile.steps import Cache, in_order
+from compile.steps import Cache
 from models.manifest import Fallback
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def find(line: EncoderLine, cache: Cache, command: str) -> Findings:
             ledger = tuple(Fallback.model_validate(one) for one in made["ledger"])
             settings = made["settings"] | {"runs_as": _integer_kernels(made["kernels"])}
             metrics["fallback_tensors"] = Measured(0.0, float(len(ledger)), None, made["weights"])
-            metrics |= vectors.size_metric(size, float_bytes)
+            metrics |= size_ratio(size, float_bytes)
         results[name] = VariantResult(
             name=name,
             precision=kinds[name].precision if name in kinds else "F32",
@@ -118,8 +117,7 @@ def lineage(line: EncoderLine, cache: Cache) -> dict[str, Any]:
             "largest_difference_to_torch": exported["max_difference"],
             "smallest_cosine_to_torch": exported["cosine"],
         },
-        "tools": {name: version for step in in_order(line.steps) for name, version in step.tools.items()}
-        | {"python": platform.python_version()},
+        "tools": tools_of(line.steps),
     }
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from compile.data.rows import read_splits, spread
 from compile.errors import CompileError
-from compile.evaluate import judge
 from compile.evaluate.judge import VariantResult
 from compile.evaluate.texts import read_measured
 from compile.findings import Findings
 from compile.forecast import fitting
-from compile.line import REFERENCE
+from compile.line import REFERENCE, speed_of
 from compile.lines.encoder import EncoderLine, evaluated
 from compile.lines.encoder_findings import lineage
 from compile.lines.encoder_steps import engine_of, release_files, tensorrt_tokens
@@ -21,7 +20,7 @@ from compile.package import package_release
 from compile.recipe.encoder import ClassifyRecipe
 from compile.steps import Cache
 from models.digest import Digest
-from models.manifest import Engine, Kind, Manifest, Probe, Speed
+from models.manifest import Engine, Kind, Manifest, Probe
 from models.probes import label_answer, vector_answer
 
 
@@ -31,7 +30,6 @@ def package(line: EncoderLine, cache: Cache, findings: Findings, out: Path) -> d
     chosen = next(one for one in findings.variants if one.name == findings.chosen)
     exported = cache.folder(line.exported)
     files = release_files(cache.folder(line.variants[chosen.name].model), exported)
-    median, low, high = judge.spread(chosen.speeds)
     engine = engine_of(exported)
     template = Manifest(
         kind=Kind.MODEL,
@@ -44,15 +42,7 @@ def package(line: EncoderLine, cache: Cache, findings: Findings, out: Path) -> d
         engine=engine.model_copy(update={"tokenizer": Digest.of((exported / TOKENIZER).read_bytes())}),
         lineage=lineage(line, cache) | {"settings": dict(chosen.settings)},
         quality=tuple(verdict.quality for verdict in chosen.verdicts),
-        speed=(
-            Speed(
-                device=findings.device,
-                tokens_per_second=median,
-                spread=(low, high),
-                peak_ram_bytes=chosen.peak_ram_bytes,
-                unit=chosen.speed_unit,
-            ),
-        ),
+        speed=(speed_of(findings.device, chosen),),
         fallback_ledger=chosen.ledger,
         probes=_probes(line, cache, chosen, engine),
         license=recipe.release.license,

@@ -1,7 +1,6 @@
 """What the steps of a language line measured, as findings: every variant against its budgets."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from compile.findings import Answer, Case, Compared, Findings, Flips
 from compile.gguf.files import CONVERTERS_VERSION, fallbacks
 from compile.gguf.mixture import Override
 from compile.gguf.survival import Nearness, Survival, advise
-from compile.line import REFERENCE, device_name
+from compile.line import REFERENCE, device_name, tools_of
 from compile.lines.language import (
     ADAPTER,
     HF,
@@ -30,7 +29,7 @@ from compile.lines.language import (
 from compile.lines.language_cases import text_cases
 from compile.recipe.language import LanguageRecipe, LanguageVariant
 from compile.recipe.sections import Budget
-from compile.steps import Cache, in_order
+from compile.steps import Cache
 from models.digest import Digest
 from models.engines.llama_cpp import read_header
 from models.gguf import TensorType
@@ -252,9 +251,7 @@ def lineage(line: LanguageLine, cache: Cache) -> dict[str, Any]:
     found: dict[str, Any] = {names[name]: digest for name, digest in line.digests.items()}
     found["reference"] = reference_note(line, cache)
     found["recipe"] = line.recipe_digest
-    found["tools"] = {
-        name: version for step in in_order(line.steps) for name, version in step.tools.items()
-    } | {"converters": CONVERTERS_VERSION, "python": platform.python_version()}
+    found["tools"] = tools_of(line.steps) | {"converters": CONVERTERS_VERSION}
     if line.adapter is not None:
         found["adapter"] = Digest.of((cache.folder(line.adapter) / ADAPTER).read_bytes())
     if line.previous is not None and line.previous.tuned is not None:

@@ -1,7 +1,6 @@
 """What the steps of a vision line measured, as findings: every variant against its budgets."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,13 @@ from compile.evaluate import judge, statistics
 from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.pictures import Seen, read_seen
 from compile.findings import Answer, Case, Compared, Findings, Flips, Picture
-from compile.line import REFERENCE, device_name
+from compile.line import REFERENCE, device_name, size_ratio, tools_of
 from compile.lines.tensorrt import note as tensorrt_note
 from compile.lines.vision import BASELINES, LEDGER, MIXTURE, VariantSteps, VisionLine
 from compile.onnx.files import open_model, size_of, weighted
 from compile.onnx.vision_head import CHOICES
 from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
-from compile.steps import Cache, in_order
+from compile.steps import Cache
 from models.manifest import Fallback
 
 if TYPE_CHECKING:
@@ -314,11 +313,10 @@ def _result(
 ) -> VariantResult:
     size, ledger = size_of(cache.folder(steps.model) / MODEL), ledger_of(cache, steps)
     reference = cache.folder(line.variants[REFERENCE].model) / MODEL
-    ratio = size / size_of(reference)
     if name != REFERENCE:
         weights = len(weighted(open_model(reference)))
         metrics["fallback_tensors"] = Measured(0.0, float(len(ledger)), None, weights)
-    metrics["size_ratio"] = Measured(0.0, ratio, (ratio, ratio), 1)
+    metrics |= size_ratio(size, size_of(reference))
     variant = steps.variant
     settings: dict[str, Any] = {"type": variant.type}
     if variant.type != "fp32":
@@ -392,7 +390,6 @@ def lineage(line: VisionLine, cache: Cache) -> dict[str, Any]:
     """Where a release comes from."""
     card = json.loads((cache.folder(line.data) / CARD_FILE).read_text(encoding="utf-8"))
     splits = line.splits(cache)
-    tools = {name: version for step in in_order(line.steps) for name, version in step.tools.items()}
     return {
         "base_weights": line.digests["base"],
         "reference": _REFERENCE_NOTE,
@@ -400,5 +397,5 @@ def lineage(line: VisionLine, cache: Cache) -> dict[str, Any]:
         "dataset": card["digest"],
         "calibration_images": len(splits.calibration),
         "recipe": line.digests["recipe"],
-        "tools": tools | {"python": platform.python_version()},
+        "tools": tools_of(line.steps),
     }

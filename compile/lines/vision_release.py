@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compile.data.images import LabelledImage
-from compile.evaluate.judge import VariantResult, spread
+from compile.evaluate.judge import VariantResult
 from compile.evaluate.pictures import read_seen
 from compile.findings import Findings
 from compile.forecast import fitting
-from compile.line import device_name
+from compile.line import speed_of
 from compile.lines.tensorrt import RECIPE, asked_variant, package_recipe
 from compile.lines.vision import VisionLine
 from compile.lines.vision_findings import MODEL, inspected, lineage
@@ -19,7 +19,7 @@ from compile.package import package_release
 from compile.recipe.vision import InspectRecipe
 from compile.steps import Cache
 from models.engines.onnx_vision import decode
-from models.manifest import Engine, Kind, Manifest, Probe, Speed
+from models.manifest import Engine, Kind, Manifest, Probe
 from models.probes import label_answer, score_answer
 
 _MARGIN = 0.1
@@ -42,7 +42,7 @@ def package(line: VisionLine, cache: Cache, findings: Findings, out: Path) -> di
         engine=_engine(line, cache, chosen),
         lineage=lineage(line, cache),
         quality=tuple(verdict.quality for verdict in chosen.verdicts),
-        speed=(_speed(line, chosen),),
+        speed=(speed_of(findings.device, chosen),),
         fallback_ledger=chosen.ledger,
         license=recipe.release.license,
     )
@@ -142,14 +142,3 @@ def _png(data: bytes, max_pixels: int) -> bytes:
     out = io.BytesIO()
     (grey if grey.convert("RGB").tobytes() == picture.tobytes() else picture).save(out, "PNG", optimize=True)
     return out.getvalue()
-
-
-def _speed(line: VisionLine, one: VariantResult) -> Speed:
-    median, low, high = spread(one.speeds)
-    return Speed(
-        device=device_name(line.workshop.threads),
-        tokens_per_second=median,
-        spread=(low, high),
-        peak_ram_bytes=one.peak_ram_bytes,
-        unit=one.speed_unit,
-    )
