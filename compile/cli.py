@@ -184,6 +184,8 @@ def verify(release: Path, base: Path | None, threads: int | None, as_json: bool)
 
     result = _guard(lambda: verify_folder(release, base, threads or _processors()), as_json)
     lines = [f"{result['release']}: {len(result['probes'])} probes hold, every file is as its manifest says"]
+    if result["unasked"]:
+        lines.append(f"{result['unasked']} probes are left to the device: no engine here reads this format")
     _print(result if as_json else "\n".join(lines), as_json)
 
 

@@ -116,6 +116,7 @@ def test_beside_it_lies_the_recipe_of_an_engine_that_nobody_has_built(inspection
     assert recipe["plans"][0]["network_flags"] == ["STRONGLY_TYPED"] and not recipe["widened"]
     assert recipe["profiles"] == [{"image": [[1, 3, 248, 248], [1, 3, 248, 248], [8, 3, 248, 248]]}]
     assert any("has not been measured" in note for note in report["notes"])
+    assert "3 probes are left to the device" in compile_("verify", release).stdout
     done = compile_("verify", release, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["unasked"] == 3, done.stdout
 
