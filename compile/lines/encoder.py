@@ -256,7 +256,11 @@ class _Making:
             return None
         after = {"model": variants[section.variant].model, "exported": exported}
         return recipe_step(
-            section, after, lambda inputs: work.tensorrt_tokens(section, inputs["exported"]), self._weights
+            section,
+            after,
+            lambda inputs: work.tensorrt_tokens(section, inputs["exported"]),
+            self._weights,
+            section.variant == REFERENCE,
         )
 
     def _measured(self, name: str, model: Step, exported: Step, data: Step) -> Step:

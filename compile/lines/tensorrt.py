@@ -43,11 +43,12 @@ def recipe_step(
     after: Mapping[str, Step],
     tokens: Callable[[Mapping[str, Path]], Range | None],
     weights: int,
+    in_float: bool,
 ) -> Step:
     """The step that leaves the files of the release in ``recipe``.
 
     ``after`` has the variant's graph as ``model``; ``tokens`` finds their range in what ``after`` made.
-    ``weights``: bytes in float.
+    ``weights``: bytes in float; ``in_float`` where the graph has them so.
     """
 
     def work(inputs: Mapping[str, Path], folder: Path, scratch: Path, report: Report) -> None:
@@ -63,7 +64,7 @@ def recipe_step(
         work,
         seconds=2,
         disk_bytes=weights,
-        ram_bytes=90_000_000 + 3 * weights,
+        ram_bytes=67_000_000 + (60 if in_float else 42) * weights // 10,
     )
 
 

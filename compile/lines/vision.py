@@ -162,8 +162,6 @@ class _Making:
                 if one.type == "fp32"
                 else self._variant(one, data, backbone, head, reference.model)
             )
-        section = self._recipe.tensorrt
-        weights = sum(file.stat().st_size for file in self._source.glob("*.safetensors"))
         return VisionLine(
             recipe=self._recipe,
             workshop=self._workshop,
@@ -175,11 +173,20 @@ class _Making:
             backbone=backbone,
             head=head,
             baselines=self._baselines(data, backbone),
-            tensorrt=None
-            if section is None
-            else recipe_step(section, {"model": variants[section.variant].model}, lambda _: None, weights),
+            tensorrt=self._tensorrt(variants),
             variants=variants,
         )
+
+    def _tensorrt(self, variants: Mapping[str, VariantSteps]) -> Step | None:
+        section = self._recipe.tensorrt
+        if section is None:
+            return None
+        chosen = variants[section.variant]
+        weights = sum(file.stat().st_size for file in self._source.glob("*.safetensors"))
+        if isinstance(self._recipe, InspectRecipe):
+            weights = chosen.model.disk_bytes  # the first stages of the backbone, and the bank
+        after, in_float = {"model": chosen.model}, chosen.variant.type == "fp32"
+        return recipe_step(section, after, lambda inputs: None, weights, in_float)
 
     def _data(self) -> Step:
         recipe = self._recipe
