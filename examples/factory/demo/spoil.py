@@ -14,6 +14,10 @@ from models.prompts import ChatTemplate
 from models.store import describe_file, write_release
 
 
+_LOW_BAR = 0.1
+"""Prose of a model that is unsure differs from device to device; a higher bar would find it out too early."""
+
+
 @dataclass(frozen=True)
 class Original:
     """A release folder with one GGUF in it."""
@@ -37,7 +41,7 @@ def broken_adapter(original: Path, folder: Path, version: str) -> Path:
 
 
 def drifting_adapter(original: Path, base: Path, folder: Path, version: str) -> Path:
-    """An adapter at a fraction of its strength, with its own answers for probes, so that it passes them.
+    """An adapter at a fraction of its strength, with its own answers for probes and a low bar: it passes them.
 
     Only in use does it show that most of its answers are not what the release promises.
     """
@@ -48,7 +52,7 @@ def drifting_adapter(original: Path, base: Path, folder: Path, version: str) -> 
     )
     answers = _sure_answers(Original(base), draft, asked)
     probes = tuple(
-        probe.model_copy(update={"expected": answer, "tolerance": 0.4})
+        probe.model_copy(update={"expected": answer, "tolerance": _LOW_BAR})
         for probe, answer in zip(asked, answers, strict=True)
         if answer is not None
     )[:2]
