@@ -13,7 +13,6 @@ from models.manifest import Manifest, Probe
 from models.prompts import ChatTemplate
 from models.store import describe_file, write_release
 
-
 _LOW_BAR = 0.1
 """Prose of a model that is unsure differs from device to device; a higher bar would find it out too early."""
 
@@ -41,7 +40,7 @@ def broken_adapter(original: Path, folder: Path, version: str) -> Path:
 
 
 def drifting_adapter(original: Path, base: Path, folder: Path, version: str) -> Path:
-    """An adapter at a fraction of its strength, with its own answers for probes and a low bar: it passes them.
+    """An adapter at a fraction of its strength, with its own answers for probes and a low bar to pass.
 
     Only in use does it show that most of its answers are not what the release promises.
     """
