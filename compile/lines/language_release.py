@@ -236,7 +236,7 @@ def _qualities(one: VariantResult, of_base: bool) -> tuple[Quality, ...]:
 def _per_base(line: LanguageLine, passing: Sequence[VariantResult]) -> tuple[Quality, ...]:
     """What the adapter loses on each base that it was checked against."""
     return tuple(
-        verdict.quality.model_copy(update={"metric": f"{verdict.metric}@{one.precision}"})
+        verdict.quality.model_copy(update={"metric": f"{verdict.metric}@{one.name}"})
         for one in passing
         for verdict in one.verdicts
         if verdict.metric in (headline_of(line), "adapter_effect", "adapter_margin", "answer_kl")
