@@ -16,7 +16,8 @@ from pathlib import Path
 from compile.gguf.quantize import quantize
 from compile.gguf.survival import Mean, advise, difference, merge, nearness, survival, yardstick
 from compile.line import Workshop
-from compile.lines.language import ADAPTER, REFERENCE_FILE, LanguageLine, chat, template_of
+from compile.lines.language import ADAPTER, REFERENCE_FILE, chat, template_of
+from compile.lines.language_line import LanguageLine
 from compile.lines.make import make_line
 from compile.steps import Cache, in_order
 

@@ -20,7 +20,7 @@ from compile.lines.language import (
     HF,
     SETTINGS,
     SURVIVAL,
-    LanguageLine,
+    LanguageParts,
     VariantSteps,
     answer_fields,
     before_rows,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _SEED = 7
 
 
-def find(line: LanguageLine, cache: Cache, command: str) -> Findings:
+def find(line: LanguageParts, cache: Cache, command: str) -> Findings:
     """Judge what was measured."""
     recipe = line.recipe
     seen = _Seen.read(line, cache)
@@ -80,7 +80,7 @@ class _Seen:
     alone: Mapping[str, list[str]]
 
     @classmethod
-    def read(cls, line: LanguageLine, cache: Cache) -> "_Seen":
+    def read(cls, line: LanguageParts, cache: Cache) -> "_Seen":
         tested: tuple[Row, ...] = ()
         before: tuple[Row, ...] = ()
         sizes: Mapping[str, int] = {}
@@ -96,7 +96,7 @@ class _Seen:
         return cls(sizes, tested, before, said, alone)
 
 
-def _variant(line: LanguageLine, cache: Cache, name: str, seen: _Seen) -> VariantResult:
+def _variant(line: LanguageParts, cache: Cache, name: str, seen: _Seen) -> VariantResult:
     """One variant: what it scores, what it lost, whether it may ship."""
     recipe, steps = line.recipe, line.variants[name]
     kind = next((one for one in recipe.variants if one.name == name), None)
@@ -142,7 +142,7 @@ def _variant(line: LanguageLine, cache: Cache, name: str, seen: _Seen) -> Varian
     )
 
 
-def _cases(line: LanguageLine, cache: Cache, seen: _Seen) -> tuple[tuple[Case, ...], Flips]:
+def _cases(line: LanguageParts, cache: Cache, seen: _Seen) -> tuple[tuple[Case, ...], Flips]:
     """What everyone said to the test rows; without rows, the places of the text where variants part most.
 
     Flips are counted over all rows, or all places.
@@ -200,7 +200,7 @@ def read_survival(folder: Path) -> tuple[Nearness, Nearness | None]:
     return read["adapted"], read.get("alone")
 
 
-def _advice(line: LanguageLine, cache: Cache) -> tuple[str, ...]:
+def _advice(line: LanguageParts, cache: Cache) -> tuple[str, ...]:
     """Whether to merge, by measurement, for every type that was tried both ways."""
     kinds = {one.name: one for one in line.recipe.variants}
     said = []
@@ -218,7 +218,7 @@ def _advice(line: LanguageLine, cache: Cache) -> tuple[str, ...]:
     return tuple(said)
 
 
-def headline_of(line: LanguageLine) -> str:
+def headline_of(line: LanguageParts) -> str:
     """The metric that plots and summaries show."""
     first = next((field for field in answer_fields(line.recipe)), None)
     if first is not None:
@@ -226,7 +226,7 @@ def headline_of(line: LanguageLine) -> str:
     return "chrf" if line.data is not None else "kl_mean"
 
 
-def reference_note(line: LanguageLine, cache: Cache) -> str:
+def reference_note(line: LanguageParts, cache: Cache) -> str:
     """What the reference is: no better weights exist for this source than it holds."""
     facts = json.loads((cache.folder(line.base) / "source.json").read_text(encoding="utf-8"))
     note = (
@@ -239,7 +239,7 @@ def reference_note(line: LanguageLine, cache: Cache) -> str:
     return note
 
 
-def lineage(line: LanguageLine, cache: Cache) -> dict[str, Any]:
+def lineage(line: LanguageParts, cache: Cache) -> dict[str, Any]:
     """Where everything comes from, by digest and by version."""
     names = {
         "base": "base_weights",
@@ -268,7 +268,7 @@ def size_of(path: Path) -> int:
 
 
 def _task_metrics(
-    line: LanguageLine, tested: Sequence[Row], said: Sequence[str], reference: Sequence[str]
+    line: LanguageParts, tested: Sequence[Row], said: Sequence[str], reference: Sequence[str]
 ) -> dict[str, Measured]:
     """Scores of answers beside those of the reference on the same rows."""
     fields, rounds = answer_fields(line.recipe), line.recipe.evaluate.bootstrap
@@ -302,7 +302,7 @@ def _task_metrics(
 
 
 def _adapter_effect(
-    line: LanguageLine, rows: Sequence[Row], with_adapter: Sequence[str], without: Sequence[str]
+    line: LanguageParts, rows: Sequence[Row], with_adapter: Sequence[str], without: Sequence[str]
 ) -> Measured:
     """The headline score with the adapter (value) and without it (reference), on the same base."""
     rounds, fields = line.recipe.evaluate.bootstrap, answer_fields(line.recipe)
@@ -321,7 +321,7 @@ def _adapter_effect(
     return judge.paired(values, others, rounds, _SEED)
 
 
-def _beside(line: LanguageLine, cache: Cache, seen: _Seen) -> tuple[Compared, ...]:
+def _beside(line: LanguageParts, cache: Cache, seen: _Seen) -> tuple[Compared, ...]:
     """The baselines, and the base before training."""
     tested, before, alone = seen.tested, seen.before, seen.alone[REFERENCE]
     fields, rounds = answer_fields(line.recipe), line.recipe.evaluate.bootstrap
@@ -402,7 +402,7 @@ def _tokens(folder: Path) -> dict[str, Any]:
         return {name: stored[name] for name in stored.files}
 
 
-def _curve(line: LanguageLine, cache: Cache) -> list[dict[str, Any]]:
+def _curve(line: LanguageParts, cache: Cache) -> list[dict[str, Any]]:
     if line.tuned is None:
         return []
     before = _curve(line.previous, cache) if line.previous is not None else []

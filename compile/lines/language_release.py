@@ -23,7 +23,7 @@ from compile.lines.language import (
     GENAI_ADAPTER,
     HF,
     REFERENCE_FILE,
-    LanguageLine,
+    LanguageParts,
     answer_fields,
     chat,
     test_rows,
@@ -45,7 +45,7 @@ _SUFFIX = {"gguf": "", "onnx-genai": "-onnx"}
 """What the name of an adapter ends with, by format."""
 
 
-def package(line: LanguageLine, cache: Cache, findings: Findings, out: Path) -> dict[str, Path]:
+def package(line: LanguageParts, cache: Cache, findings: Findings, out: Path) -> dict[str, Path]:
     """Bases first: the adapter's manifest holds the digests of theirs."""
     recipe, releases = line.recipe, {}
     passing = sorted((one for one in findings.variants if one.passed), key=lambda one: one.bytes)
@@ -75,7 +75,7 @@ def package(line: LanguageLine, cache: Cache, findings: Findings, out: Path) -> 
     return releases
 
 
-def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult, beside_adapter: bool) -> Manifest:
+def _base_manifest(line: LanguageParts, cache: Cache, one: VariantResult, beside_adapter: bool) -> Manifest:
     recipe, steps = line.recipe, line.variants[one.name]
     known = vocabulary(read_header(cache.folder(line.root) / REFERENCE_FILE))
     measured = read_measured(cache.folder(steps.fidelity))
@@ -127,7 +127,7 @@ def _base_manifest(line: LanguageLine, cache: Cache, one: VariantResult, beside_
 
 
 def _adapter(
-    line: LanguageLine,
+    line: LanguageParts,
     cache: Cache,
     findings: Findings,
     passing: Sequence[VariantResult],
@@ -155,7 +155,7 @@ def _adapter(
     return manifest, _adapter_file(line, cache, chosen)
 
 
-def _adapter_file(line: LanguageLine, cache: Cache, one: VariantResult) -> Path:
+def _adapter_file(line: LanguageParts, cache: Cache, one: VariantResult) -> Path:
     step = line.variants[one.name].adapter
     if step is None:
         raise CompileError(f"no adapter was made for {one.name}")
@@ -163,7 +163,7 @@ def _adapter_file(line: LanguageLine, cache: Cache, one: VariantResult) -> Path:
 
 
 def _facts(
-    line: LanguageLine, cache: Cache, one: VariantResult, trained_on: Digest, checked: Sequence[Digest]
+    line: LanguageParts, cache: Cache, one: VariantResult, trained_on: Digest, checked: Sequence[Digest]
 ) -> AdapterFacts:
     name = line.recipe.base.name
     if one.format == "gguf":
@@ -178,7 +178,7 @@ def _facts(
     )
 
 
-def _task_probes(line: LanguageLine, cache: Cache, passing: Sequence[VariantResult]) -> tuple[Probe, ...]:
+def _task_probes(line: LanguageParts, cache: Cache, passing: Sequence[VariantResult]) -> tuple[Probe, ...]:
     """Test rows that every passing base answers alike, right ones first, of as many labels as there are.
 
     Fewer than the recipe wants, when there are no more such rows; none without data.
@@ -224,7 +224,7 @@ def _exact(row: Row, answer: str, fields: Sequence[answers.Field]) -> bool:
     return answer.strip() == row.answer.strip()
 
 
-def _schema(line: LanguageLine) -> dict[str, object] | None:
+def _schema(line: LanguageParts) -> dict[str, object] | None:
     fields = answer_fields(line.recipe)
     return answers.schema_of(fields) if fields else None
 
@@ -233,7 +233,7 @@ def _qualities(one: VariantResult, of_base: bool) -> tuple[Quality, ...]:
     return tuple(verdict.quality for verdict in one.verdicts if (verdict.metric in _BASE_METRICS) is of_base)
 
 
-def _per_base(line: LanguageLine, passing: Sequence[VariantResult]) -> tuple[Quality, ...]:
+def _per_base(line: LanguageParts, passing: Sequence[VariantResult]) -> tuple[Quality, ...]:
     """What the adapter loses on each base that it was checked against."""
     return tuple(
         verdict.quality.model_copy(update={"metric": f"{verdict.metric}@{one.name}"})

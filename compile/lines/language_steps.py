@@ -25,7 +25,7 @@ from compile.lines.language import (
     HF,
     MODEL,
     REFERENCE_FILE,
-    LanguageLine,
+    LanguageParts,
     VariantSteps,
     answer_fields,
     chat,
@@ -51,14 +51,14 @@ _TYPICAL_ROW = 128
 class LanguageSteps:
     """Makes the steps of one recipe. Exists while a line is made, so that a step is a few words."""
 
-    def __init__(self, sources: Sources, previous: LanguageLine | None) -> None:
+    def __init__(self, sources: Sources, previous: LanguageParts | None) -> None:
         self._sources, self._previous = sources, previous
         self._recipe, self._workshop = sources.recipe, sources.workshop
         self._converters = Converters(sources.workshop.converters)
         self._maker = VariantMaker(sources)
 
-    def line(self, recipe_digest: Digest) -> LanguageLine:
-        """The whole line."""
+    def parts(self, recipe_digest: Digest) -> LanguageParts:
+        """Every step of the line, by role."""
         recipe = self._recipe
         root = base = self._base()
         data = self._data() if recipe.data is not None else None
@@ -73,7 +73,7 @@ class LanguageSteps:
                 adapter = self._adapter(root, tuned)
             else:
                 against = root = self._as_base("tuned-base", tuned)
-        return LanguageLine(
+        return LanguageParts(
             recipe=recipe,
             recipe_digest=recipe_digest,
             digests=self._sources.digests,

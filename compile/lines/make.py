@@ -17,6 +17,6 @@ def make_line(path: Path, workshop: Workshop) -> Line:
         from compile.lines.vision import VisionLine
 
         return VisionLine.make(recipe, path, beside, workshop)
-    from compile.lines.language import LanguageLine
+    from compile.lines.language_line import LanguageLine
 
     return LanguageLine.make(path, workshop)
