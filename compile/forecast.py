@@ -96,6 +96,10 @@ COSTS: Mapping[str, Cost] = MappingProxyType(
         "measure-gguf": Cost(
             65e6, per_weight=0.94, per_cache=1.3, per_logits=8.0, seconds=2, seconds_per_gb=40
         ),
+        # An adapter has a context, and so a cache, of its own beside the base's.
+        "measure-gguf-adapter": Cost(
+            65e6, per_weight=0.94, per_cache=2.6, per_logits=8.0, seconds=2, seconds_per_gb=40
+        ),
         "export-genai-fp32": Cost(
             578e6, per_float=1.17, per_largest=0.76, seconds=9, seconds_per_gb=10, disk_per_float=1.0
         ),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ANSWERS = "answers.json"
 LOGPROBS = "answers.npy"
 _ROUNDS = 2000
-_CONTEXT = 4096
+_LEAST_CONTEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _measure(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
 def _child(job: Mapping[str, Any]) -> None:
     from compile.evaluate.measure import open_engine
 
-    engine = open_engine(Path(job["model"]), job["threads"], _CONTEXT)
+    engine = open_engine(Path(job["model"]), job["threads"], _context(job))
     if job["adapter"]:
         engine.attach("adapter", Path(job["adapter"]))
     folder = Path(job["folder"])
@@ -213,6 +213,16 @@ def _child(job: Mapping[str, Any]) -> None:
             result["adapted"] = _distances(engine, "adapter", Path(job["against"]))
     engine.close()
     (folder / "survival.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def _context(job: Mapping[str, Any]) -> int:
+    """Tokens of the longest prompt with its answer; a token has a byte or more."""
+    if "against" not in job:
+        longest = max(len(prompt.encode()) for prompt in job["prompts"]) + int(job["max_tokens"])
+    else:
+        stored = json.loads((Path(job["against"]) / ANSWERS).read_text(encoding="utf-8"))
+        longest = max(len(one["prompt"]) + len(one["answer"]) for one in stored) + 1
+    return max(_LEAST_CONTEXT, longest)
 
 
 def _leave_yardstick(engine: Any, job: Mapping[str, Any], folder: Path) -> None:

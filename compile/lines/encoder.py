@@ -167,7 +167,7 @@ class _Making:
             {"outpost-data": "2"},
             lambda inputs, folder, scratch, report: work.prepare_data(recipe, beside, folder, report),
             seconds=5,
-            ram_bytes=90_000_000 + 8 * self._rows_bytes,
+            ram_bytes=90_000_000 + 27 * self._rows_bytes,
         )
 
     def _tuned(self, data: Step) -> Step | None:

@@ -136,7 +136,7 @@ class Measurer:
                 report,
             )
 
-        forecast = self._forecast(REFERENCE_FILE, None)
+        forecast = self._forecast(REFERENCE_FILE, None, True, recipe.evaluate.max_tokens)
         return Step(
             "yardstick",
             self._stated(REFERENCE_FILE, {"before_rows", "test_rows", "max_tokens"}),
@@ -175,7 +175,7 @@ class Measurer:
             (folder / SURVIVAL).write_text(json.dumps(stored), encoding="utf-8")
 
         vars_of = dataclasses.asdict
-        forecast = self._forecast(file, kind)
+        forecast = self._forecast(file, kind, adapter is not None, self._recipe.evaluate.max_tokens)
         return Step(
             f"survival-{name}",
             {"threads": self._threads},
@@ -203,7 +203,7 @@ class Measurer:
         linked = {"model": model, "root": self._root}
         linked |= {"data": self._data} if self._data is not None else {}
         linked |= {"adapter": adapter} if adapter is not None else {}
-        forecast = self._forecast(file, kind)
+        forecast = self._forecast(file, kind, adapter is not None, 0)
         return Step(
             f"answers-{name}",
             self._stated(file, {"test_rows", "max_tokens", "speed_repeats"}),
@@ -244,6 +244,12 @@ class Measurer:
         """Bytes of the distributions of so many tokens, as float16."""
         return 2 * tokens * self._sources.facts.vocabulary
 
-    def _forecast(self, file: str, kind: LanguageVariant | None) -> Forecast:
-        engine = "measure-genai" if file == GENAI else "measure-gguf"
-        return self._sources.forecast(engine, kind.type if kind is not None else None)
+    def _forecast(
+        self,
+        file: str,
+        kind: LanguageVariant | None,
+        adapted: bool = False,
+        window: int | None = None,
+    ) -> Forecast:
+        engine = "measure-genai" if file == GENAI else f"measure-gguf{'-adapter' if adapted else ''}"
+        return self._sources.forecast(engine, kind.type if kind is not None else None, window=window)

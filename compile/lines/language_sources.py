@@ -59,11 +59,18 @@ class Sources:
         facts = facts_of(base, window, text.stat().st_size)
         return cls(recipe, beside, workshop, base, text, calibration, teacher, digests, facts)
 
-    def forecast(self, kind: str, variant: str | None = None, batch: int = 0) -> Forecast:
-        """What a step of ``kind`` takes, on the base or on a variant of this type."""
+    def forecast(
+        self, kind: str, variant: str | None = None, batch: int = 0, window: int | None = None
+    ) -> Forecast:
+        """What a step of ``kind`` takes, on the base or on a variant of this type.
+
+        ``window``: tokens whose logits it holds, by default those of the evaluation. ``batch``: tokens at
+        once, times the part of the layers that is trained.
+        """
         bits = _BITS[variant] if variant is not None else 32.0
-        sizes = replace(self.facts, weight_bytes=round(self.facts.parameters * bits / 8), batch=batch)
-        return predict(kind, sizes)
+        weights = round(self.facts.parameters * bits / 8)
+        sizes = replace(self.facts, weight_bytes=weights, batch=batch)
+        return predict(kind, sizes if window is None else replace(sizes, window=window))
 
     @property
     def base_bytes(self) -> int:

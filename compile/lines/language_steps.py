@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compile.data.reading import source_files
 from compile.data.rows import Row, Splits, read_splits
 from compile.errors import BadRecipe
 from compile.gguf.base import import_base
@@ -169,6 +170,7 @@ class LanguageSteps:
 
             prepare(source, self._sources.beside, folder, report)
 
+        size = sum(place.stat().st_size for place in source_files(source, self._sources.beside).values())
         stated = source.model_dump(mode="json", exclude={"path", "package", "file"})
         return Step(
             "data",
@@ -177,7 +179,7 @@ class LanguageSteps:
             {"outpost-data": "2"},
             work,
             seconds=4,
-            ram_bytes=200_000_000,
+            ram_bytes=90_000_000 + 27 * size,
         )
 
     def _pruned(self, settings: Prune, root: Step, data: Step | None) -> Step:
@@ -275,7 +277,9 @@ class LanguageSteps:
             {"teacher": self._sources.digests["teacher"]} if "teacher" in self._sources.digests else {}
         )
         whole = settings.method == "full"
-        batch = settings.batch * min(settings.max_tokens, _TYPICAL_ROW)
+        layers = self._sources.facts.layers
+        trained = max(1, layers - settings.first_layer)
+        batch = settings.batch * min(settings.max_tokens, _TYPICAL_ROW) * trained // layers
         forecast = self._sources.forecast("finetune-full" if whole else "finetune-lora", batch=batch)
         return Step(
             "finetune",
@@ -440,7 +444,7 @@ class LanguageSteps:
             ),
             seconds=8,
             disk_bytes=12_000_000,
-            ram_bytes=900_000_000,
+            ram_bytes=500_000_000,
         )
 
     def _baselines(self, data: Step) -> Step | None:
@@ -459,5 +463,5 @@ class LanguageSteps:
             (folder / "baselines.json").write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 
         return Step(
-            "baselines", {"fields": fields}, {"data": data}, versions("scikit-learn"), work, 8, 0, 400_000_000
+            "baselines", {"fields": fields}, {"data": data}, versions("scikit-learn"), work, 8, 0, 270_000_000
         )

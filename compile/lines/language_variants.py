@@ -26,6 +26,9 @@ from models.manifest import AdapterSlots
 
 Folders = Mapping[str, Path]
 
+_INTERVAL_BYTES = 60_000_000
+"""What bootstrapping the KL of a mixture takes beside the process that measures it."""
+
 
 class VariantMaker:
     """Makes the steps that end in a variant's files."""
@@ -93,7 +96,7 @@ class VariantMaker:
                 mixed.by, 7 * self._sources.facts.layers
             )
             seconds = rounds * (forecast.seconds + measured.seconds)
-            ram = max(forecast.ram_bytes, measured.ram_bytes)
+            ram = max(forecast.ram_bytes, measured.ram_bytes) + _INTERVAL_BYTES
         else:
             seconds, ram = forecast.seconds, forecast.ram_bytes
         return Step(

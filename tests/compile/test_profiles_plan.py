@@ -24,7 +24,7 @@ MODELS = {
     "big": Facts(111_698_688, 2048, 16, 768, 1_769_472, 256, window=128, text_bytes=TEXT),
     "smollm2": Facts(134_515_008, 49_152, 30, 576, 28_311_552, 192, window=128, text_bytes=TEXT),
 }
-BITS = {"ref": 32, "q8_0": 8.5, "q4_0": 4.5, "gfp32": 32, "gint8": 9, "gint4": 5}
+BITS = {"iq4_nl": 4.5, "ref": 32, "q8_0": 8.5, "q4_0": 4.5, "gfp32": 32, "gint8": 9, "gint4": 5}
 
 
 def measured() -> list[tuple[str, str, int]]:
@@ -41,6 +41,10 @@ def kind_and_facts(model: str, step: str) -> tuple[str, Facts]:
     if name == "measure":
         engine = "genai" if variant.startswith("g") else "gguf"
         return f"measure-{engine}", replace(facts, weight_bytes=int(facts.parameters * BITS[variant] / 8))
+    if name in ("answers", "survival"):  # with an adapter; the latter holds the logits of an answer
+        held = 0 if name == "answers" else 64
+        weights = int(facts.parameters * BITS[variant] / 8)
+        return "measure-gguf-adapter", replace(facts, weight_bytes=weights, window=held)
     if name == "quantize":
         return "quantize-gguf", facts
     if name == "export":
