@@ -9,10 +9,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from compile.errors import CompileError
 from compile.executor import Executor, StepCommand
 from compile.findings import Findings
 from compile.line import Line, digest_of
@@ -42,7 +44,7 @@ def run(
     executor.run(in_order(line.steps), cache, command, progress)
     findings = line.findings(cache, said)
     with _replaced(out) as unfinished:
-        releases = line.package(cache, findings, unfinished) if findings.chosen is not None else {}
+        findings, releases = _packaged(line, cache, findings, unfinished)
         write_report(unfinished, findings, releases)
         for step in in_order(line.steps):
             if step.name == "data" and (cache.folder(step) / CARD).is_file():
@@ -55,11 +57,26 @@ def run(
     return "" if findings.chosen is not None else refusal(findings)
 
 
+def _packaged(line: Line, cache: Cache, findings: Findings, out: Path) -> tuple[Findings, Mapping[str, Path]]:
+    """The releases. What cannot be packaged is a refusal with its report: hours of measuring are not lost."""
+    if findings.chosen is None:
+        return findings, {}
+    try:
+        return findings, line.package(cache, findings, out)
+    except CompileError as error:
+        for path in out.iterdir():
+            shutil.rmtree(path)
+        why = f"nothing was packaged: {error}"
+        return replace(findings, chosen=None, nearest=None, notes=(*findings.notes, why)), {}
+
+
 def refusal(findings: Findings) -> str:
     """Why nothing ships: every variant with its numbers, and the nearest recipe that would pass."""
-    lines = ["no variant is within its budgets"]
-    lines += [f"{one.name}: {one.refusal}" for one in findings.variants]
-    lines.append(f"nearest recipe that would pass: {json.dumps(findings.nearest)}")
+    lines = ["nothing ships"]
+    lines += [f"{one.name}: {one.refusal or 'within its budgets'}" for one in findings.variants]
+    lines += findings.notes
+    if findings.nearest is not None:
+        lines.append(f"nearest recipe that would pass: {json.dumps(findings.nearest)}")
     return "\n".join(lines)
 
 

@@ -81,7 +81,7 @@ def _summary(findings: Findings) -> str:
     if findings.chosen is None:
         near = json.dumps(findings.nearest) if findings.nearest else "none: no budget can loosen what failed"
         return (
-            f'<p class="verdict bad">Refused: no variant is within its budgets.</p><p>{_t(reference)}</p>'
+            f'<p class="verdict bad">Refused: nothing ships.</p><p>{_t(reference)}</p>'
             f"<p>Nearest recipe that would pass: <code>{_t(near)}</code></p>{notes}"
         )
     chosen = next(one for one in findings.variants if one.name == findings.chosen)
