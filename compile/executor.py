@@ -163,7 +163,19 @@ def _startable(waiting: Sequence[Step], missing: set[str], running: Sequence[Ste
 
 
 def _start(argv: Sequence[str], label: str, told: "queue.SimpleQueue[_Told]") -> "subprocess.Popen[str]":
-    process = subprocess.Popen(
+    process = _open(argv)
+
+    def listen() -> None:
+        ended = _listen(process, lambda line: told.put(_Told(label, line)))
+        told.put(_Told(label, ended))
+
+    threading.Thread(target=listen, daemon=True).start()
+    return process
+
+
+def _open(argv: Sequence[str]) -> "subprocess.Popen[str]":
+    """A step's process, with pipes for ``_listen``."""
+    return subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -172,13 +184,6 @@ def _start(argv: Sequence[str], label: str, told: "queue.SimpleQueue[_Told]") ->
         errors="replace",
         env=_environment(),
     )
-
-    def listen() -> None:
-        ended = _listen(process, lambda line: told.put(_Told(label, line)))
-        told.put(_Told(label, ended))
-
-    threading.Thread(target=listen, daemon=True).start()
-    return process
 
 
 def _listen(
@@ -236,15 +241,7 @@ def _as_task(command: StepCommand, label: str, told: Any, *after: list[str] | No
         if failed is not None:
             return failed
     told.put((label, "start"))
-    process = subprocess.Popen(
-        command.argv(label, os.getpid()),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env=_environment(),
-    )
+    process = _open(command.argv(label, os.getpid()))
     ended = _listen(process, lambda line: told.put((label, line)))
     return None if ended is None else [type(ended).__name__, str(ended)]
 

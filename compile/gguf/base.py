@@ -11,11 +11,10 @@ from pathlib import Path
 from compile.errors import UnsupportedBase
 from compile.gguf.dequantize import compare, llama_config, write_safetensors
 from compile.gguf.files import Converters, precision, vocabulary
+from compile.gguf.folder import HF, REFERENCE
 from compile.gguf.tokenizer import write_tokenizer
 from compile.steps import Report
 from models.engines.llama_cpp import read_header
-
-REFERENCE = "reference-f32.gguf"
 
 
 def import_base(source: Path, folder: Path, converters: Converters, report: Report) -> None:
@@ -27,7 +26,7 @@ def import_base(source: Path, folder: Path, converters: Converters, report: Repo
     if header.architecture != "llama":
         raise UnsupportedBase(f"architecture {header.architecture!r}; 'llama' is what can be trained here")
     known = vocabulary(header)
-    hf = folder / "hf"
+    hf = folder / HF
     hf.mkdir()
     report(0.05, "tokenizer from the source's vocabulary")
     write_tokenizer(known, hf)

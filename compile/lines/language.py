@@ -13,6 +13,8 @@ from pathlib import Path
 from compile.data.rows import Row, Splits, spread
 from compile.evaluate import answers
 from compile.gguf.files import vocabulary
+from compile.gguf.folder import HF as HF
+from compile.gguf.folder import REFERENCE as _REFERENCE
 from compile.line import Workshop
 from compile.recipe.language import LanguageRecipe
 from compile.steps import Step
@@ -24,8 +26,7 @@ MODEL = "model.gguf"
 ADAPTER = "adapter.gguf"
 GENAI = "genai"
 GENAI_ADAPTER = "adapter.onnx_adapter"
-HF = "hf"
-REFERENCE_FILE = "reference-f32.gguf"
+REFERENCE_FILE = _REFERENCE  # a line also has a variant that is called the reference
 FIXED = "fixed.safetensors"
 IMPORTANCE = "importance.safetensors"
 SETTINGS = "settings.json"

@@ -273,9 +273,6 @@ class LanguageSteps:
             )
 
         lesson = {"distil": recipe.distil.model_dump(mode="json")} if recipe.distil else {}
-        taught_by = (
-            {"teacher": self._sources.digests["teacher"]} if "teacher" in self._sources.digests else {}
-        )
         whole = settings.method == "full"
         layers = self._sources.facts.layers
         trained = max(1, layers - settings.first_layer)
@@ -283,7 +280,7 @@ class LanguageSteps:
         forecast = self._sources.forecast("finetune-full" if whole else "finetune-lora", batch=batch)
         return Step(
             "finetune",
-            {"finetune": settings.model_dump(mode="json"), **self._lesson(), **lesson, **taught_by},
+            {"finetune": settings.model_dump(mode="json"), **self._lesson(), **lesson, **self._taught_by()},
             after,
             versions("torch", "peft", "transformers") | {"outpost-finetune": "2"},
             work,
