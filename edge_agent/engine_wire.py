@@ -25,6 +25,7 @@ from models.engines.base import (
     GenerateRequest,
     ModelFacts,
     Sampling,
+    TokenLogprob,
     Usage,
 )
 from models.errors import (
@@ -89,8 +90,10 @@ def request_from_wire(value: Mapping[str, Any]) -> GenerateRequest:
     """The inverse of ``request_to_wire``."""
     sampling = dict(value["sampling"])
     sampling["stop"] = tuple(sampling["stop"])
+    sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
+    prompt = value["prompt"] if isinstance(value["prompt"], str) else tuple(value["prompt"])
     literal = tuple((first, last) for first, last in value["literal"])
-    return GenerateRequest(value["id"], value["prompt"], Sampling(**sampling), value["adapter"], literal)
+    return GenerateRequest(value["id"], prompt, Sampling(**sampling), value["adapter"], literal)
 
 
 def event_to_wire(event: Event) -> dict[str, Any]:
@@ -101,6 +104,7 @@ def event_to_wire(event: Event) -> dict[str, Any]:
         "finish": event.finish,
         "error": error_to_wire(event.error) if event.error else None,
         "usage": asdict(event.usage),
+        "logprobs": [_logprob_to_wire(one) for one in event.logprobs],
     }
 
 
@@ -115,7 +119,17 @@ def event_from_wire(value: Mapping[str, Any], request_id: str) -> Event:
         finish=Finish(value["finish"]) if value["finish"] else None,
         error=error,
         usage=Usage(**value["usage"]),
+        logprobs=tuple(_logprob_from_wire(*one) for one in value["logprobs"]),
     )
+
+
+def _logprob_to_wire(one: TokenLogprob) -> list[Any]:
+    return [_text(one.token), one.logprob, [[_text(token), logprob] for token, logprob in one.top]]
+
+
+def _logprob_from_wire(token: str, logprob: float, top: list[list[Any]]) -> TokenLogprob:
+    likeliest = tuple((base64.b64decode(other), value) for other, value in top)
+    return TokenLogprob(base64.b64decode(token), logprob, likeliest)
 
 
 def error_to_wire(error: ModelsError) -> dict[str, str]:

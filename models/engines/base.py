@@ -5,13 +5,13 @@ sequence and returns what happened. Encoders answer a batch in one call. One thr
 here is thread-safe.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from models.errors import EngineError
+from models.errors import EngineError, UnsupportedRequest
 from models.manifest import Task
 
 if TYPE_CHECKING:
@@ -51,9 +51,16 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose tokens. Temperature 0 is greedy. ``grammar`` is GBNF with root rule ``root``.
+    """How to choose tokens; what an engine cannot honour it refuses. Temperature 0 is greedy.
 
-    ``max_tokens`` ``None``: as many as the context has room for.
+    ``max_tokens`` ``None``: as many as the context has room for. ``top_k`` 0 and ``min_p`` 0: off.
+    ``presence_penalty`` and ``frequency_penalty`` are subtracted from logits as OpenAI defines them, over the
+    tokens of the answer; ``repeat_penalty`` divides, as llama.cpp defines it. ``logit_bias``: what is added to the
+    logits of token ids. ``logprobs``: how many of the likeliest tokens to report at each place, besides the
+    chosen one; ``None`` reports nothing.
+
+    ``grammar`` is GBNF with root rule ``root``. With a ``trigger`` the text is free until the trigger has
+    been written; from its first character on the grammar holds.
     """
 
     max_tokens: int | None
@@ -62,17 +69,33 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     grammar: str | None = None
+    trigger: str | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+def refuse_options(sampling: Sampling, honoured: Collection[str]) -> None:
+    """Refuse what an engine that honours only ``honoured`` would ignore. Raises ``UnsupportedRequest``."""
+    for option in fields(Sampling):
+        if option.name not in honoured and getattr(sampling, option.name) != option.default:
+            raise UnsupportedRequest(f"this kind of model does not support {option.name}")
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One prompt, as text with special tokens written out, for the base or one named adapter.
+    """One prompt, for the base or one named adapter: text with special tokens written out, or token ids.
 
     ``literal``: spans of ``prompt`` where control tokens are only text (see ``models.prompts.Prompt``).
     """
 
     id: str
-    prompt: str
+    prompt: str | tuple[int, ...]
     sampling: Sampling
     adapter: str | None = None
     literal: tuple[tuple[int, int], ...] = ()
@@ -88,14 +111,31 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's bytes and its natural log probability; ``top``: the likeliest tokens at its place, first first.
+
+    Of the model's own distribution, before temperature, penalties and filters.
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
-    """What one step did for one request: new text, and at the end a finish or an error."""
+    """What one step did for one request: new text, and at the end a finish or an error.
+
+    ``logprobs``, when they were asked for: of the tokens chosen in this step, of which ``text`` may still hold
+    something back.
+    """
 
     id: str
     text: str = ""
     finish: Finish | None = None
     error: EngineError | None = None
     usage: Usage = field(default=Usage())
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def done(self) -> bool:

@@ -9,7 +9,6 @@ never shared between contexts, so an answer can never contain another adapter's 
 """
 
 import ctypes
-import mmap
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -18,18 +17,25 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import gguf
 from models.engines import schedule
-from models.engines.base import Event, Finish, GenerateRequest, ModelFacts, Sampling, Usage
+from models.engines.base import (
+    Event,
+    Finish,
+    GenerateRequest,
+    ModelFacts,
+    Sampling,
+    Usage,
+    refuse_options,
+)
 from models.engines.stream import TextStream
 from models.errors import (
     AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
     UnknownAdapter,
-    UnsafeFile,
     UnsupportedRequest,
 )
+from models.gguf import check_adapter, check_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,53 +60,6 @@ class LlamaSettings:
             raise EngineError(f"every size of an engine is at least 1: {self}")
         if self.batch_tokens < self.max_sequences:
             raise EngineError(f"a batch of {self.batch_tokens} cannot step {self.max_sequences} sequences")
-
-
-def read_header(path: Path) -> gguf.GgufHeader:
-    """Check a GGUF file without any native library. Raises ``UnsafeFile``, also when unreadable."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return gguf.parse_header(data)
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise UnsafeFile(f"{path.name}: cannot be read: {error}") from error
-    except UnsafeFile as error:
-        raise UnsafeFile(f"{path.name}: {error}") from error
-
-
-def check_model(path: Path) -> gguf.GgufHeader:
-    """The header of a file that may be loaded as a model. Raises ``UnsafeFile``."""
-    header = read_header(path)
-    if header.is_adapter:
-        raise UnsafeFile(f"{path.name} is an adapter; a base model is needed here")
-    if not header.architecture:
-        raise UnsafeFile(f"{path.name} does not name its architecture")
-    return header
-
-
-def check_adapter(path: Path, base: gguf.GgufHeader) -> gguf.GgufHeader:
-    """The header of a LoRA file that fits ``base``. Raises ``UnsafeFile``, or ``EngineError`` for a misfit.
-
-    llama.cpp ignores tensors that are no LoRA pair (norms, for one); an adapter that has any would give
-    other answers than its training promised, so it is refused.
-    """
-    header = read_header(path)
-    if not header.is_adapter or header.text("adapter.type") != "lora":
-        raise UnsafeFile(f"{path.name} is no LoRA adapter")
-    if header.architecture != base.architecture:
-        raise EngineError(f"{path.name} is for {header.architecture!r}, the base is {base.architecture!r}")
-    if "adapter.alora.invocation_tokens" in header.metadata:
-        raise EngineError(f"{path.name} is an activated LoRA, which is not supported")
-    known = {tensor.name for tensor in base.tensors}
-    names = {tensor.name for tensor in header.tensors}
-    if not names:
-        raise EngineError(f"{path.name} holds no tensors")
-    for name in names:
-        stem, _, half = name.rpartition(".")
-        if half not in ("lora_a", "lora_b") or not {f"{stem}.lora_a", f"{stem}.lora_b"} <= names:
-            raise EngineError(f"{path.name}: {name!r} is not half of a LoRA pair and would be ignored")
-        if stem not in known:
-            raise EngineError(f"{path.name}: the base has no tensor {stem!r}")
-    return header
 
 
 class LlamaEngine:
@@ -229,11 +188,19 @@ class LlamaEngine:
                 raise EngineError("the text is too long to be tokenized")
             size = -count
 
-    def prompt_tokens(self, text: str, literal: Sequence[tuple[int, int]] = ()) -> list[int]:
+    def prompt_tokens(
+        self, prompt: str | Sequence[int], literal: Sequence[tuple[int, int]] = ()
+    ) -> list[int]:
         """Token ids of a prompt as a request reads it; ``literal`` as in ``GenerateRequest``.
 
         There, tokens that the file declares as user-defined are still read: they are vocabulary, not control.
+        Raises ``UnsupportedRequest`` for a token id that is none.
         """
+        if not isinstance(prompt, str):
+            if not all(0 <= token < self.facts.vocabulary for token in prompt):
+                raise UnsupportedRequest(f"token ids are below {self.facts.vocabulary} and not negative")
+            return list(prompt)
+        text = prompt
         lib, vocab = self._lib, self._vocab
         bos, adds_bos = lib.llama_vocab_bos(vocab), lib.llama_vocab_get_add_bos(vocab)
         if not literal:
@@ -344,7 +311,11 @@ def _fit(settings: LlamaSettings, trained: int) -> LlamaSettings:
     )
 
 
+_HONOURED = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop", "grammar"})
+
+
 def _check(sampling: Sampling) -> None:
+    refuse_options(sampling, _HONOURED)
     if sampling.max_tokens is not None and sampling.max_tokens < 1:
         raise UnsupportedRequest("max_tokens is at least 1")
     if not 0 <= sampling.temperature <= 100:

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models import onnx
-from models.engines.base import Event, Finish, GenerateRequest, ModelFacts, Sampling, Usage
+from models.engines.base import (
+    Event,
+    Finish,
+    GenerateRequest,
+    ModelFacts,
+    Sampling,
+    Usage,
+    refuse_options,
+)
 from models.engines.stream import TextStream
 from models.errors import (
     AnswerTooLong,
@@ -344,9 +352,18 @@ class GenaiEngine:
         """Token ids. ``add_special``: BOS/EOS as the model asks; ``parse_special``: read special tokens."""
         return self._tokens.encode(text, add_special, parse_special)
 
-    def prompt_tokens(self, text: str, literal: Sequence[tuple[int, int]] = ()) -> list[int]:
-        """Token ids of a prompt as a request reads it; ``literal`` as in ``GenerateRequest``."""
-        return self._tokens.prompt(text, literal)
+    def prompt_tokens(
+        self, prompt: str | Sequence[int], literal: Sequence[tuple[int, int]] = ()
+    ) -> list[int]:
+        """Token ids of a prompt as a request reads it; ``literal`` as in ``GenerateRequest``.
+
+        Raises ``UnsupportedRequest`` for a token id that is none.
+        """
+        if isinstance(prompt, str):
+            return self._tokens.prompt(prompt, literal)
+        if not all(0 <= token < self.facts.vocabulary for token in prompt):
+            raise UnsupportedRequest(f"token ids are below {self.facts.vocabulary} and not negative")
+        return list(prompt)
 
     def score(
         self, tokens: Sequence[int], first: int = 0, adapter: str | None = None
@@ -571,6 +588,7 @@ _BYTES = _byte_alphabet()
 def _check(sampling: Sampling) -> None:
     if sampling.grammar is not None:
         raise UnsupportedRequest("ONNX Runtime GenAI cannot hold an answer to this grammar or schema")
+    refuse_options(sampling, {"max_tokens", "temperature", "top_p", "seed", "stop"})
     if sampling.max_tokens is not None and sampling.max_tokens < 1:
         raise UnsupportedRequest("max_tokens is at least 1")
     if not 0 <= sampling.temperature <= 100:
