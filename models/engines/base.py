@@ -55,9 +55,9 @@ class Sampling:
 
     ``max_tokens`` ``None``: as many as the context has room for. ``top_k`` 0 and ``min_p`` 0: off.
     ``presence_penalty`` and ``frequency_penalty`` are subtracted from logits as OpenAI defines them, over the
-    tokens of the answer; ``repeat_penalty`` divides, as llama.cpp defines it. ``logit_bias``: what is added to the
-    logits of token ids. ``logprobs``: how many of the likeliest tokens to report at each place, besides the
-    chosen one; ``None`` reports nothing.
+    tokens of the answer; ``repeat_penalty`` divides, as llama.cpp defines it. ``logit_bias``: what is added
+    to the logits of token ids. ``logprobs``: how many of the likeliest tokens to report at each place,
+    besides the chosen one; ``None`` reports nothing.
 
     ``grammar`` is GBNF with root rule ``root``. With a ``trigger`` the text is free until the trigger has
     been written; from its first character on the grammar holds.
@@ -112,7 +112,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's bytes and its natural log probability; ``top``: the likeliest tokens at its place, first first.
+    """A token's bytes and its natural log probability; ``top``: the likeliest at its place, in order.
 
     Of the model's own distribution, before temperature, penalties and filters.
     """
@@ -126,8 +126,8 @@ class TokenLogprob:
 class Event:
     """What one step did for one request: new text, and at the end a finish or an error.
 
-    ``logprobs``, when they were asked for: of the tokens chosen in this step, of which ``text`` may still hold
-    something back.
+    ``logprobs``, when they were asked for: of the tokens chosen in this step, of which ``text`` may still
+    hold something back.
     """
 
     id: str
