@@ -34,7 +34,7 @@ STEPS = {
     ),
     "dequantize (Q8_0 GGUF to safetensors)": (
         "from compile.gguf.dequantize import write_safetensors; from pathlib import Path; "
-        "from models.engines.llama_cpp import read_header; source = Path({folder!r}) / 'q8.gguf'; "
+        "from models.gguf import read_header; source = Path({folder!r}) / 'q8.gguf'; "
         "target = Path({folder!r}) / 'back'; target.mkdir(); "
         "write_safetensors(source, read_header(source), target)"
     ),

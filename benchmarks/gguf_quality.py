@@ -28,8 +28,7 @@ from compile.gguf.sensitivity import (
     plan_mixed,
     sensitivity,
 )
-from models.engines.llama_cpp import read_header
-from models.gguf import TensorType
+from models.gguf import TensorType, read_header
 
 BLOCK = 32
 ROUNDS = 2000

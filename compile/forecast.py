@@ -14,9 +14,9 @@ from types import MappingProxyType
 
 from compile.errors import BadRecipe
 from models import safetensors
-from models.engines.llama_cpp import read_header
 from models.engines.onnx_genai import check_folder, parameters_of
 from models.forecast import Interval, Workload, fitting_profiles
+from models.gguf import read_header
 from models.onnx import read_model
 from models.profiles import PROFILES, cpu_flags, cpu_profile
 

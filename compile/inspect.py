@@ -10,11 +10,11 @@ from typing import Any
 
 from compile.errors import CompileError
 from compile.gguf.files import fallbacks, precision
-from models.engines.llama_cpp import read_header as read_gguf
 from models.engines.onnx_files import files_of_folder
 from models.engines.onnx_genai import CONFIG_FILE, check_folder, lora_slots
 from models.errors import ModelsError, UnsafeFile
 from models.gguf import GgufHeader
+from models.gguf import read_header as read_gguf
 from models.manifest import MANIFEST_FILE, Manifest
 from models.onnx import OnnxModel, read_model
 from models.pickles import SUFFIXES, refuse_pickle

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from models.digest import Digest
-from models.engines.llama_cpp import read_header
+from models.gguf import read_header
 from models.manifest import AdapterFacts, Manifest
 from models.store import describe_file, write_release
 

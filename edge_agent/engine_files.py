@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_agent.errors import UnfitRelease
-from models.engines.llama_cpp import check_adapter, check_model
 from models.engines.onnx_files import EncoderFiles, files_of_folder, files_of_release, missing_beside
 from models.engines.onnx_genai import CONFIG_FILE, check_folder
 from models.errors import UnsafeFile
+from models.gguf import check_adapter, check_model
 from models.manifest import Engine, File, Kind, Manifest
 from models.onnx import read_model
 from models.pickles import refuse_pickle

@@ -3,7 +3,7 @@
 Owns the decision whether a GGUF file may be shown to a native library, and what it says of itself.
 Refuses, with ``UnsafeFile``: anything malformed, tensors that overlap or leave the file, unknown
 tensor types, nested arrays, and split files (a native loader would open the siblings unverified).
-Pure: bytes in, value out.
+Weights are never read.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian).
 """
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 from types import MappingProxyType
 
-from models.errors import UnsafeFile
+from models.errors import EngineError, UnsafeFile
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -200,6 +201,53 @@ def parse_header(data: Buffer) -> GgufHeader:
     return GgufHeader(version, MappingProxyType(metadata), tensors, alignment)
 
 
+def read_header(path: Path) -> GgufHeader:
+    """Check a GGUF file without any native library. Raises ``UnsafeFile``, also when unreadable."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return parse_header(data)
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise UnsafeFile(f"{path.name}: cannot be read: {error}") from error
+    except UnsafeFile as error:
+        raise UnsafeFile(f"{path.name}: {error}") from error
+
+
+def check_model(path: Path) -> GgufHeader:
+    """The header of a file that may be loaded as a model. Raises ``UnsafeFile``."""
+    header = read_header(path)
+    if header.is_adapter:
+        raise UnsafeFile(f"{path.name} is an adapter; a base model is needed here")
+    if not header.architecture:
+        raise UnsafeFile(f"{path.name} does not name its architecture")
+    return header
+
+
+def check_adapter(path: Path, base: GgufHeader) -> GgufHeader:
+    """The header of a LoRA file that fits ``base``. Raises ``UnsafeFile``, or ``EngineError`` for a misfit.
+
+    llama.cpp ignores tensors that are no LoRA pair (norms, for one); an adapter that has any would give
+    other answers than its training promised, so it is refused.
+    """
+    header = read_header(path)
+    if not header.is_adapter or header.text("adapter.type") != "lora":
+        raise UnsafeFile(f"{path.name} is no LoRA adapter")
+    if header.architecture != base.architecture:
+        raise EngineError(f"{path.name} is for {header.architecture!r}, the base is {base.architecture!r}")
+    if "adapter.alora.invocation_tokens" in header.metadata:
+        raise EngineError(f"{path.name} is an activated LoRA, which is not supported")
+    known = {tensor.name for tensor in base.tensors}
+    names = {tensor.name for tensor in header.tensors}
+    if not names:
+        raise EngineError(f"{path.name} holds no tensors")
+    for name in names:
+        stem, _, half = name.rpartition(".")
+        if half not in ("lora_a", "lora_b") or not {f"{stem}.lora_a", f"{stem}.lora_b"} <= names:
+            raise EngineError(f"{path.name}: {name!r} is not half of a LoRA pair and would be ignored")
+        if stem not in known:
+            raise EngineError(f"{path.name}: the base has no tensor {stem!r}")
+    return header
+
+
 def _alignment(metadata: Mapping[str, Value]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(value) is not int or not 0 < value <= 1 << 20 or value & (value - 1):
@@ -280,7 +328,22 @@ class _Reader:
         if item not in (_BOOL, _STRING):
             raise UnsafeFile(f"{key!r:.80} is an array of the unknown or nested type {item}")
         count = self.count(8 if item == _STRING else 1, f"items of {key!r:.80}")
+        if item == _STRING:
+            return self.strings(count)
         return tuple(self.scalar(item, key) for _ in range(count))
+
+    def strings(self, count: int) -> tuple[str, ...]:
+        """As ``string``, ``count`` times: a vocabulary has 100,000, so this loop makes no calls of ours."""
+        data, last, size_at, at, found = self._data, len(self._data) - 8, _U64.unpack_from, self.at, []
+        for _ in range(count):
+            if at > last:
+                raise UnsafeFile(f"the file ends inside its header, at byte {len(data)}")
+            start = at + 8
+            at = start + size_at(data, at)[0]
+            found.append(str(data[start:at], "utf-8", "replace"))
+        self.at = at
+        self.take(0)  # the last of them did not end past the end, either
+        return tuple(found)
 
     def scalar(self, kind: int, key: str) -> Scalar:
         if kind == _STRING:

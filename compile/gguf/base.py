@@ -14,7 +14,7 @@ from compile.gguf.files import Converters, precision, vocabulary
 from compile.gguf.folder import HF, REFERENCE
 from compile.gguf.tokenizer import write_tokenizer
 from compile.steps import Report
-from models.engines.llama_cpp import read_header
+from models.gguf import read_header
 
 
 def import_base(source: Path, folder: Path, converters: Converters, report: Report) -> None:

@@ -24,8 +24,8 @@ from compile.errors import BadData, ToolFailed, UnsupportedBase
 from compile.gguf.mixture import is_quantized
 from compile.steps import Report
 from models.digest import Digest
-from models.engines.llama_cpp import check_model
 from models.errors import EngineError, UnsafeFile
+from models.gguf import check_model
 from models.store import chunks_of
 
 if TYPE_CHECKING:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 from compile.errors import ToolFailed, UnsupportedBase
 from compile.gguf.importance import describe
 from compile.gguf.mixture import IMPORTANCE_TEXT, IMPORTANCE_TOKENS, Override, check_kind, designed
-from models.engines.llama_cpp import check_model, read_header
 from models.errors import UnsafeFile
-from models.gguf import GgufHeader, TensorType
+from models.gguf import GgufHeader, TensorType, check_model, read_header
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,8 +20,7 @@ from compile.evaluate.measure import TOKENS, measure
 from compile.gguf.mixture import Override, designed, is_quantized, size_of
 from compile.gguf.quantize import quantize
 from compile.steps import Report
-from models.engines.llama_cpp import check_model
-from models.gguf import GgufHeader, TensorType
+from models.gguf import GgufHeader, TensorType, check_model
 
 SENSITIVITY = "sensitivity.json"
 GroupBy = Literal["layer-kind", "layer", "kind"]

@@ -22,8 +22,7 @@ from compile.errors import ToolFailed, UnsupportedBase
 from compile.evaluate import statistics
 from compile.gguf.dequantize import rows_of
 from compile.steps import Report
-from models.engines.llama_cpp import check_adapter, check_model
-from models.gguf import GgufHeader, Tensor, TensorType
+from models.gguf import GgufHeader, Tensor, TensorType, check_adapter, check_model
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,7 +19,7 @@ from compile.line import Workshop
 from compile.recipe.language import LanguageRecipe
 from compile.steps import Step
 from models.digest import Digest
-from models.engines.llama_cpp import read_header
+from models.gguf import read_header
 from models.prompts import ChatTemplate
 
 MODEL = "model.gguf"

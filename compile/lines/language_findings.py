@@ -31,8 +31,7 @@ from compile.recipe.language import LanguageRecipe, LanguageVariant
 from compile.recipe.sections import Budget
 from compile.steps import Cache
 from models.digest import Digest
-from models.engines.llama_cpp import read_header
-from models.gguf import TensorType
+from models.gguf import TensorType, read_header
 from models.manifest import Fallback
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from compile.lines.language import (
 from compile.lines.language_sources import Sources
 from compile.recipe.language import LanguageVariant
 from compile.steps import Report, Step
-from models.engines.llama_cpp import read_header
+from models.gguf import read_header
 
 Folders = Mapping[str, Path]
 

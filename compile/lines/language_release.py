@@ -34,7 +34,7 @@ from compile.recipe.language import FIDELITY
 from compile.recipe.training import FineTune
 from compile.steps import Cache
 from models.digest import Digest
-from models.engines.llama_cpp import read_header
+from models.gguf import read_header
 from models.manifest import AdapterFacts, AdapterSlots, Engine, Kind, Manifest, Probe, Quality, Speed
 
 _BASE_METRICS = ("perplexity", *FIDELITY)

@@ -39,7 +39,7 @@ from compile.recipe.distil import DistilLogits, DistilSequences, Prune
 from compile.recipe.training import FineTune
 from compile.steps import Report, Step
 from models.digest import Digest
-from models.engines.llama_cpp import read_header
+from models.gguf import read_header
 
 Folders = Mapping[str, Path]
 

@@ -14,9 +14,9 @@ from compile.gguf.tokenizer import write_tokenizer
 from compile.onnx.genai import GenaiSettings, export
 from compile.recipe.sections import Budget
 from models.engines.base import GenerateRequest, Sampling
-from models.engines.llama_cpp import read_header
 from models.engines.onnx_genai import GenaiEngine
 from models.engines.onnx_genai import GenaiSettings as EngineSettings
+from models.gguf import read_header
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 

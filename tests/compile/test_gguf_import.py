@@ -9,7 +9,8 @@ from gguf_models import Shape, write_llama
 from compile.errors import UnsupportedBase
 from compile.gguf.dequantize import compare, hf_name, llama_config, rows_of, write_safetensors
 from compile.gguf.quantize import quantize
-from models.engines.llama_cpp import LlamaEngine, LlamaSettings, read_header
+from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+from models.gguf import read_header
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "unk_token_id": 0}
 

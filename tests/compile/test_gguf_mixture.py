@@ -8,8 +8,7 @@ from compile.gguf.files import fallbacks
 from compile.gguf.importance import importance
 from compile.gguf.mixture import FILE_TYPES, NEED_IMPORTANCE, PORTED, Override, designed, settled, size_of
 from compile.gguf.quantize import quantize
-from models.engines.llama_cpp import read_header
-from models.gguf import TensorType
+from models.gguf import TensorType, read_header
 
 KINDS = sorted(PORTED - {"F32", "F16"})
 

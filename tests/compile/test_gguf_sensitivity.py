@@ -21,8 +21,7 @@ from compile.gguf.sensitivity import (
     read_candidates,
     sensitivity,
 )
-from models.engines.llama_cpp import read_header
-from models.gguf import TensorType
+from models.gguf import TensorType, read_header
 
 
 def quiet(done, note):

@@ -7,7 +7,7 @@ from compile.errors import UnsupportedBase
 from compile.gguf.dequantize import rows_of
 from compile.gguf.quantize import quantize
 from compile.gguf.survival import Nearness, Survival, advise, merge, nearness, survival, yardstick
-from models.engines.llama_cpp import read_header
+from models.gguf import read_header
 
 PROMPTS = [
     "the cat sat",

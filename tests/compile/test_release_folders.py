@@ -13,8 +13,8 @@ from compile.evaluate.tokens import CORPUS, compare
 from compile.gguf.files import fallbacks, precision
 from compile.package import adapter_facts, package_release
 from models.digest import Digest
-from models.engines.llama_cpp import read_header
 from models.errors import InvalidManifest, UnsafeFile
+from models.gguf import read_header
 from models.manifest import AdapterFacts, Kind, Manifest, Probe
 from models.store import verify_release
 

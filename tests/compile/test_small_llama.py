@@ -11,7 +11,8 @@ import torch
 from compile.evaluate.tokens import CORPUS, compare
 from compile.gguf.convert_child import splitting_rule
 from compile.gguf.files import Converters
-from models.engines.llama_cpp import LlamaEngine, LlamaSettings, read_header
+from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+from models.gguf import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples" / "small_llama"))

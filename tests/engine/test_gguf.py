@@ -9,9 +9,8 @@ from gguf_bytes import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.engines.llama_cpp import check_adapter, check_model, read_header
 from models.errors import EngineError, UnsafeFile
-from models.gguf import GgufHeader, TensorType, parse_header
+from models.gguf import GgufHeader, TensorType, check_adapter, check_model, parse_header, read_header
 
 F32 = int(TensorType.F32)
 
