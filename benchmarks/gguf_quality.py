@@ -19,7 +19,7 @@ import numpy as np
 from compile.evaluate import statistics
 from compile.evaluate.measure import TOKENS, measure
 from compile.gguf.files import fallbacks
-from compile.gguf.importance import IMPORTANCE, importance
+from compile.gguf.importance import importance
 from compile.gguf.quantize import quantize
 from compile.gguf.sensitivity import (
     Heldout,
@@ -81,7 +81,7 @@ def main() -> None:
     reference = work / "reference"
     measure_reference(chosen.reference, text, reference, threads, lambda done, note: None)
     top = np.load(reference / TOKENS)["top"]
-    matrix = work / IMPORTANCE
+    matrix = work / "importance.safetensors"
     facts = importance(
         chosen.reference, chosen.calibration, matrix, threads, chosen.calibration_tokens, chosen.window
     )

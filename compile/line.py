@@ -4,7 +4,6 @@ A line per kind of model lives in ``compile.lines``. Steps come from the recipe 
 makes the line again from the same recipe gets the same steps under the same keys.
 """
 
-import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -16,9 +15,8 @@ from compile.evaluate.judge import Measured, VariantResult, spread
 from compile.findings import Findings
 from compile.recipe.sections import RecipeBase
 from compile.steps import Cache, Step, in_order
-from models.digest import Digest
 from models.manifest import Speed
-from models.store import chunks_of
+from models.store import digest_of as digest_of
 
 REFERENCE = "reference"
 """The name of the unquantized variant that everything is measured against."""
@@ -58,18 +56,6 @@ class Line(Protocol):
 def versions(*packages: str) -> dict[str, str]:
     """The installed versions of ``packages``, for the keys of steps and for lineage."""
     return {package: importlib.metadata.version(package) for package in packages}
-
-
-def digest_of(path: Path) -> Digest:
-    """Of a file's bytes; of a folder, of the names and bytes of its files in order."""
-    whole = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            if path.is_dir():
-                whole.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-            for chunk in chunks_of(file):
-                whole.update(chunk)
-    return Digest.from_hex(whole.hexdigest())
 
 
 def tools_of(steps: Iterable[Step]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 from compile.errors import CompileError
 from compile.executor import Executor, StepCommand
 from compile.findings import Findings
-from compile.line import Line, digest_of
+from compile.line import Line
 from compile.progress import Progress
 from compile.report.page import write_report
 from compile.steps import Cache, in_order
@@ -25,7 +25,7 @@ from models import canonical
 from models.digest import Digest
 from models.errors import ModelsError
 from models.manifest import MANIFEST_FILE
-from models.store import make_folder, read_release, sync_folder, write_durably
+from models.store import digest_of, make_folder, read_release, sync_folder, write_durably
 
 BUILD_FILE, REPORT_FILE, CARD = "build.json", "report.json", "card.html"
 

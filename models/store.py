@@ -87,6 +87,18 @@ def chunks_of(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
+def digest_of(path: Path) -> Digest:
+    """Of a file's bytes; of a folder, of the names and bytes of its files in order."""
+    whole = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            if path.is_dir():
+                whole.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+            for chunk in chunks_of(file):
+                whole.update(chunk)
+    return Digest.from_hex(whole.hexdigest())
+
+
 def describe_file(path: Path, relative: str) -> File:
     """What a manifest says of the file at ``path`` when it is listed as ``relative``."""
     whole, size, chunks = hashlib.sha256(), 0, []

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from compile.errors import BadData, BadRecipe
-from compile.line import digest_of
 from compile.recipe.data import DataSource
 from compile.recipe.sections import Source
 from models import canonical
 from models.digest import Digest
 from models.errors import ModelsError
+from models.store import digest_of
 
 _DELIMITERS = ",;\t|"
 _MAX_CELL = 1 << 24

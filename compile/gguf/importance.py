@@ -6,47 +6,30 @@ The activations are read from the engine while it computes, through ggml's evalu
 seen is what is served, for any architecture and without the weights in another format; a reading in torch
 serves the tests as the second opinion. Refuses a ggml whose tensors are laid out otherwise than known here.
 
-Stored as safetensors: a float32 vector per matrix, and in its metadata where they come from.
 ``python -m compile.gguf.importance`` is the child that measures, one JSON job on stdin.
 """
 
 import ctypes
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compile.child import main, say, start_job
+from compile.child import main, say, started
 from compile.errors import BadData, ToolFailed, UnsupportedBase
+from compile.gguf.importance_file import ImportanceFacts, describe, write
 from compile.gguf.mixture import is_quantized
 from compile.steps import Report
-from models.digest import Digest
-from models.errors import EngineError, UnsafeFile
+from models.errors import EngineError
 from models.gguf import check_model
-from models.store import chunks_of
+from models.store import digest_of
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-IMPORTANCE = "importance.safetensors"
-_FACTS = "outpost"
-_MAX_HEADER = 16 << 20
 _LEAST_TOKENS = 16
 _MUL_MAT = b"MUL_MAT"
-
-
-@dataclass(frozen=True)
-class ImportanceFacts:
-    """Where an importance matrix comes from. ``text`` and ``model`` are digests of the files."""
-
-    text: str
-    model: str
-    tokens: int
-    window: int
 
 
 def importance(
@@ -81,7 +64,7 @@ def importance(
         "tokens": tokens,
         "window": window,
         "matrices": [tensor.name for tensor in header.tensors if is_quantized(tensor)],
-        "digests": {"text": _digest(text), "model": _digest(model)},
+        "digests": {"text": digest_of(text), "model": digest_of(model)},
     }
     try:
         _run(job, report)
@@ -92,25 +75,13 @@ def importance(
 
 
 def _run(job: Mapping[str, Any], report: Report) -> None:
-    code, said = start_job("compile.gguf.importance", job, report)
+    with started("compile.gguf.importance") as child:
+        code, said = child.attempt(job, report)
     if code == _TOO_SHORT:
         raise BadData(f"{job['text']}: {said.strip()}")
     if code != 0:
         name = Path(job["model"]).name
         raise ToolFailed(f"measuring the importance of {name} failed with {code}:\n{said}")
-
-
-def describe(path: Path) -> ImportanceFacts:
-    """The facts inside an importance file; its numbers are not read. Raises ``UnsafeFile``."""
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if not 0 < size <= _MAX_HEADER:
-                raise UnsafeFile(f"{path.name}: a header of {size} bytes is no importance matrix")
-            header = json.loads(file.read(size))
-        return ImportanceFacts(**json.loads(header["__metadata__"][_FACTS]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnsafeFile(f"{path.name}: not an importance matrix: {error!r}") from error
 
 
 _TOO_SHORT = 3
@@ -224,8 +195,6 @@ def windows_of(tokens: list[int], window: int, bos: int | None) -> list[list[int
 
 
 def _child(job: Mapping[str, Any], say: Callable[[float, str], None]) -> int:
-    from safetensors.numpy import save_file
-
     from models.engines.llama_cpp import LlamaEngine, LlamaSettings
 
     observer = Observer(frozenset(job["matrices"]))
@@ -252,15 +221,8 @@ def _child(job: Mapping[str, Any], say: Callable[[float, str], None]) -> int:
     if missing:
         raise ToolFailed(f"the engine never multiplied by {', '.join(missing[:5])}")
     facts = ImportanceFacts(tokens=sum(map(len, whole)), window=window, **job["digests"])
-    save_file(means, job["target"], metadata={_FACTS: json.dumps(asdict(facts))})
+    write(Path(job["target"]), means, facts)
     return 0
-
-
-def _digest(path: Path) -> Digest:
-    whole = hashlib.sha256()
-    for chunk in chunks_of(path):
-        whole.update(chunk)
-    return Digest.from_hex(whole.hexdigest())
 
 
 if __name__ == "__main__":

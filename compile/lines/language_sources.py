@@ -6,10 +6,11 @@ from pathlib import Path
 from compile.data.reading import source_digest
 from compile.errors import BadRecipe
 from compile.forecast import Facts, Forecast, facts_of, predict
-from compile.line import Workshop, digest_of
+from compile.line import Workshop
 from compile.recipe.distil import TextTeacher
 from compile.recipe.language import LanguageRecipe
 from models.digest import Digest
+from models.store import digest_of
 
 _BITS = {
     "F16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q5_1": 6.0, "Q5_0": 5.5, "Q4_K_M": 4.9,

@@ -17,7 +17,7 @@ from compile.data.images import ImageSplits, LabelledImage, Limits
 from compile.data.rows import spread
 from compile.errors import Refused
 from compile.findings import Findings
-from compile.line import REFERENCE, Workshop, digest_of, versions
+from compile.line import REFERENCE, Workshop, versions
 from compile.lines.tensorrt import recipe_step
 from compile.onnx.vision_export import VisionConfig, read_config, texture
 from compile.recipe.sections import RecipeBase
@@ -25,6 +25,7 @@ from compile.recipe.vision import ClassifyImageRecipe, ImageVariant, InspectReci
 from compile.steps import Cache, Report, Step
 from models.digest import Digest
 from models.manifest import AnomalyFacts, Engine, ImageInput
+from models.store import digest_of
 
 FEATURES, POOLED, GRID = "features.onnx", "pooled.onnx", "grid.json"
 LEDGER, MIXTURE, MODEL = "ledger.json", "mixture.json", "model.onnx"

@@ -26,7 +26,7 @@ from compile.errors import BadRecipe, ToolFailed, UnsupportedBase
 from models.digest import Digest
 from models.onnx import Value, read_model
 from models.profiles import PROFILES
-from models.store import chunks_of
+from models.store import digest_of
 from models.tensorrt_key import EngineIdentity, ShapeRange, engine_name
 
 if TYPE_CHECKING:
@@ -334,8 +334,8 @@ def write_recipe(
         "schema": 1,
         "state": TO_BE_BUILT,
         "tested": UNTESTED,
-        "onnx": {"path": MODEL_FILE, "sha256": _digest(target / MODEL_FILE)},
-        "weights": {name: _digest(target / name) for name in written.files},
+        "onnx": {"path": MODEL_FILE, "sha256": digest_of(target / MODEL_FILE)},
+        "weights": {name: digest_of(target / name) for name in written.files},
         "typing": typing,
         "widened": widened,
         "qdq": {"quantized": dict(report.quantized), "in_float": dict(report.in_float)},
@@ -425,15 +425,6 @@ def _plan_for(recipe: Mapping[str, Any], tensorrt: str) -> Mapping[str, Any]:
 def _range(shapes: Sequence[Sequence[int]]) -> ShapeRange:
     low, best, high = (tuple(shape) for shape in shapes)
     return low, best, high
-
-
-def _digest(path: Path) -> Digest:
-    import hashlib
-
-    whole = hashlib.sha256()
-    for chunk in chunks_of(path):
-        whole.update(chunk)
-    return Digest.from_hex(whole.hexdigest())
 
 
 def _dequantizer(name: str, makers: "Mapping[str, NodeProto]") -> "NodeProto | None":

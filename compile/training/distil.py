@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cosine_similarity, log_softmax, mse_loss
 
-from compile.line import digest_of
+from models.store import digest_of
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -8,7 +8,8 @@ from gguf_models import Shape, calibration_text, write_llama
 from safetensors.numpy import load_file, save_file
 
 from compile.errors import BadData
-from compile.gguf.importance import describe, importance, windows_of
+from compile.gguf.importance import importance, windows_of
+from compile.gguf.importance_file import describe
 from compile.gguf.quantize import quantize
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings
 from models.errors import UnsafeFile
