@@ -6,7 +6,6 @@ those of two quiet cores and no more than an order. Refuses kinds of step that w
 """
 
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +13,14 @@ from types import MappingProxyType
 
 from compile.errors import BadRecipe
 from models import safetensors
-from models.engines.onnx_genai import check_folder, parameters_of
-from models.forecast import Interval, Workload, fitting_profiles
+from models.forecast import UNCORRECTED, Corrections, Interval, fitting_profiles
 from models.gguf import read_header
-from models.onnx import read_model
-from models.profiles import PROFILES, cpu_flags, cpu_profile
+from models.workloads import workload_of
 
 _RAM_OFF = 0.25
 _CACHE_TOKENS = 4096
-_CONTEXT, _CPU_MEMORY = 2048, 4_000_000_000
-"""What profiles are forecast for: tokens of context, and bytes where a profile does not say them."""
+CONTEXT = 2048
+"""Tokens of context that devices are forecast for."""
 
 
 @dataclass(frozen=True)
@@ -191,67 +188,16 @@ def facts_of(source: Path, window: int = 0, text_bytes: int = 0, batch: int = 0)
     )
 
 
-def workload_of(path: Path, precision: str, context_tokens: int, sequences: int = 1) -> Workload:
-    """A variant as ``models.forecast`` wants it: a GGUF, a GenAI folder, or an ONNX file, from headers alone.
-
-    Raises ``UnsafeFile``.
-    """
-    if path.is_dir():
-        checked = check_folder(path)
-        decoder = checked.config["model"]["decoder"]
-        numbers = decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
-        weights = sum(tensor.size for tensor in checked.model.initializers)
-        return Workload(
-            "onnx-genai",
-            precision,
-            parameters_of(checked.model),
-            weights,
-            kv_bytes=2 * numbers * 4,  # GenAI keeps float32 on a CPU
-            context_tokens=context_tokens,
-            sequences=sequences,
-            computes="int8" if precision.lower() in ("int8", "int4") else "f32",
-        )
-    if path.suffix == ".onnx":
-        model = read_model(path)
-        weights = sum(tensor.size for tensor in model.initializers)
-        return Workload("onnx", precision, max(parameters_of(model), 1), weights)
-    header = read_header(path)
-    name = header.architecture
-
-    def number(key: str, otherwise: int) -> int:
-        return header.integer(f"{name}.{key}") or otherwise
-
-    heads = number("attention.head_count", 1)
-    size = number("attention.key_length", number("embedding_length", 1) // heads)
-    numbers = number("block_count", 1) * number("attention.head_count_kv", heads) * size
-    return Workload(
-        "gguf",
-        precision,
-        sum(tensor.elements for tensor in header.tensors),
-        path.stat().st_size,
-        kv_bytes=2 * numbers * 2,  # llama.cpp keeps float16
-        context_tokens=context_tokens,
-        sequences=sequences,
-        computes="int8" if precision.lower().startswith(("q", "iq")) else "f32",
-    )
-
-
-def fitting(place: Path, precision: str, format: str | None = None) -> tuple[str, ...]:
-    """The device profiles that a variant fits, by forecast; processors are taken to have 4 GB.
+def fitting(
+    place: Path, precision: str, format: str | None = None, corrections: Corrections = UNCORRECTED
+) -> tuple[str, ...]:
+    """The device profiles that a variant fits, by forecast.
 
     ``precision`` as a recipe or a manifest says it. ``format``: that of the release, where the file alone
     does not say it. Raises ``UnsafeFile``.
     """
-    load = workload_of(place, precision.removeprefix("genai-").lower(), _CONTEXT)
-    memory = {name: _CPU_MEMORY for name, device in PROFILES.items() if device.kind == "cpu"}
-    return fitting_profiles(load if format is None else replace(load, format=format), memory)
-
-
-def this_machine() -> str | None:
-    """The profile of this machine's processor; ``None`` when it has none."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
-    return cpu_profile(platform.machine(), cpu_flags(text))
+    load = workload_of(place, precision, CONTEXT)
+    return fitting_profiles(load if format is None else replace(load, format=format), corrections)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -21,7 +21,9 @@ from edge_agent.staging import Engine, Need, Stage, verified
 from edge_agent.state import Release, ReleaseTable
 from models.digest import Digest
 from models.errors import DigestMismatch, EngineError, InvalidManifest, UnsafeFile
+from models.forecast import unfit
 from models.manifest import File, Kind, Manifest
+from models.profiles import Machine
 from models.store import BlobStore
 from sync import update
 from sync.errors import (
@@ -67,15 +69,17 @@ class _NotYet(Exception):
 class Activator:
     """Carries out desired states on one device.
 
-    ``source`` chooses where a file's bytes come from. ``now`` is in seconds since the epoch, ``monotonic`` in
-    seconds of a clock that never jumps. ``changed`` is called after every stored change, so that the device
-    can report it.
+    ``machine`` is what this device is: what does not fit it is refused before it is fetched. ``source``
+    chooses where a file's bytes come from. ``now`` is in seconds since the epoch, ``monotonic`` in seconds of
+    a clock that never jumps. ``changed`` is called after every stored change, so that the device can report
+    it.
     """
 
     def __init__(
         self,
         *,
         device: str,
+        machine: Machine,
         director: Ed25519PublicKey,
         table: ReleaseTable,
         store: BlobStore,
@@ -88,6 +92,7 @@ class Activator:
         changed: Callable[[], None],
     ) -> None:
         self._device = device
+        self._machine = machine
         self._director = director
         self._table = table
         self._store = store
@@ -126,7 +131,7 @@ class Activator:
         reports: list[ReleaseReport] = []
         for slot in self._slots():
             latest = sorted(self._in_slot(slot), key=_latest, reverse=True)
-            reports += [_report(release.progress) for release in latest[:REPORTED_PER_SLOT]]
+            reports += [_report(release) for release in latest[:REPORTED_PER_SLOT]]
         return tuple(reports)
 
     async def desire(self, envelope: bytes) -> None:
@@ -267,7 +272,9 @@ class Activator:
             release = await self._advance(release, State.FETCHING)
         vouched = await self._vouch(assignment.target_path)
         manifest = agree(desired, self.desired_version, assignment, vouched).manifest
-        check_served(manifest)  # what cannot be served here is not fetched
+        check_served(manifest)  # what cannot be served here is not fetched, nor what does not fit
+        if (why := unfit(manifest, self._machine)) is not None:
+            raise UnfitRelease(why)
         if manifest.kind is Kind.ADAPTER:
             self._base_for(manifest)
         # Known from here on, so that what arrives can be found and deleted if it is given up.
@@ -278,9 +285,8 @@ class Activator:
         release = await self._advance(release, State.VERIFIED)
         staged = await self._load_new(release)
         release = await self._advance(release, State.STAGED)
-        for served, promised in staged:
-            await self._stage.replay(served, promised)
-        release = await self._advance(release, State.PROBED)
+        figures = [await self._stage.replay(served, promised) for served, promised in staged]
+        release = await self._advance(replace(release, figures=figures[0]), State.PROBED)
         await self._activate(release, [served for served, _ in staged])
 
     async def _load_new(self, release: Release) -> list[tuple[Served, Manifest]]:
@@ -611,7 +617,8 @@ def _latest(release: Release) -> float:
     return max(release.progress.at.values())
 
 
-def _report(progress: Progress) -> ReleaseReport:
+def _report(release: Release) -> ReleaseReport:
+    progress = release.progress
     assignment = progress.assignment
     return ReleaseReport(
         kind=assignment.kind,
@@ -622,4 +629,5 @@ def _report(progress: Progress) -> ReleaseReport:
         reason=progress.reason,
         attempts=progress.attempts,
         at=progress.at,
+        figures=release.figures,
     )

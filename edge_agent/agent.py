@@ -30,6 +30,7 @@ from edge_agent.egress import Egress
 from edge_agent.engine_files import EngineFiles
 from edge_agent.engine_wire import EngineSettings
 from edge_agent.engines import start_engine
+from edge_agent.figures import weigher
 from edge_agent.home import Home, Membership
 from edge_agent.questions import Rules
 from edge_agent.server import listen, serve_until_signal, url_of
@@ -38,8 +39,11 @@ from edge_agent.state import MIGRATIONS as RELEASE_MIGRATIONS
 from edge_agent.state import ReleaseTable
 from edge_agent.supervised import SupervisedEngine
 from models.digest import Digest
+from models.engines.llama_cpp import LlamaSettings
 from models.grammar import json_schema_to_grammar
+from models.machine import this_machine
 from models.manifest import File
+from models.profiles import Machine
 from models.store import BlobStore
 from sync.database import Database
 from sync.errors import LinkDown, SyncError
@@ -66,7 +70,7 @@ from sync.tuf_client import HttpFetcher, TufClient
 
 _log = logging.getLogger(__name__)
 
-SCHEMA = (TRAIL_MIGRATIONS[0], RELEASE_MIGRATIONS[0])
+SCHEMA = (TRAIL_MIGRATIONS[0], RELEASE_MIGRATIONS[0], RELEASE_MIGRATIONS[1])
 """The device's database, step by step in the order in which steps were ever added."""
 
 MQTT_BLOB_LIMIT = 32 << 20
@@ -98,6 +102,7 @@ class Courier:
     def __init__(
         self,
         membership: Membership,
+        machine: Machine,
         home: Home,
         link: Link,
         trail: Trail,
@@ -105,6 +110,7 @@ class Courier:
         now: Callable[[], float],
     ) -> None:
         self._membership = membership
+        self._machine = machine
         self._key = home.key()
         self._link = link
         self._trail = trail
@@ -147,6 +153,7 @@ class Courier:
                 audit=await self._trail.report(),
                 facts=facts(),
                 at=self._now(),
+                machine=self._machine,
             )
             await self._send(REPORTED, message)
 
@@ -210,7 +217,8 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
         web = await stack.enter_async_context(httpx.AsyncClient(verify=tls, timeout=60, trust_env=False))
         blocking = stack.enter_context(httpx.Client(verify=tls, timeout=30, trust_env=False))
         link = _link(membership, home, tls)
-        courier = Courier(membership, home, link, trail, now=time.time)
+        machine = this_machine()
+        courier = Courier(membership, machine, home, link, trail, now=time.time)
         carried: dict[str, str] = {}
         blobs_url = f"{membership.device_url}/tuf/targets/blobs"
         over_mqtt = _Noted(MqttBlobSource(link, membership.device), "mqtt", carried)
@@ -222,9 +230,12 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
         tuf = TufClient(home.tuf, f"{membership.device_url}/tuf", root, HttpFetcher(blocking, time.monotonic))
         catalog = Catalog()
         store = BlobStore(home.blobs)
-        stage = Stage(store, catalog, _starter(settings.engine), free_memory)
+        threads = settings.engine.threads or max(1, machine.cores - 1)
+        weigh = weigher(threads, LlamaSettings().cache_tokens)
+        stage = Stage(store, catalog, _starter(settings.engine), free_memory, weigh)
         activator = Activator(
             device=membership.device,
+            machine=machine,
             director=membership.director_key,
             table=ReleaseTable(database),
             store=store,

@@ -6,7 +6,7 @@ go of what nobody needs. Refuses: deciding what serves, and anything durable (``
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,10 +15,11 @@ from edge_agent.catalog import Catalog, EncoderEngine, Served
 from edge_agent.encoder_calls import EncoderCall, floats
 from edge_agent.engine_files import EngineFiles, check_served, of_release, weights_of
 from edge_agent.errors import ProbeFailed, UnfitRelease
+from edge_agent.figures import Timed, Weigh, figures_of
 from edge_agent.state import Release
 from models import canonical
 from models.digest import Digest
-from models.engines.base import EncoderFacts, Event, GenerateRequest, ModelFacts, Sampling
+from models.engines.base import EncoderFacts, Event, GenerateRequest, ModelFacts, Sampling, Usage
 from models.engines.onnx_encoder import probe_picture
 from models.errors import (
     ContextLengthExceeded,
@@ -31,6 +32,7 @@ from models.manifest import Manifest, Probe
 from models.probes import judge, label_answer, score_answer, vector_answer
 from models.prompts import ChatTemplate
 from models.store import BlobStore
+from sync.protocol import Figures
 
 
 class TextEngine(Protocol):
@@ -39,6 +41,10 @@ class TextEngine(Protocol):
     @property
     def facts(self) -> ModelFacts:
         """What was loaded."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process that holds it, None for none."""
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         """See ``edge_agent.catalog.TextEngine``."""
@@ -56,6 +62,10 @@ class TextEngine(Protocol):
 class Encoder(EncoderEngine, Protocol):
     """A loaded encoder or vision model."""
 
+    @property
+    def pid(self) -> int | None:
+        """The process that holds it, None for none."""
+
     async def close(self) -> None:
         """Unload everything."""
 
@@ -72,8 +82,11 @@ HEADROOM = 256 << 20
 @dataclass(slots=True)
 class _Base:
     engine: Engine
+    files: EngineFiles
+    precision: str
     template: ChatTemplate | None
     folder: Path | None  # where its files lie under their names, if they do
+    load_seconds: float
     adapters: set[Digest] = field(default_factory=set)
 
     def text_engine(self) -> TextEngine:
@@ -92,15 +105,24 @@ class Need:
 
 
 class Stage:
-    """Engines and adapters in memory. ``free_memory`` tells how many bytes an engine may still take."""
+    """Engines and adapters in memory.
+
+    ``free_memory`` tells how many bytes an engine may still take, ``weigh`` what one has taken.
+    """
 
     def __init__(
-        self, store: BlobStore, catalog: Catalog, start: StartEngine, free_memory: Callable[[], int]
+        self,
+        store: BlobStore,
+        catalog: Catalog,
+        start: StartEngine,
+        free_memory: Callable[[], int],
+        weigh: Weigh,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._start = start
         self._free_memory = free_memory
+        self._weigh = weigh
         self._bases: dict[Digest, _Base] = {}
         self._retired: list[Served] = []
 
@@ -125,13 +147,15 @@ class Stage:
             if self._bases and self._free_memory() < size + HEADROOM:
                 raise EngineError(f"no memory to load {manifest.name} {manifest.version} beside what runs")
             files, folder = await asyncio.to_thread(self._files, release.digest, manifest)
+            began = _clock()
             engine = await self._start(files)
+            seconds = _clock() - began
             try:
                 template = _template(manifest, engine.facts)
             except UnfitRelease:
                 await engine.close()
                 raise
-            self._bases[release.digest] = _Base(engine, template, folder)
+            self._bases[release.digest] = _Base(engine, files, manifest.precision, template, folder, seconds)
         return self._served(manifest, manifest.name, release.digest, None)
 
     async def load_adapter(self, release: Release, base: Release) -> Served:
@@ -146,16 +170,22 @@ class Stage:
         name = f"{verified(base).name}:{manifest.name}"
         return self._served(manifest, name, base.digest, release.digest)
 
-    async def replay(self, served: Served, manifest: Manifest) -> None:
-        """Ask every probe of a staged release. Raises ``ProbeFailed``, ``UnfitRelease``, ``EngineError``."""
+    async def replay(self, served: Served, manifest: Manifest) -> Figures | None:
+        """Ask every probe of a staged release; what it took, None where that cannot be told.
+
+        Raises ``ProbeFailed``, ``UnfitRelease``, ``EngineError``.
+        """
+        timed = []
         for number, probe in enumerate(manifest.probes):
-            answer = await self._ask(served, f"probe-{served.model_id}-{number}", probe)
+            answer, one = await self._ask(served, f"probe-{served.model_id}-{number}", probe)
+            timed.append(one)
             verdict = judge(probe, answer)
             if not verdict.passed:
                 raise ProbeFailed(
                     f"{served.model_id}, probe {number + 1} of {len(manifest.probes)}: similarity "
                     f"{verdict.similarity:.2f}, needed {probe.tolerance:.2f}; answered {answer[:80]!r}"
                 )
+        return await self._figures(served, timed)
 
     def publish(self, served: Served) -> None:
         """Let ``served`` answer from now on; what it replaces finishes its requests."""
@@ -194,7 +224,15 @@ class Stage:
         folder = self._store.lay_out(release, manifest.files)
         return of_release(folder, manifest), folder
 
-    async def _ask(self, served: Served, request_id: str, probe: Probe) -> str:
+    async def _figures(self, served: Served, timed: Sequence[Timed]) -> Figures | None:
+        base = self._bases.get(served.release) if served.release is not None else None
+        if base is None:
+            return None
+        context = served.context_tokens if served.task is None else 0
+        footprint = await asyncio.to_thread(self._weigh, base.files, base.precision, context, base.engine.pid)
+        return figures_of(footprint, timed, base.load_seconds if served.adapter_release is None else None)
+
+    async def _ask(self, served: Served, request_id: str, probe: Probe) -> tuple[str, Timed]:
         if served.task is None:
             return await _ask_for_text(served, request_id, probe)
         folder = self._bases[served.release].folder if served.release is not None else None
@@ -258,28 +296,41 @@ def _template(manifest: Manifest, facts: ModelFacts | EncoderFacts) -> ChatTempl
         raise UnfitRelease(str(error)) from error
 
 
-async def _ask_encoder(served: Served, probe: Probe, picture: bytes | None) -> str:
-    """One answer as ``models.probes`` judges it, asked as the API would ask it."""
+def _clock() -> float:
+    """Seconds, for durations."""
+    return asyncio.get_running_loop().time()
+
+
+async def _ask_encoder(served: Served, probe: Probe, picture: bytes | None) -> tuple[str, Timed]:
+    """One answer as ``models.probes`` judges it, asked as the API would ask it, and how long it took."""
     call = EncoderCall(images=(picture,)) if picture is not None else EncoderCall((probe.text or "",))
     engine = served.encoder("embed", "classify", "classify-image", "inspect")
+    began = _clock()
     try:
         answer = await engine.ask(call)
     except (ContextLengthExceeded, InvalidImage) as error:
         raise UnfitRelease(f"a probe cannot be asked: {error}") from error
+    timed = Timed(item_seconds=_clock() - began)
     if answer.inspections:
-        return score_answer(answer.inspections[0].score, answer.inspections[0].is_defect)
+        return score_answer(answer.inspections[0].score, answer.inspections[0].is_defect), timed
     numbers = floats(answer.rows[0])
-    return vector_answer(numbers) if served.task == "embed" else label_answer(engine.facts.labels, numbers)
+    if served.task == "embed":
+        return vector_answer(numbers), timed
+    return label_answer(engine.facts.labels, numbers), timed
 
 
-async def _ask_for_text(served: Served, request_id: str, probe: Probe) -> str:
-    """One greedy answer, asked as ``/v1/chat/completions`` would ask it."""
+async def _ask_for_text(served: Served, request_id: str, probe: Probe) -> tuple[str, Timed]:
+    """One greedy answer, asked as ``/v1/chat/completions`` would ask it, and how long its parts took.
+
+    The prompt has been read when the first token is chosen.
+    """
     if served.template is None:
         raise UnfitRelease(f"{served.model_id} has probes and no chat template to ask them with")
     chat = list(probe.messages)
     if served.system_prompt is not None and all(message.get("role") != "system" for message in chat):
         chat.insert(0, {"role": "system", "content": served.system_prompt})
     text: list[str] = []
+    usage, began, first = Usage(), _clock(), None
     try:
         prompt = served.template.prompt(chat)
         sampling = Sampling(probe.max_tokens)
@@ -288,6 +339,15 @@ async def _ask_for_text(served: Served, request_id: str, probe: Probe) -> str:
             if event.error is not None:
                 raise event.error
             text.append(event.text)
+            usage = event.usage
+            if first is None and (usage.completion_tokens or event.done):
+                first = _clock()
     except (InvalidTemplate, ContextLengthExceeded, UnsupportedRequest) as error:
         raise UnfitRelease(f"a probe cannot be asked: {error}") from error
-    return "".join(text)
+    read = began if first is None else first
+    return "".join(text), Timed(
+        prompt=usage.prompt_tokens - usage.cached_tokens,
+        prompt_seconds=read - began,
+        answer=max(0, usage.completion_tokens - 1),
+        answer_seconds=_clock() - read,
+    )

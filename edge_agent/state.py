@@ -15,7 +15,7 @@ from models import canonical
 from models.digest import Digest
 from models.manifest import Manifest
 from sync.database import Connection, Database, Migration
-from sync.protocol import Assignment, State
+from sync.protocol import Assignment, Figures, State
 from sync.trust import Accepted
 from sync.update import Observation, Progress, Window
 
@@ -33,6 +33,7 @@ class Release:
     manifest: Manifest | None = None
     base: Digest | None = None
     window: Window = field(default=Window())
+    figures: Figures | None = None
 
     @property
     def digest(self) -> Digest:
@@ -64,7 +65,14 @@ def _create(schema: sqlite_utils.Database) -> None:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration("releases and desired state", _create),)
+def _add_figures(schema: sqlite_utils.Database) -> None:
+    schema.table("releases").add_column("figures", str)
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration("releases and desired state", _create),
+    Migration("figures of releases", _add_figures),
+)
 
 
 class ReleaseTable:
@@ -77,7 +85,8 @@ class ReleaseTable:
         """Every release that was ever offered here and not forgotten."""
         rows = await self._database.read(
             lambda connection: connection.execute(
-                "SELECT assignment, state, attempts, hold, reason, at, manifest, base, window FROM releases"
+                "SELECT assignment, state, attempts, hold, reason, at, manifest, base, window, figures "
+                "FROM releases"
             ).fetchall()
         )
         return tuple(_from_row(row) for row in rows)
@@ -89,8 +98,8 @@ class ReleaseTable:
         def store(connection: Connection) -> None:
             connection.executemany(
                 "INSERT OR REPLACE INTO releases "
-                "(release, assignment, state, attempts, hold, reason, at, manifest, base, window) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "(release, assignment, state, attempts, hold, reason, at, manifest, base, window, figures) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
 
@@ -129,11 +138,12 @@ def _to_row(release: Release) -> Sequence[Any]:
         None if release.manifest is None else release.manifest.to_bytes().decode(),
         release.base,
         canonical.encode(window).decode(),
+        None if release.figures is None else release.figures.to_bytes().decode(),
     )
 
 
 def _from_row(row: Sequence[Any]) -> Release:
-    assignment, state, attempts, hold, reason, at, manifest, base, window = row
+    assignment, state, attempts, hold, reason, at, manifest, base, window, figures = row
     progress = Progress(
         assignment=Assignment.from_bytes(assignment.encode()),
         state=State(state),
@@ -148,4 +158,5 @@ def _from_row(row: Sequence[Any]) -> Release:
         None if manifest is None else Manifest.parse(manifest.encode()),
         None if base is None else Digest(base),
         Window(observations),
+        None if figures is None else Figures.from_bytes(figures.encode()),
     )

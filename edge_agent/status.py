@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import asdict
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from edge_agent.agent import SCHEMA
 from edge_agent.home import Home
 from edge_agent.state import ReleaseTable
+from models.machine import this_machine
 from sync.database import Database
 from sync.trail import Trail, TrailIdentity
 from sync.trust import auditor_key
@@ -33,6 +35,7 @@ async def read_status(home: Home) -> dict[str, Any]:
         await database.close()
     return {
         "device": membership.device,
+        "machine": asdict(this_machine()),
         "hub": membership.hub_url,
         "desired_version": desired[0].version if desired else 0,
         "releases": [
@@ -45,6 +48,7 @@ async def read_status(home: Home) -> dict[str, Any]:
                 "reason": release.progress.reason,
                 "attempts": release.progress.attempts,
                 "hold": release.progress.hold,
+                "figures": release.figures.model_dump(mode="json") if release.figures else None,
             }
             for release in releases
         ],
@@ -55,13 +59,36 @@ async def read_status(home: Home) -> dict[str, Any]:
 def as_text(status: dict[str, Any]) -> str:
     """The same for a person."""
     lines = [f"{status['device']}, member of {status['hub']}, desired state {status['desired_version']}"]
+    machine = status["machine"]
+    lines.append(
+        f"  machine  {machine['profile'] or 'of no profile'}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 1e9:.1f} GB"
+    )
     for release in status["releases"]:
         why = f"  ({release['reason']})" if release["reason"] else ""
         held = "  on hold" if release["hold"] else ""
         lines.append(
             f"  {release['kind']:<8} {release['name']} {release['version']:<10} {release['state']}{why}{held}"
         )
+        if release["figures"]:
+            lines.append(f"           {_measured(release['figures'])}")
     audit = status["audit"]
     waiting = audit["size"] - audit["acknowledged"]
     lines.append(f"  audit    {audit['size']} records, {waiting} wait for the hub's receipt")
     return "\n".join(lines)
+
+
+def _measured(figures: dict[str, Any]) -> str:
+    parts = [
+        f"{figures[key]:.1f} {words}"
+        for key, words in (
+            ("decode_per_second", "tokens/s"),
+            ("prefill_per_second", "tokens/s of prompt"),
+            ("items_per_second", "inputs/s"),
+            ("load_seconds", "s to load"),
+        )
+        if figures[key]
+    ]
+    if figures["peak_ram_bytes"]:
+        parts.append(f"{figures['peak_ram_bytes'] / 1e6:.0f} MB at most")
+    return ", ".join([*parts, f"on {figures['threads']} threads"])

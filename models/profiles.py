@@ -53,6 +53,31 @@ class Profile:
         """Whether a release of this format and precision runs here at all."""
         return precision.lower() in self.runs.get(format, frozenset())
 
+    def runs_what_is_for(self, names: Iterable[str]) -> bool:
+        """Whether something made for one of these profiles runs here: a newer processor runs what an older
+        one does, and a module what is for its GPU."""
+        return not {self.name, *_INCLUDED.get(self.name, ())}.isdisjoint(names)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one machine is: its profile, None when it has none, the cores it may use, and its memory."""
+
+    profile: str | None
+    cores: int
+    memory_bytes: int
+
+
+_INCLUDED = {
+    "x86-64-avx512-vnni": ("x86-64-avx2",),
+    "x86-64-amx": ("x86-64-avx512-vnni", "x86-64-avx2"),
+    "arm64-i8mm": ("arm64-dotprod",),
+    "jetson-orin-nano-8g": ("sm_87",),
+    "jetson-agx-orin": ("sm_87",),
+    "jetson-thor": ("sm_101", "sm_110"),
+}
+"""By profile: others for which is made what runs there too."""
+
 
 _GGUF = frozenset(
     {

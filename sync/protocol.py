@@ -16,6 +16,7 @@ from models import canonical
 from models.digest import Digest
 from models.errors import ModelsError
 from models.manifest import Kind, Name, Version
+from models.profiles import Machine
 from sync.errors import InvalidMessage, InvalidTopic
 
 ROOT = "outpost/v1"
@@ -108,6 +109,29 @@ class Desired(Message):
     probation: ProbationTerms = ProbationTerms()
 
 
+class Figures(Message):
+    """What a device measured of a release while it replayed its probes; what was not measured is null.
+
+    The fields down to ``threads`` say what was run, as ``models.forecast.Workload`` does; ``load_seconds`` is
+    null for what was attached to an engine that ran. Tokens and items (texts or pictures) are per second.
+    """
+
+    format: str
+    precision: str
+    parameters: int = Field(ge=1)
+    weight_bytes: int = Field(ge=1)
+    kv_bytes: int = Field(default=0, ge=0)
+    context_tokens: int = Field(default=0, ge=0)
+    sequences: int = Field(default=1, ge=1)
+    computes: str = "f32"
+    threads: int = Field(default=1, ge=1)
+    load_seconds: float | None = Field(default=None, ge=0)
+    decode_per_second: float | None = Field(default=None, gt=0)
+    prefill_per_second: float | None = Field(default=None, gt=0)
+    items_per_second: float | None = Field(default=None, gt=0)
+    peak_ram_bytes: int | None = Field(default=None, gt=0)
+
+
 class ReleaseReport(Message):
     """Where one release stands on the device, and why. ``at`` holds seconds since the epoch by state."""
 
@@ -119,6 +143,7 @@ class ReleaseReport(Message):
     reason: str | None = None
     attempts: int = 0
     at: dict[State, float] = Field(default_factory=dict)
+    figures: Figures | None = None
 
 
 class AuditReport(Message):
@@ -130,7 +155,7 @@ class AuditReport(Message):
 
 
 class Reported(Message):
-    """What a device runs, said by the device."""
+    """What a device is and what it runs, said by the device."""
 
     device: DeviceId
     session: str
@@ -140,6 +165,7 @@ class Reported(Message):
     audit: AuditReport | None = None
     facts: dict[str, Any] = Field(default_factory=dict)
     at: float
+    machine: Machine | None = None
 
 
 class Status(Message):

@@ -10,9 +10,11 @@ import pytest
 from genai_folders import exported, hf_folder
 
 from compile.errors import BadRecipe
-from compile.forecast import COSTS, Facts, facts_of, predict, this_machine, workload_of
+from compile.forecast import COSTS, Facts, facts_of, predict
 from models.forecast import fitting_profiles, memory_needed
+from models.machine import this_machine
 from models.profiles import PROFILES
+from models.workloads import workload_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
@@ -76,7 +78,7 @@ def test_unknown_kinds_and_folders_are_refused(tmp_path: Path) -> None:
 def test_every_profile_and_kind_is_on_the_page() -> None:
     for name in PROFILES:
         assert f"`{name}`" in DOC
-    assert this_machine() in PROFILES
+    assert this_machine().profile in PROFILES
 
 
 @pytest.mark.model

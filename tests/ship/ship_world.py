@@ -17,12 +17,15 @@ from tuf.ngclient.fetcher import FetcherInterface
 from edge_agent.activation import Activator
 from edge_agent.catalog import Catalog, Outcome
 from edge_agent.engine_files import EngineFiles
+from edge_agent.figures import Footprint
 from edge_agent.staging import Stage
 from edge_agent.state import MIGRATIONS, ReleaseTable
 from models.digest import Digest
 from models.engines.base import Event, Finish, GenerateRequest, ModelFacts, Sampling, Usage
 from models.errors import EngineError
+from models.forecast import Workload
 from models.manifest import AdapterFacts, Engine, Kind, Manifest, Probe
+from models.profiles import Machine
 from models.store import BlobStore, describe_file, write_release
 from sync.database import Database
 from sync.errors import BlobMissing, LinkDown
@@ -98,6 +101,7 @@ class World:
         base: tuple[Digest, ...] = (),
         expected: str | None = None,
         padding: int = 0,
+        profiles: tuple[str, ...] = (),
         **engine: object,
     ) -> Published:
         """Write, sign and publish a release. With ``base`` it is an adapter."""
@@ -116,6 +120,7 @@ class World:
             format="gguf",
             precision="q8_0",
             files=(describe_file(weights, "weights.gguf"),),
+            profiles=profiles,
             engine=Engine.model_validate(engine),
             adapter=adapter,
             probes=probes,
@@ -162,13 +167,15 @@ class FakeEngine:
             raise EngineError("killed by signal 9")
         self.facts = ModelFacts("llama", "tiny", 1, 2048, 512, 100, "<s>", "</s>", "{{ messages }}", 1)
         self.closed = False
+        self.pid = None
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         self._note("generate")
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)  # long enough to be timed
         if self.closed:
             raise EngineError("the engine has been closed")
-        yield Event(request.id, self._files[request.adapter]["says"])
+        yield Event(request.id, self._files[request.adapter]["says"], usage=Usage(3, 1))
+        await asyncio.sleep(0.001)
         yield Event(request.id, finish=Finish.STOP, usage=Usage(3, 2))
 
     async def attach(self, key: str, path: Path) -> None:
@@ -190,7 +197,13 @@ def _read(weights: Path) -> dict[str, str]:
 class Device:
     """The edge's side, over a home folder that outlives it. Build it inside an event loop."""
 
-    def __init__(self, world: World, home: Path, note: Callable[[str], None] = lambda what: None) -> None:
+    def __init__(
+        self,
+        world: World,
+        home: Path,
+        note: Callable[[str], None] = lambda what: None,
+        machine: Machine = Machine("x86-64-avx2", 2, 4_000_000_000),
+    ) -> None:
         self.catalog = Catalog()
         self.loads = 0
         self.clock = NOW.timestamp()
@@ -214,11 +227,12 @@ class Device:
 
         self.activator = Activator(
             device=DEVICE,
+            machine=machine,
             director=world.director.public_key(),
             table=ReleaseTable(self.database),
             store=store,
             catalog=self.catalog,
-            stage=Stage(store, self.catalog, self._start, lambda: self.free),
+            stage=Stage(store, self.catalog, self._start, lambda: self.free, self._weigh),
             vouch=vouch,
             source=source,
             now=lambda: self.clock,
@@ -229,6 +243,10 @@ class Device:
     async def _start(self, files: EngineFiles) -> FakeEngine:
         self.loads += 1
         return FakeEngine(files.path, self.note)
+
+    def _weigh(self, files: EngineFiles, precision: str, context_tokens: int, pid: int | None) -> Footprint:
+        load = Workload("gguf", precision, 1000, files.path.stat().st_size, 4, context_tokens)
+        return Footprint(load, threads=1, peak_ram_bytes=5_000_000)
 
     async def ask(self, model: str) -> str:
         """One answer as the API would get it; the catalog hears how it turned out."""

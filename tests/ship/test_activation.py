@@ -69,6 +69,38 @@ async def test_a_restart_without_link_serves_what_served(world, base, tmp_path):
             await device.activator.desire(world.desire(base))
 
 
+async def test_what_the_probes_took_is_reported_and_outlives_a_restart(world, base, tmp_path):
+    adapter = ticket_adapter(world, "1.0.0", base, "ticket one")
+    silent = world.release("other", "1.0.0", {"says": "nobody asked"})
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(base, adapter, silent))
+        await device.activator.step()
+        told = {report.name: report.figures for report in device.activator.report()}
+    assert told["tiny"].load_seconds > 0 and told["tiny"].peak_ram_bytes == 5_000_000
+    assert told["tiny"].decode_per_second > 0 and told["tiny"].prefill_per_second > 0
+    assert told["tickets"].decode_per_second > 0 and told["tickets"].load_seconds is None  # it was attached
+    assert told["other"].load_seconds > 0 and told["other"].decode_per_second is None  # it has no probes
+    async with device_of(world, tmp_path / "d") as device:
+        assert {report.name: report.figures for report in device.activator.report()} == told
+
+
+async def test_what_does_not_fit_is_refused_with_numbers_before_it_is_fetched(world, base, tmp_path):
+    strange = world.release("tiny", "1.1.0", {"says": "for others"}, profiles=("sm_80", "jetson-thor"))
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(base))
+        await device.activator.step()
+        device.source.reads.clear()
+        await device.activator.desire(world.desire(strange))
+        await device.activator.step()
+        assert device.source.reads == []
+        assert device.why("tiny 1.1.0") == (
+            "UnfitRelease: tiny 1.1.0 is made for sm_80, jetson-thor; this device is x86-64-avx2 with 4.0 GB "
+            "of memory"
+        )
+        assert await device.ask("tiny") == "base one"
+        assert device.where() == {"tiny 1.0.0": "committed", "tiny 1.1.0": "rolled_back"}
+
+
 async def test_an_adapter_is_swapped_without_loading_the_base_again(world, base, tmp_path):
     first = ticket_adapter(world, "1.0.0", base, "ticket one")
     second = ticket_adapter(world, "2.0.0", base, "ticket two")

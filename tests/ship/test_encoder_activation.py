@@ -13,6 +13,7 @@ from edge_agent.encoder_calls import EncoderCall, floats
 from edge_agent.engine_files import EngineFiles
 from edge_agent.engine_wire import EngineSettings
 from edge_agent.engines import start_engine
+from edge_agent.figures import Footprint, weigher
 from models.manifest import Engine
 from models.store import read_release
 from sync.protocol import ProbationTerms
@@ -38,6 +39,9 @@ class RealDevice(Device):
         self.loads += 1
         return await start_engine(files, EngineSettings(threads=1))
 
+    def _weigh(self, files: EngineFiles, precision: str, context_tokens: int, pid: int | None) -> Footprint:
+        return weigher(1, 8192)(files, precision, context_tokens, pid)
+
 
 @asynccontextmanager
 async def device_of(world: World, home: Path):
@@ -62,6 +66,10 @@ async def test_an_embedder_is_activated_replaced_and_rolled_back(world: World, t
         await device.activator.desire(world.desire(first))
         await device.activator.step()
         assert device.where() == {"minilm 1.0.0": "committed"}
+        figures = device.activator.report()[0].figures
+        assert figures.format == "onnx" and figures.weight_bytes > 0 and figures.threads == 1
+        assert figures.items_per_second > 0 and figures.decode_per_second is None
+        assert figures.load_seconds > 0 and figures.peak_ram_bytes > 20_000_000  # of the engine's own process
         one = await vector(device, "minilm")
         await device.activator.desire(world.desire(second, terms=ProbationTerms(min_requests=6)))
         await device.activator.step()

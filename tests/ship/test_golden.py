@@ -7,8 +7,9 @@ from pathlib import Path
 
 from models.digest import Digest
 from models.manifest import AdapterFacts, Engine, File, Kind, Manifest, Probe, Quality
+from models.profiles import Machine
 from sync.identity import EnrolmentToken
-from sync.protocol import Assignment, Desired
+from sync.protocol import Assignment, Desired, Figures, ReleaseReport, Reported, State
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "ship"
 ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
@@ -43,10 +44,53 @@ DESIRED = Desired(
         ),
     ),
 )
+REPORTED = Reported(
+    device="press-4",
+    session="5e55",
+    sequence=3,
+    desired_version=7,
+    releases=(
+        ReleaseReport(
+            kind=Kind.MODEL,
+            name="tiny",
+            version="1.0.0",
+            release=ONE,
+            state=State.COMMITTED,
+            attempts=1,
+            at={State.COMMITTED: 1_790_000_100.5},
+            figures=Figures(
+                format="gguf",
+                precision="q8_0",
+                parameters=134_515_008,
+                weight_bytes=144_811_584,
+                kv_bytes=23_040,
+                context_tokens=2048,
+                sequences=4,
+                computes="int8",
+                threads=1,
+                load_seconds=0.75,
+                decode_per_second=41.5,
+                prefill_per_second=130.25,
+                peak_ram_bytes=452_000_000,
+            ),
+        ),
+        ReleaseReport(kind=Kind.ADAPTER, name="tickets", version="1.2.3", release=TWO, state=State.OFFERED),
+    ),
+    at=1_790_000_200.0,
+    machine=Machine("x86-64-avx2", 2, 8_000_000_000),
+)
+EARLIER = REPORTED.model_copy(
+    update={
+        "machine": None,
+        "releases": tuple(each.model_copy(update={"figures": None}) for each in REPORTED.releases),
+    }
+)
+"""The same from a device that measures nothing yet."""
 FILES = {
     "release.json": MANIFEST.to_bytes(),
     "enrolment-token.txt": TOKEN.encode().encode(),
     "desired.json": DESIRED.to_bytes(),
+    "reported.json": REPORTED.to_bytes(),
 }
 
 
@@ -58,6 +102,11 @@ def test_golden_bytes_are_read_back():
     assert Manifest.parse((GOLDEN / "release.json").read_bytes()) == MANIFEST
     assert EnrolmentToken.decode((GOLDEN / "enrolment-token.txt").read_text()) == TOKEN
     assert Desired.from_bytes((GOLDEN / "desired.json").read_bytes()) == DESIRED
+    assert Reported.from_bytes((GOLDEN / "reported.json").read_bytes()) == REPORTED
+
+
+def test_reports_of_devices_that_measure_nothing_are_read():
+    assert Reported.from_bytes((GOLDEN / "reported-without-figures.json").read_bytes()) == EARLIER
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""What a release takes on this device and how fast it is, taken while its probes are replayed.
+
+Owns the arithmetic from timed probes to figures (pure), and the look at an engine's process. Refuses to call
+anything speed that was not computed here: tokens of a prompt that were cached count for nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+
+from edge_agent.engine_files import EngineFiles
+from models.forecast import Workload
+from models.machine import peak_memory
+from models.workloads import workload_of
+from sync.protocol import Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One probe. Text: ``prompt`` tokens computed in ``prompt_seconds``, then ``answer`` tokens after the
+    first in ``answer_seconds``. Of an encoder: one item in ``item_seconds``."""
+
+    prompt: int = 0
+    prompt_seconds: float = 0.0
+    answer: int = 0
+    answer_seconds: float = 0.0
+    item_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What an engine was asked to hold, and the most memory its process has had; None when it has none."""
+
+    load: Workload
+    threads: int
+    peak_ram_bytes: int | None
+
+
+Weigh = Callable[[EngineFiles, str, int, int | None], Footprint]
+"""Looks at an engine: its files, precision, tokens of context, and process. Raises ``UnsafeFile``."""
+
+
+def weigher(threads: int, cache_tokens: int) -> Weigh:
+    """Looks at engines that run on ``threads``; llama.cpp's hold the KV cache of ``cache_tokens`` from the
+    start, GenAI's that of the one sequence that a probe is."""
+
+    def weigh(files: EngineFiles, precision: str, context_tokens: int, pid: int | None) -> Footprint:
+        held = cache_tokens // context_tokens if files.format == "gguf" and context_tokens else 1
+        load = workload_of(files.path, precision, context_tokens, max(1, held))
+        return Footprint(load, threads, peak_memory(pid) if pid is not None else None)
+
+    return weigh
+
+
+def figures_of(footprint: Footprint, timed: Sequence[Timed], load_seconds: float | None) -> Figures:
+    """The rates of the probe in the middle: the first warms caches, any may be held up by what else runs."""
+    return Figures(
+        **{name: value for name, value in asdict(footprint.load).items() if name != "read_bytes"},
+        threads=footprint.threads,
+        load_seconds=load_seconds,
+        decode_per_second=_middle([one.answer / one.answer_seconds for one in timed if one.answer_seconds]),
+        prefill_per_second=_middle([one.prompt / one.prompt_seconds for one in timed if one.prompt_seconds]),
+        items_per_second=_middle([1 / one.item_seconds for one in timed if one.item_seconds]),
+        peak_ram_bytes=footprint.peak_ram_bytes,
+    )
+
+
+def _middle(rates: Sequence[float]) -> float | None:
+    """The median of what was more than nothing."""
+    found = [rate for rate in rates if rate > 0]
+    return median(found) if found else None

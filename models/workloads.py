@@ -1,0 +1,58 @@
+"""What a model file asks of a device, read from its headers: parameters, weights, KV cache.
+
+Owns the way from a file to a ``Workload``; what follows from one is forecast in ``models.forecast``. Refuses
+to load weights.
+"""
+
+from pathlib import Path
+
+from models.engines.onnx_genai import check_folder, parameters_of
+from models.forecast import Workload
+from models.gguf import read_header
+from models.onnx import read_model
+
+
+def workload_of(path: Path, precision: str, context_tokens: int, sequences: int = 1) -> Workload:
+    """A variant as ``models.forecast`` wants it: a GGUF, a GenAI folder, or an ONNX file, from headers alone.
+
+    ``precision`` as a recipe or a manifest says it. Raises ``UnsafeFile``.
+    """
+    precision = precision.removeprefix("genai-").lower()
+    if path.is_dir():
+        checked = check_folder(path)
+        decoder = checked.config["model"]["decoder"]
+        numbers = decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
+        weights = sum(tensor.size for tensor in checked.model.initializers)
+        return Workload(
+            "onnx-genai",
+            precision,
+            parameters_of(checked.model),
+            weights,
+            kv_bytes=2 * numbers * 4,  # GenAI keeps float32 on a CPU
+            context_tokens=context_tokens,
+            sequences=sequences,
+            computes="int8" if precision in ("int8", "int4") else "f32",
+        )
+    if path.suffix == ".onnx":
+        model = read_model(path)
+        weights = sum(tensor.size for tensor in model.initializers)
+        return Workload("onnx", precision, max(parameters_of(model), 1), weights)
+    header = read_header(path)
+    name = header.architecture
+
+    def number(key: str, otherwise: int) -> int:
+        return header.integer(f"{name}.{key}") or otherwise
+
+    heads = number("attention.head_count", 1)
+    size = number("attention.key_length", number("embedding_length", 1) // heads)
+    numbers = number("block_count", 1) * number("attention.head_count_kv", heads) * size
+    return Workload(
+        "gguf",
+        precision,
+        sum(tensor.elements for tensor in header.tensors),
+        path.stat().st_size,
+        kv_bytes=2 * numbers * 2,  # llama.cpp keeps float16
+        context_tokens=context_tokens,
+        sequences=sequences,
+        computes="int8" if precision.startswith(("q", "iq")) else "f32",
+    )
