@@ -94,8 +94,8 @@ class VariantResult:
         return "; ".join(verdict.reason for verdict in self.verdicts if not verdict.passed)
 
 
-def share(right: Sequence[bool], rounds: int, seed: int) -> Measured:
-    """A share on its own (an accuracy, a rate), with its interval."""
+def share(right: Sequence[float], rounds: int, seed: int) -> Measured:
+    """A share on its own (an accuracy, a rate, a mean of shares), with its interval."""
     values = [float(one) for one in right]
     value = sum(values) / len(values)
     return Measured(None, value, None, len(values), statistics.mean_interval(values, rounds, seed))
@@ -141,6 +141,19 @@ def macro_f1(
     )
 
 
+def perplexity(losses: "npt.NDArray[Any]", rounds: int, seed: int) -> Measured:
+    """Of a text, from the losses of its tokens (nats), on its own."""
+    import numpy as np
+
+    each = losses.astype(np.float64)
+
+    def over(at: Any) -> float:
+        return float(np.exp(each[at].mean()))
+
+    span = statistics.resample(len(each), over, rounds, seed, _BLOCK)
+    return Measured(None, over(slice(None)), None, len(each), span)
+
+
 def fidelity_metrics(
     ours: Mapping[str, "npt.NDArray[Any]"], theirs: Mapping[str, "npt.NDArray[Any]"], rounds: int, seed: int
 ) -> dict[str, Measured]:
@@ -174,6 +187,7 @@ def fidelity_metrics(
             own,
             (base_perplexity * (ratio_low - 1), base_perplexity * (ratio_high - 1)),
             count,
+            perplexity(ours["loss"], rounds, seed).interval,
         ),
         "perplexity_ratio": Measured(1.0, ratio(everything), (ratio_low - 1, ratio_high - 1), count),
         "kl_mean": Measured(0.0, float(divergence.mean()), kl, count, kl),
@@ -206,6 +220,11 @@ def hold(metrics: Mapping[str, Measured], budgets: Mapping[Any, Budget]) -> tupl
 def demand(metric: str, measured: Measured) -> Verdict:
     """A gain that must be there beyond doubt, whatever the recipe says."""
     return replace(_verdict(metric, measured, Budget(min_gain=_ANY_GAIN)), demanded=True)
+
+
+def broken(metric: str, reason: str) -> Verdict:
+    """What must be so and is not, whatever the recipe says; there is no number to it."""
+    return replace(_unmeasured(metric), reason=reason, demanded=True)
 
 
 def choose(variants: Sequence[VariantResult]) -> VariantResult | None:

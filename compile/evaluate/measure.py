@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compile.child import main, run_job, say
+from compile.evaluate.tokens import first_difference, parted
 from compile.steps import Report, own_peak_ram
 from models.engines.base import Finish, GenerateRequest, Sampling
 
@@ -38,8 +39,13 @@ def measure(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
     Job: ``model``, ``adapter`` (or null), ``folder`` of the results, ``threads``; ``prompts`` and
     ``max_tokens`` (greedy answers, with the adapter if there is one); ``probe`` and ``probe_tokens`` (one
-    more); ``speed_repeats``; ``tokenize`` (texts); ``text`` with ``path``, ``tokens``, ``window`` (fidelity)
-    and ``against``, the folder of the reference's results, or null for the reference itself.
+    more); ``wanted``, pairs of a prompt and the answer that is wanted, for ``losses``; ``speed_repeats``;
+    ``tokens``, what the reference tokenizer makes of texts (``tokens.Reading``); ``text`` with ``path``,
+    ``tokens``, ``window`` (fidelity), perhaps ``ids``, those of the reference tokenizer, and ``against``, the
+    folder of the reference's results, or null for the reference itself.
+
+    ``tokens_differ`` of the result is not empty where the engine reads a text otherwise than the reference
+    tokenizer. There is no fidelity then: it would be that of another model.
     """
     run_job("compile.evaluate.measure", job, report, f"measuring {Path(job['model']).name}")
     return read_measured(Path(job["folder"]))
@@ -66,13 +72,12 @@ def _child(job: Mapping[str, Any]) -> None:
         result["probe"] = greedy(engine, adapter, [job["probe"]], job["probe_tokens"])[0]
     # Peak memory of serving: read before scores of a whole window are held.
     result["peak_ram_bytes"] = own_peak_ram()
-    if job.get("tokenize"):
-        result["token_ids"] = [engine.tokenize(text, False, True) for text in job["tokenize"]]
-        result["token_ids_special"] = [engine.tokenize(text, True, True) for text in job["tokenize"]]
-    if job.get("text"):
-        folder = Path(job["folder"])
+    if job.get("wanted"):
+        result["losses"] = [_loss(engine, adapter, *pair) for pair in job["wanted"]]
+    result["tokens_differ"] = first_difference(job.get("tokens", ()), engine.tokenize)
+    if job.get("text") and not result["tokens_differ"]:
         against = Path(job["against"]) if job["against"] else None
-        _fidelity(engine, job["text"], folder, against)
+        result["tokens_differ"] = _fidelity(engine, job["text"], Path(job["folder"]), against)
     engine.close()
     target = Path(job["folder"]) / RESULT
     target.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
@@ -80,9 +85,10 @@ def _child(job: Mapping[str, Any]) -> None:
 
 def _context(job: Mapping[str, Any]) -> int:
     """Tokens that one sequence may need: the window, or a prompt (a byte or more each) with its answer."""
-    longest = max((len(prompt.encode()) for prompt in job.get("prompts") or ()), default=0)
-    window, answer = int(job.get("window", 0)), int(job.get("max_tokens", 0))
-    return max(LEAST_CONTEXT, window, min(longest + answer, MOST_CONTEXT))
+    answer = int(job.get("max_tokens", 0))
+    lengths = [len(prompt.encode()) + answer for prompt in job.get("prompts") or ()]
+    lengths += [len(prompt.encode()) + len(wanted.encode()) for prompt, wanted in job.get("wanted") or ()]
+    return max(LEAST_CONTEXT, int(job.get("window", 0)), min(max(lengths, default=0), MOST_CONTEXT))
 
 
 def open_engine(model: Path, threads: int, context: int) -> "Engine":
@@ -138,14 +144,24 @@ def _speed(engine: "Engine", adapter: str | None, repeats: int) -> list[float]:
     return speeds
 
 
-def _fidelity(engine: "Engine", job: Mapping[str, Any], folder: Path, against: Path | None) -> None:
+def _loss(engine: "Engine", adapter: str | None, prompt: str, answer: str) -> tuple[float, int]:
+    """The sum of the losses (nats) of an answer's tokens, given the prompt, and their number."""
+    asked, said = engine.prompt_tokens(prompt), engine.tokenize(answer, False, True)
+    logprobs = log_softmax(engine.score([*asked, *said], len(asked) - 1, adapter)[:-1])
+    return -float(sum(row[token] for row, token in zip(logprobs, said, strict=True))), len(said)
+
+
+def _fidelity(engine: "Engine", job: Mapping[str, Any], folder: Path, against: Path | None) -> str:
     """Per token of the held-out text: its loss, the top token, and KL(reference || this).
 
     The reference leaves its log-probabilities as float16, which moves a KL divergence by less than 1e-5.
+    Returns where the engine reads the text otherwise than it should; nothing is measured then.
     """
     import numpy as np
 
     tokens = engine.tokenize(Path(job["path"]).read_text(encoding="utf-8"), False, False)[: job["tokens"]]
+    if "ids" in job and tokens != job["ids"]:
+        return f"token ids differ for the held-out text: {parted(tokens, job['ids'])}"
     windows = [tokens[at : at + job["window"]] for at in range(0, len(tokens), job["window"])]
     windows = [window for window in windows if len(window) > 1]
     known = None if against is None else np.load(against / LOGPROBS, mmap_mode="r")
@@ -165,6 +181,7 @@ def _fidelity(engine: "Engine", job: Mapping[str, Any], folder: Path, against: P
         np.save(folder / LOGPROBS, np.concatenate(kept))
     divergence = np.concatenate(divergences) if divergences else np.zeros(at, dtype=np.float32)
     np.savez(folder / TOKENS, loss=np.concatenate(losses), top=np.concatenate(tops), kl=divergence)
+    return ""
 
 
 def log_softmax(logits: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":

@@ -1,10 +1,11 @@
 """The engine's token ids must be those of the reference tokenizer: one other id, and every measurement
-downstream is of another model."""
+downstream is of another model. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from compile.errors import Refused
+Reading = tuple[str, Sequence[int], Sequence[int]]
+"""A text, its ids, and its ids with the special tokens that the model adds."""
 
 CORPUS = (
     "Bearing 6205-2RS on conveyor C3 squeals; temp 84.5 °C, was 61°C at 05:40.",
@@ -26,23 +27,34 @@ CORPUS = (
 """Many scripts, joined emoji, combining marks, code, white space, digits, special tokens whole and broken."""
 
 
-def compare(
-    engine_ids: Sequence[Sequence[int]],
-    engine_ids_special: Sequence[Sequence[int]],
-    texts: Sequence[str],
-    tokenizer: Any,
-    bos: int | None,
-) -> None:
-    """Raises ``Refused`` at the first text whose ids differ. ``bos`` stands before a text, if there is one.
+def readings(tokenizer: Any, bos: int | None) -> list[Reading]:
+    """What the reference tokenizer makes of every text. ``bos`` stands before a text, if there is one."""
+    found = []
+    for text in CORPUS:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        found.append((text, ids, ids if bos is None else [bos, *ids]))
+    return found
 
-    ``engine_ids`` are without, ``engine_ids_special`` with the special tokens that the model adds.
+
+def first_difference(
+    expected: Sequence[Reading], tokenize: Callable[[str, bool, bool], Sequence[int]]
+) -> str:
+    """The first text that the engine reads otherwise, with both readings; empty when there is none.
+
+    ``tokenize(text, add_special, parse_special)`` is the engine's.
     """
-    for text, ids, special in zip(texts, engine_ids, engine_ids_special, strict=True):
-        wanted = tokenizer.encode(text, add_special_tokens=False).ids
-        if list(ids) != wanted:
-            raise Refused(
-                f"token ids differ for {text!r:.80}: engine {list(ids)[:20]}, reference {wanted[:20]}"
-            )
-        begun = wanted if bos is None else [bos, *wanted]
-        if list(special) != begun:
-            raise Refused(f"BOS differs for {text!r:.80}: engine {list(special)[:5]}, reference {begun[:5]}")
+    for text, plain, begun in expected:
+        for special, ids in ((False, plain), (True, begun)):
+            got = list(tokenize(text, special, True))
+            if got != list(ids):
+                where = " at its beginning" if special else ""
+                return f"token ids differ for {text!r:.80}{where}: {parted(got, ids)}"
+    return ""
+
+
+def parted(got: Sequence[int], ids: Sequence[int]) -> str:
+    """Both readings from where they part on."""
+    pairs = zip(got, ids, strict=False)
+    at = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(got), len(ids)))
+    ours, theirs = list(got[at : at + 8]), list(ids[at : at + 8])
+    return f"from token {at + 1} on the engine has {ours}, the reference {theirs}"

@@ -31,6 +31,7 @@ FIXED = "fixed.safetensors"
 IMPORTANCE = "importance.safetensors"
 SETTINGS = "settings.json"
 SURVIVAL = "survival.json"
+BASELINES = "baselines.json"
 BASE_PROBE = "What is the capital of France?"
 BASE_PROBE_TOKENS = 8
 
@@ -57,6 +58,7 @@ class LanguageParts:
     """A recipe of ``task: generate`` as steps. ``root`` holds what the variants are quantized from.
 
     ``digests`` are those of the sources, by name; ``text`` is held out. ``variants`` has the reference first.
+    ``before`` measures what was there before training, where anything is trained.
     """
 
     recipe: LanguageRecipe
@@ -71,12 +73,13 @@ class LanguageParts:
     tuned: Step | None
     adapter: Step | None
     baselines: Step | None
+    before: Step | None
     variants: Mapping[str, VariantSteps]
 
     @property
     def steps(self) -> list[Step]:
         """Everything that the judgement needs."""
-        made = [self.data, self.baselines, self.tuned, self.adapter]
+        made = [self.data, self.baselines, self.tuned, self.adapter, self.before]
         measured = [
             step for one in self.variants.values() for step in (one.fidelity, one.answers, one.survival)
         ]

@@ -26,7 +26,7 @@ def text_cases(
     """
     import numpy as np
 
-    ids = tokenizer.encode(text.read_text(encoding="utf-8"), add_special_tokens=False).ids[:tokens]
+    ids = text_ids(tokenizer, text, tokens)
     places = _places(len(ids), window)
     reference = measured[REFERENCE]["top"]
     if len(places) != len(reference):
@@ -51,6 +51,14 @@ def text_cases(
         before = tokenizer.decode(ids[max(0, at - _BEFORE) : at])
         cases.append(Case(f"… {before}", repr(tokenizer.decode([ids[at]])), said))
     return tuple(cases)
+
+
+def text_ids(tokenizer: Any, text: Path, tokens: int) -> list[int]:
+    """The first ids of a text; what looks like a control token is text in it."""
+    tokenizer.encode_special_tokens = True
+    ids: list[int] = tokenizer.encode(text.read_text(encoding="utf-8"), add_special_tokens=False).ids[:tokens]
+    tokenizer.encode_special_tokens = False
+    return ids
 
 
 def _places(count: int, window: int) -> Sequence[int]:

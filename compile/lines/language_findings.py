@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compile.data.rows import Row, read_splits
-from compile.evaluate import answers, judge
-from compile.evaluate.judge import Measured, VariantResult
+from compile.evaluate import judge
+from compile.evaluate.judge import Measured, VariantResult, Verdict
 from compile.evaluate.measure import TOKENS, read_measured
 from compile.findings import Answer, Case, Compared, Findings, Flips
 from compile.gguf.files import CONVERTERS_VERSION, fallbacks
@@ -23,10 +23,18 @@ from compile.lines.language import (
     LanguageParts,
     VariantSteps,
     answer_fields,
-    before_rows,
-    test_rows,
 )
 from compile.lines.language_cases import text_cases
+from compile.lines.language_scores import (
+    SEED,
+    Asked,
+    Said,
+    adapter_effect,
+    baselines,
+    before_and_after,
+    right,
+    task_metrics,
+)
 from compile.recipe.language import LanguageRecipe, LanguageVariant
 from compile.recipe.sections import Budget
 from compile.steps import Cache
@@ -35,15 +43,14 @@ from models.gguf import TensorType, read_header
 from models.manifest import Fallback
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-_SEED = 7
+    from compile.lines.language_scores import Tokens
 
 
 def find(line: LanguageParts, cache: Cache, command: str) -> Findings:
     """Judge what was measured."""
     recipe = line.recipe
     seen = _Seen.read(line, cache)
+    asked = seen.asked
     results = {name: _variant(line, cache, name, seen) for name in line.variants}
     candidates = tuple(one for name, one in results.items() if name != REFERENCE)
     chosen = judge.choose(candidates)
@@ -54,7 +61,7 @@ def find(line: LanguageParts, cache: Cache, command: str) -> Findings:
         device=device_name(line.workshop.threads),
         headline=headline_of(line),
         reference_note=reference_note(line, cache),
-        rows=dict(seen.sizes) | ({"tested": len(seen.tested)} if seen.tested else {}),
+        rows=dict(asked.sizes) | ({"tested": len(asked.tested)} if asked.tested else {}),
         reference=results[REFERENCE],
         variants=candidates,
         chosen=chosen.name if chosen else None,
@@ -70,63 +77,47 @@ def find(line: LanguageParts, cache: Cache, command: str) -> Findings:
 
 @dataclass(frozen=True)
 class _Seen:
-    """The rows that were tested, those also ``before`` the adapter, and what every variant said to them."""
+    """What was measured, read once: what every variant said with the adapter and alone, and of held-out text.
 
-    sizes: Mapping[str, int]
-    tested: tuple[Row, ...]
-    before: tuple[Row, ...]
-    said: Mapping[str, list[str]]
-    alone: Mapping[str, list[str]]
+    ``tokens`` are by fidelity step; a variant that reads the text otherwise than the reference has none.
+    """
+
+    asked: Asked
+    said: Mapping[str, Said]
+    alone: Mapping[str, Said]
+    before: Said
+    tokens: Mapping[str, "Tokens"]
 
     @classmethod
     def read(cls, line: LanguageParts, cache: Cache) -> "_Seen":
-        tested: tuple[Row, ...] = ()
-        before: tuple[Row, ...] = ()
-        sizes: Mapping[str, int] = {}
-        if line.data is not None:
-            splits = read_splits(cache.folder(line.data))
-            tested, before = test_rows(line.recipe, splits), before_rows(line.recipe, splits)
-            sizes = splits.sizes
-        said = {name: _answers(steps, cache) for name, steps in line.variants.items()}
-        alone = {
-            name: read_measured(cache.folder(steps.fidelity)).get("answers", [])
-            for name, steps in line.variants.items()
-        }
-        return cls(sizes, tested, before, said, alone)
+        steps = line.variants.items()
+        measured = [(one.fidelity, one.against) for one in line.variants.values()]
+        texts = {step.label: step for step in (*chain(*measured), line.before) if step is not None}
+        tokens = {label: _tokens(cache.folder(step) / TOKENS) for label, step in texts.items()}
+        return cls(
+            asked=Asked.read(line, cache),
+            said={name: Said.read(cache, one.answers) for name, one in steps},
+            alone={name: Said.read(cache, one.fidelity) for name, one in steps},
+            before=Said.read(cache, line.before),
+            tokens={label: one for label, one in tokens.items() if one is not None},
+        )
 
 
 def _variant(line: LanguageParts, cache: Cache, name: str, seen: _Seen) -> VariantResult:
     """One variant: what it scores, what it lost, whether it may ship."""
     recipe, steps = line.recipe, line.variants[name]
     kind = next((one for one in recipe.variants if one.name == name), None)
-    metrics: dict[str, Measured] = {}
-    if seen.tested:
-        metrics |= _task_metrics(line, seen.tested, seen.said[name], seen.said[REFERENCE])
-    if line.adapter is not None and seen.tested:
-        with_adapter = [seen.said[name][seen.tested.index(row)] for row in seen.before]
-        # A merged model has no base of its own: the reference's stands in.
-        without = seen.alone[name] or seen.alone[REFERENCE]
-        metrics["adapter_effect"] = _adapter_effect(line, seen.before, with_adapter, without)
     settings, overrides = _settings(kind, cache.folder(steps.model))
     ledger, matrices = _ledger(steps, cache, kind, overrides)
-    tokens = _tokens(cache.folder(steps.fidelity))
-    if steps.against is None:
-        metrics["perplexity"] = _perplexity(tokens)
-        metrics["kl_mean"] = Measured(0.0, 0.0, None, len(tokens["loss"]))
-    else:
-        theirs = _tokens(cache.folder(steps.against))
-        metrics |= judge.fidelity_metrics(tokens, theirs, recipe.evaluate.bootstrap, _SEED)
-        metrics["fallback_tensors"] = Measured(0.0, float(len(ledger)), None, matrices)
-    if steps.survival is not None:
-        metrics |= _survival(cache.folder(steps.survival))
-    verdicts = judge.hold(metrics, _budgets(recipe, kind))
-    if "adapter_margin" not in recipe.budgets:
-        # A base on which the adapter does nothing is no base for it, whatever the recipe says.
-        verdicts = tuple(
-            judge.demand(one.metric, one.measured) if one.metric == "adapter_margin" else one
-            for one in verdicts
-        )
     measured = read_measured(cache.folder(steps.answers or steps.fidelity))
+    differ = read_measured(cache.folder(steps.fidelity))["tokens_differ"]
+    if differ:  # all that was measured is of other texts
+        verdicts: tuple[Verdict, ...] = (judge.broken("token_ids", differ),)
+    else:
+        metrics = _metrics(line, cache, name, seen)
+        if steps.against is not None:
+            metrics["fallback_tensors"] = Measured(0.0, float(len(ledger)), None, matrices)
+        verdicts = _verdicts(recipe, kind, metrics)
     return VariantResult(
         name=name,
         precision=kind.type if kind else "F32",
@@ -135,9 +126,44 @@ def _variant(line: LanguageParts, cache: Cache, name: str, seen: _Seen) -> Varia
         speeds=tuple(measured["speed"]),
         peak_ram_bytes=measured["peak_ram_bytes"],
         ledger=ledger,
-        answers=tuple(seen.said[name]),
+        answers=seen.said[name].answers,
         format="onnx-genai" if kind and kind.is_genai else "gguf",
         settings=settings,
+    )
+
+
+def _metrics(line: LanguageParts, cache: Cache, name: str, seen: _Seen) -> dict[str, Measured]:
+    """Everything that was measured of one variant, beside the reference."""
+    recipe, steps, asked = line.recipe, line.variants[name], seen.asked
+    metrics: dict[str, Measured] = {}
+    if asked.tested:
+        metrics |= task_metrics(recipe, asked, seen.said[name], seen.said[REFERENCE])
+    if line.adapter is not None and asked.tested:
+        # A merged model has no base of its own: the reference's stands in.
+        alone = seen.alone[name] if seen.alone[name].answers else seen.alone[REFERENCE]
+        adapted = asked.also_before(seen.said[name])
+        metrics["adapter_effect"] = adapter_effect(recipe, asked.before, adapted, alone)
+    tokens, rounds = seen.tokens[steps.fidelity.label], recipe.evaluate.bootstrap
+    if steps.against is None:
+        own = judge.perplexity(tokens["loss"], rounds, SEED)
+        metrics["perplexity"] = replace(own, reference=own.value)
+        metrics["kl_mean"] = Measured(0.0, 0.0, None, len(tokens["loss"]))
+    else:
+        metrics |= judge.fidelity_metrics(tokens, seen.tokens[steps.against.label], rounds, SEED)
+    if steps.survival is not None:
+        metrics |= _survival(cache.folder(steps.survival))
+    return metrics
+
+
+def _verdicts(
+    recipe: LanguageRecipe, kind: LanguageVariant | None, metrics: Mapping[str, Measured]
+) -> tuple[Verdict, ...]:
+    verdicts = judge.hold(metrics, _budgets(recipe, kind))
+    if "adapter_margin" in recipe.budgets:
+        return verdicts
+    # A base on which the adapter does nothing is no base for it, whatever the recipe says.
+    return tuple(
+        judge.demand(one.metric, one.measured) if one.metric == "adapter_margin" else one for one in verdicts
     )
 
 
@@ -147,10 +173,11 @@ def _cases(line: LanguageParts, cache: Cache, seen: _Seen) -> tuple[tuple[Case, 
     Flips are counted over all rows, or all places.
     """
     fields, evaluate = answer_fields(line.recipe), line.recipe.evaluate
-    if not seen.tested:
+    if not seen.asked.tested:
         from compile.training.examples import load_tokenizer
 
-        tokens = {name: _tokens(cache.folder(steps.fidelity)) for name, steps in line.variants.items()}
+        fidelity = {name: steps.fidelity.label for name, steps in line.variants.items()}
+        tokens = {name: seen.tokens[label] for name, label in fidelity.items() if label in seen.tokens}
         tokenizer = load_tokenizer(cache.folder(line.root) / HF)
         shown = text_cases(tokenizer, line.text, evaluate.text_tokens, evaluate.window, tokens)
         places = list(zip(*(one["top"].tolist() for one in tokens.values()), strict=True))
@@ -159,9 +186,12 @@ def _cases(line: LanguageParts, cache: Cache, seen: _Seen) -> tuple[tuple[Case, 
         Case(
             row.text,
             row.answer,
-            {name: Answer(some[at], _right(row, some[at], fields)) for name, some in seen.said.items()},
+            {
+                name: Answer(some.answers[at], right(row, some.answers[at], fields))
+                for name, some in seen.said.items()
+            },
         )
-        for at, row in enumerate(seen.tested)
+        for at, row in enumerate(seen.asked.tested)
     )
     return cases, Flips.of(cases)
 
@@ -266,96 +296,18 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _task_metrics(
-    line: LanguageParts, tested: Sequence[Row], said: Sequence[str], reference: Sequence[str]
-) -> dict[str, Measured]:
-    """Scores of answers beside those of the reference on the same rows."""
-    fields, rounds = answer_fields(line.recipe), line.recipe.evaluate.bootstrap
-    same = [float(a == b) for a, b in zip(said, reference, strict=True)]
-    agreement = {"answer_agreement": judge.paired(same, [1.0] * len(same), rounds, _SEED)}
-    if not fields:
-        from compile.evaluate.text_metrics import compare_texts
-
-        return compare_texts([row.answer for row in tested], said, reference, rounds, _SEED) | agreement
-    ours = [answers.score(row.fields, text, fields) for row, text in zip(tested, said, strict=True)]
-    theirs = [answers.score(row.fields, text, fields) for row, text in zip(tested, reference, strict=True)]
-
-    def share(read: Any) -> Measured:
-        return judge.paired([float(read(a)) for a in ours], [float(read(b)) for b in theirs], rounds, _SEED)
-
-    found = {}
-    for field in fields:
-        found[field.metric] = share(lambda one, name=field.name: one.right[name])
-        if field.labels:
-            found[f"{field.name}_macro_f1"] = judge.macro_f1(
-                [row.fields[field.name] for row in tested],
-                [one.said.get(field.name, "") for one in ours],
-                [one.said.get(field.name, "") for one in theirs],
-                field.labels,
-                rounds,
-                _SEED,
-            )
-    found["exact_match"] = share(lambda one: one.exact)
-    found["valid_json"] = share(lambda one: one.valid)
-    return found | agreement
-
-
-def _adapter_effect(
-    line: LanguageParts, rows: Sequence[Row], with_adapter: Sequence[str], without: Sequence[str]
-) -> Measured:
-    """The headline score with the adapter (value) and without it (reference), on the same base."""
-    rounds, fields = line.recipe.evaluate.bootstrap, answer_fields(line.recipe)
-    if not fields:
-        from compile.evaluate.text_metrics import compare_texts
-
-        return compare_texts([row.answer for row in rows], with_adapter, without, rounds, _SEED)["chrf"]
-    name = fields[0].name
-    values, others = (
-        [
-            float(answers.score(row.fields, text, fields).right[name])
-            for row, text in zip(rows, said, strict=True)
-        ]
-        for said in (with_adapter, without)
-    )
-    return judge.paired(values, others, rounds, _SEED)
-
-
 def _beside(line: LanguageParts, cache: Cache, seen: _Seen) -> tuple[Compared, ...]:
-    """The baselines, and the base before training."""
-    tested, before, alone = seen.tested, seen.before, seen.alone[REFERENCE]
-    fields, rounds = answer_fields(line.recipe), line.recipe.evaluate.bootstrap
-    found: dict[str, dict[str, Measured]] = {}
-    if line.baselines is not None and line.data is not None:
-        splits = read_splits(cache.folder(line.data))
-        kept = [splits.test.index(row) for row in tested]
-        stored = json.loads((cache.folder(line.baselines) / "baselines.json").read_text(encoding="utf-8"))
-        for field_name, by_name in stored.items():
-            for name, labels in by_name.items():
-                right = [labels[at] == row.fields[field_name] for at, row in zip(kept, tested, strict=True)]
-                found.setdefault(name, {})[f"{field_name}_accuracy"] = judge.share(right, rounds, _SEED)
-    rows = [Compared(name, metrics) for name, metrics in found.items()]
-    if before and alone and fields:
-        scores = [answers.score(row.fields, text, fields) for row, text in zip(before, alone, strict=True)]
-        metrics = {
-            field.metric: judge.share([one.right[field.name] for one in scores], rounds, _SEED)
-            for field in fields
-        }
-        metrics["valid_json"] = judge.share([one.valid for one in scores], rounds, _SEED)
-        rows.append(Compared("base alone, before fine-tuning", metrics))
-    return tuple(rows)
-
-
-def _right(row: Row, answer: str, fields: Sequence[answers.Field]) -> bool:
-    if fields:
-        return answers.score(row.fields, answer, fields).right[fields[0].name]
-    return answer.strip() == row.answer.strip()
-
-
-def _perplexity(tokens: Mapping[str, "npt.NDArray[Any]"]) -> Measured:
-    import numpy as np
-
-    value = float(np.exp(tokens["loss"].mean()))
-    return Measured(value, value, None, len(tokens["loss"]))
+    """The baselines, and the model before and after training."""
+    texts = None
+    if line.before is not None and not line.recipe.has_adapter:
+        # An adapter is measured in its answers; on text the reference stands without it.
+        after = line.variants[REFERENCE].fidelity
+        texts = seen.tokens[line.before.label], seen.tokens[after.label]
+    said = seen.before, seen.said[REFERENCE]
+    return (
+        *baselines(line, cache, seen.asked.tested),
+        *before_and_after(line.recipe, seen.asked, said, texts),
+    )
 
 
 def _ledger(
@@ -390,14 +342,12 @@ def _settings(kind: LanguageVariant | None, folder: Path) -> tuple[dict[str, Any
     return found | stored["settings"], overrides
 
 
-def _answers(steps: VariantSteps, cache: Cache) -> list[str]:
-    return list(read_measured(cache.folder(steps.answers))["answers"]) if steps.answers is not None else []
-
-
-def _tokens(folder: Path) -> dict[str, Any]:
+def _tokens(file: Path) -> "Tokens | None":
     import numpy as np
 
-    with np.load(folder / TOKENS) as stored:
+    if not file.is_file():
+        return None
+    with np.load(file) as stored:
         return {name: stored[name] for name in stored.files}
 
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compile.data.rows import Row, read_splits
-from compile.evaluate import tokens
+from compile.errors import Refused
 from compile.evaluate.measure import measure
+from compile.evaluate.tokens import readings
 from compile.forecast import Forecast
 from compile.gguf.files import vocabulary
 from compile.line import versions
@@ -24,14 +25,17 @@ from compile.lines.language import (
     REFERENCE_FILE,
     SURVIVAL,
     VariantSteps,
+    answer_fields,
     before_rows,
     chat,
     template_of,
     test_rows,
 )
+from compile.lines.language_cases import text_ids
 from compile.lines.language_sources import Sources
 from compile.recipe.language import LanguageVariant
 from compile.steps import Report, Step
+from compile.training.examples import load_tokenizer
 from models.gguf import read_header
 
 Folders = Mapping[str, Path]
@@ -75,31 +79,27 @@ class Measurer:
         recipe, evaluate = self._recipe, self._recipe.evaluate
 
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
-            from compile.training.examples import load_tokenizer
-
             rows = before_rows(recipe, read_splits(inputs["data"])) if "data" in inputs else ()
+            known = vocabulary(read_header(inputs["root"] / REFERENCE_FILE))
+            tokenizer = load_tokenizer(inputs["root"] / HF)
             job = self._job(inputs, file, folder) | {
                 "adapter": None,
                 "prompts": self._prompts(inputs, rows),
+                "wanted": self._wanted(inputs, rows),
                 "probe": template_of(inputs["root"]).render(({"role": "user", "content": BASE_PROBE},)),
                 "probe_tokens": BASE_PROBE_TOKENS,
                 "text": {
                     "path": str(self._sources.text),
                     "tokens": evaluate.text_tokens,
                     "window": evaluate.window,
+                    "ids": text_ids(tokenizer, self._sources.text, evaluate.text_tokens),
                 },
                 "against": str(inputs["against"]) if "against" in inputs else None,
-                "tokenize": tokens.CORPUS,
+                "tokens": readings(tokenizer, known.bos if known.add_bos else None),
             }
-            result = measure(job, report)
-            known = vocabulary(read_header(inputs["root"] / REFERENCE_FILE))
-            tokens.compare(
-                result["token_ids"],
-                result["token_ids_special"],
-                tokens.CORPUS,
-                load_tokenizer(inputs["root"] / HF),
-                known.bos if known.add_bos else None,
-            )
+            differ = measure(job, report)["tokens_differ"]
+            if differ and against is None:  # nothing can be held against it; a variant is judged
+                raise Refused(f"{name}: {differ}")
 
         linked = {"model": model, "root": self._root}
         linked |= {"against": against} if against is not None else {}
@@ -194,9 +194,11 @@ class Measurer:
         rider = GENAI_ADAPTER if file == GENAI else ADAPTER
 
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
+            splits = read_splits(inputs["data"])
             job = self._job(inputs, file, folder) | {
                 "adapter": str(inputs["adapter"] / rider) if "adapter" in inputs else None,
-                "prompts": self._prompts(inputs, test_rows(recipe, read_splits(inputs["data"]))),
+                "prompts": self._prompts(inputs, test_rows(recipe, splits)),
+                "wanted": self._wanted(inputs, before_rows(recipe, splits)),
             }
             measure(job, report)
 
@@ -220,6 +222,14 @@ class Measurer:
         template = template_of(inputs["root"])
         return [template.render(chat(self._recipe, row)) for row in rows]
 
+    def _wanted(self, inputs: Folders, rows: tuple[Row, ...]) -> list[tuple[str, str]]:
+        """Prompts and the answers that are wanted, with the end of their turn; a structured one is scored."""
+        if answer_fields(self._recipe):
+            return []
+        known = vocabulary(read_header(inputs["root"] / REFERENCE_FILE))
+        wanted = [row.answer + known.tokens[known.eos] for row in rows]
+        return list(zip(self._prompts(inputs, rows), wanted, strict=True))
+
     def _job(self, inputs: Folders, file: str, folder: Path) -> dict[str, object]:
         evaluate = self._recipe.evaluate
         return {
@@ -238,7 +248,7 @@ class Measurer:
 
     def _tools(self, file: str) -> dict[str, str]:
         engine = "onnxruntime-genai" if file == GENAI else "llama-cpp-python"
-        return versions(engine) | {"outpost-measure": "2"}
+        return versions(engine) | {"outpost-measure": "3"}
 
     def _logits(self, tokens: int) -> int:
         """Bytes of the distributions of so many tokens, as float16."""

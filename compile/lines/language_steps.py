@@ -21,6 +21,7 @@ from compile.gguf.folder import import_folder
 from compile.line import REFERENCE, versions
 from compile.lines.language import (
     ADAPTER,
+    BASELINES,
     FIXED,
     GENAI,
     HF,
@@ -61,19 +62,22 @@ class LanguageSteps:
     def parts(self, recipe_digest: Digest) -> LanguageParts:
         """Every step of the line, by role."""
         recipe = self._recipe
-        root = base = self._base()
+        root = against = base = self._base()
         data = self._data() if recipe.data is not None else None
         tuned = adapter = None
         if recipe.prune is not None:
             root = self._as_base("pruned-base", self._pruned(recipe.prune, root, data))
+        untrained = root
         # What is cut is held against the whole; what learns something new, against itself before it shrinks.
-        against = base
         if recipe.finetune is not None:
             tuned = self._tuned(recipe.finetune, root, data)
             if recipe.has_adapter:
                 adapter = self._adapter(root, tuned)
             else:
-                against = root = self._as_base("tuned-base", tuned)
+                root = self._as_base("tuned-base", tuned)
+            against = root
+        measurer = Measurer(self._sources, root, data)
+        variants = self._variants(measurer, against, root, data, tuned, adapter)
         return LanguageParts(
             recipe=recipe,
             recipe_digest=recipe_digest,
@@ -87,14 +91,29 @@ class LanguageSteps:
             tuned=tuned,
             adapter=adapter,
             baselines=self._baselines(data) if data is not None else None,
-            variants=self._variants(against, root, data, tuned, adapter),
+            before=self._before(measurer, untrained, variants[REFERENCE].fidelity),
+            variants=variants,
         )
 
+    def _before(self, measurer: Measurer, untrained: Step, reference: Step) -> Step | None:
+        """What the model says before training: with an adapter, the reference without it says that."""
+        if self._recipe.finetune is None:
+            return None
+        if self._recipe.has_adapter:
+            return reference
+        return measurer.fidelity("before-training", untrained, REFERENCE_FILE, reference, True, None)
+
     def _variants(
-        self, against: Step, root: Step, data: Step | None, tuned: Step | None, adapter: Step | None
+        self,
+        measurer: Measurer,
+        against: Step,
+        root: Step,
+        data: Step | None,
+        tuned: Step | None,
+        adapter: Step | None,
     ) -> dict[str, VariantSteps]:
         """The reference first, then what the recipe asks for."""
-        maker, measurer = self._maker, Measurer(self._sources, root, data)
+        maker = self._maker
         reference = measurer.variant(REFERENCE, against, REFERENCE_FILE, None, adapter, None, None)
         wanted = self._recipe.variants
         calibrated = merged_importance = None
@@ -457,7 +476,7 @@ class LanguageSteps:
             for name in fields:
                 found = baselines(known, [row.fields[name] for row in splits.train], texts)
                 said[name] = {one.name: list(one.labels) for one in found}
-            (folder / "baselines.json").write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
+            (folder / BASELINES).write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 
         return Step(
             "baselines", {"fields": fields}, {"data": data}, versions("scikit-learn"), work, 8, 0, 270_000_000

@@ -23,7 +23,7 @@ FIDELITY = (
     "fallback_tensors",
 )
 """What every variant is measured in, whatever the data: against the reference, on held-out text."""
-TEXT_METRICS = ("exact_match", "chrf", "bleu", "rouge_l", "answer_agreement")
+TEXT_METRICS = ("exact_match", "chrf", "bleu", "rouge_l", "answer_perplexity", "answer_agreement")
 ADAPTER_METRICS = ("adapter_effect", "adapter_margin", "answer_kl")
 
 

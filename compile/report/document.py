@@ -76,7 +76,8 @@ def _variant(one: VariantResult, is_reference: bool) -> dict[str, Any]:
 
 
 def _alone(one: Measured) -> dict[str, Any]:
-    return {"value": _finite(one.value), "interval": _span(one.interval), "samples": one.samples}
+    found = {"value": _finite(one.value), "interval": _span(one.interval), "samples": one.samples}
+    return found if one.ci95 is None else found | {"reference": one.reference, "ci95": _span(one.ci95)}
 
 
 def _finite(value: float) -> float | None:
