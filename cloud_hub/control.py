@@ -13,6 +13,8 @@ from cloud_hub import registry, rollout
 from cloud_hub.errors import WrongUse
 from cloud_hub.registry import DeviceRow
 from cloud_hub.rollout import Rollout, RolloutState
+from models.digest import Digest
+from models.forecast import unfit
 from sync.protocol import Desired, ProbationTerms
 
 
@@ -39,6 +41,19 @@ def start_rollout(
             ended = replace(old, state=RolloutState.SUPERSEDED, reason=f"rollout {made.id} took over")
             registry.set_rollout(connection, ended, now)
     return made
+
+
+def unfit_devices(connection: Connection, release: Digest, group: str) -> dict[str, str]:
+    """The devices of a group that will refuse a release, and why, as far as they said what they are."""
+    manifest = registry.find_release(connection, release).manifest
+    found = {}
+    for row in registry.devices(connection):
+        machine = row.reported.machine if row.reported is not None else None
+        if row.group == group and row.revoked_at is None and machine is not None:
+            why = unfit(manifest, machine)
+            if why is not None:
+                found[row.id] = why
+    return found
 
 
 def steer_rollout(connection: Connection, number: int, verb: str, now: float) -> Rollout:

@@ -167,6 +167,15 @@ UPSTREAMS = Table(
     Column("accepts", Text, nullable=False),  # JSON: further model names that are sent here
     Column("key_file", Text),
 )
+FIGURES = Table(
+    "figure",
+    _METADATA,
+    Column("device", Text, primary_key=True),
+    Column("release_digest", Text, primary_key=True),
+    Column("profile", Text),
+    Column("figures", LargeBinary, nullable=False),  # canonical bytes of the last Figures
+    Column("reported_at", Double, nullable=False),
+)
 
 # Types that the two dialects spell differently are written {serial} and {bytes}.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -210,6 +219,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # Until here every device began at epoch 1, and its last key is the only one that was kept.
         "INSERT INTO device_key (device, epoch, public_key, enrolled_at)"
         " SELECT id, 1, public_key, enrolled_at FROM device",
+    ),
+    (
+        "CREATE TABLE figure (device TEXT NOT NULL, release_digest TEXT NOT NULL REFERENCES release (digest),"
+        " profile TEXT, figures {bytes} NOT NULL, reported_at DOUBLE PRECISION NOT NULL,"
+        " PRIMARY KEY (device, release_digest))",
     ),
 )
 

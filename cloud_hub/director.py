@@ -9,8 +9,9 @@ import logging
 from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import Connection
 
-from cloud_hub import control, fleet, registry
+from cloud_hub import control, figures, fleet, registry
 from cloud_hub.database import Database
 from cloud_hub.errors import HubError
 from cloud_hub.ingest import Contradiction, Gap, ingest
@@ -98,7 +99,12 @@ class Director:
         if row.reported and not fleet.report_is_newer(message, row.reported):
             return  # a broker that repeats what it kept
         heard = None if incoming.retained else self._now()
-        await self._database.writing(lambda connection: registry.set_reported(connection, message, heard))
+
+        def store(connection: Connection) -> None:
+            registry.set_reported(connection, message, heard)
+            figures.keep(connection, message)
+
+        await self._database.writing(store)
         self.counts["reported"] += 1
 
     async def _status(self, incoming: Incoming) -> None:

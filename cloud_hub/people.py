@@ -153,6 +153,10 @@ def _fleet(
     async def releases() -> Any:
         return {"releases": (await picture())["releases"]}
 
+    @router.get("/figures", dependencies=may_view)
+    async def figures() -> Any:
+        return {"figures": [each for device in (await picture())["devices"] for each in device["figures"]]}
+
     @router.get("/rollouts", dependencies=may_view)
     async def rollouts() -> Any:
         return {"rollouts": (await picture())["rollouts"]}
@@ -166,11 +170,13 @@ def _fleet(
         waves = parse_waves(order.waves)
 
         def start(connection: Connection) -> Any:
-            return control.start_rollout(
+            made = control.start_rollout(
                 connection, order.release, order.group, waves, order.probation, now()
             )
+            unfit = control.unfit_devices(connection, made.assignment.release, order.group)
+            return {**control.rollout_facts(made), "unfit": unfit}
 
-        return control.rollout_facts(await database.writing(start))
+        return await database.writing(start)
 
     @router.post("/rollouts/{number}/{verb}", dependencies=may_operate)
     async def steer(number: int, verb: str) -> Any:

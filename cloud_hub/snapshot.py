@@ -3,6 +3,7 @@
 from sqlalchemy import Connection
 
 from cloud_hub import registry
+from cloud_hub.figures import figure_rows
 from cloud_hub.ingest import audit_rows, evidence_rows
 from cloud_hub.view import Rows
 
@@ -15,4 +16,5 @@ def read_rows(connection: Connection) -> Rows:
         rollouts=registry.rollouts(connection),
         audits=audit_rows(connection),
         evidence=evidence_rows(connection),
+        figures=figure_rows(connection),
     )

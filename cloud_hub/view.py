@@ -4,11 +4,12 @@ Pure: rows and the time come in, plain JSON values go out.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cloud_hub import fleet
 from cloud_hub.control import decision_devices, rollout_facts
+from cloud_hub.figures import FigureRow, figure_facts, measured
 from cloud_hub.registry import DeviceRow, ReleaseRow
 from cloud_hub.rollout import UNFINISHED, Device, Rollout, RolloutState, settled
 from sync.protocol import ReleaseReport, State
@@ -45,11 +46,16 @@ class Rows:
     rollouts: Sequence[Rollout]
     audits: Sequence[AuditRow]
     evidence: Sequence[EvidenceRow]
+    figures: Sequence[FigureRow] = ()
 
 
 def picture(rows: Rows, now: float, stale_after: float) -> dict[str, Any]:
     """``{"devices", "releases", "rollouts", "audit", "summary"}``. Times: seconds since the epoch."""
-    devices = [device_facts(row, rows.audits, now, stale_after) for row in rows.devices]
+    figures = _figures(rows)
+    devices = [
+        {**device_facts(row, rows.audits, now, stale_after), "figures": figures.get(row.id, [])}
+        for row in rows.devices
+    ]
     known = {each.id: each for each in decision_devices(rows.devices)}
     audit = [_audit(row, rows) for row in rows.devices]
     return {
@@ -110,6 +116,7 @@ def device_facts(
         "audit": reported.audit.model_dump() if reported and reported.audit else None,
         "audit_committed": sum(each.size for each in audits if each.device == row.id),
         "facts": dict(reported.facts) if reported else {},
+        "machine": asdict(reported.machine) if reported and reported.machine else None,
     }
 
 
@@ -124,6 +131,16 @@ def _report(each: ReleaseReport) -> dict[str, Any]:
         "attempts": each.attempts,
         "since": each.at.get(each.state),
     }
+
+
+def _figures(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+    """What each device measured, by device; ``measured`` says it in words."""
+    manifests = {row.digest: row.manifest for row in rows.releases}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.figures:
+        facts = figure_facts(row, manifests[row.release])
+        found.setdefault(row.device, []).append({**facts, "measured": measured(facts)})
+    return found
 
 
 def _release(row: ReleaseRow, devices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

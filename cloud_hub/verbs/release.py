@@ -7,6 +7,7 @@ import click
 
 from cloud_hub import registry
 from cloud_hub.errors import Refused
+from cloud_hub.figures import figure_facts, figure_rows, measured
 from cloud_hub.home import Home
 from cloud_hub.verbs.common import age, database, emit, home_option, json_option, now, seconds, table
 from models.store import TARGETS_FILE, read_release
@@ -104,3 +105,29 @@ def list_releases(home: Home, as_json: bool) -> None:
             ],
         ),
     )
+
+
+@release.command()
+@home_option
+@click.option("--release", "reference", help="NAME@VERSION, KIND/NAME@VERSION or a digest.  [default: all]")
+@json_option
+def figures(home: Home, reference: str | None, as_json: bool) -> None:
+    """Show what devices measured; with --json, as outpost-compile --figures reads it."""
+    with database(home) as opened, opened.read() as connection:
+        wanted = None if reference is None else registry.find_release(connection, reference).digest
+        manifests = {row.digest: row.manifest for row in registry.releases(connection)}
+        found = [
+            figure_facts(row, manifests[row.release])
+            for row in figure_rows(connection)
+            if wanted is None or row.release == wanted
+        ]
+    rows = [
+        (
+            each["device"],
+            each["profile"] or "",
+            f"{each['kind']}/{each['name']}@{each['version']}",
+            measured(each),
+        )
+        for each in found
+    ]
+    emit(as_json, {"figures": found}, table(("DEVICE", "PROFILE", "RELEASE", "MEASURED"), rows))

@@ -4,7 +4,7 @@ import click
 
 from cloud_hub import registry
 from cloud_hub import rollout as decide
-from cloud_hub.control import rollout_facts, start_rollout, steer_rollout
+from cloud_hub.control import rollout_facts, start_rollout, steer_rollout, unfit_devices
 from cloud_hub.home import Home
 from cloud_hub.verbs.common import POSITIVE, counted, database, emit, home_option, json_option, seconds, table
 from sync.protocol import ProbationTerms
@@ -52,13 +52,14 @@ def create(
     with database(home) as opened, opened.write() as connection:
         made = start_rollout(connection, reference, group, fractions, terms, seconds())
         members = sum(row.group == group for row in registry.devices(connection))
-    facts = rollout_facts(made)
-    emit(
-        as_json,
-        facts,
+        unfit = unfit_devices(connection, made.assignment.release, group)
+    facts = {**rollout_facts(made), "unfit": unfit}
+    lines = [
         f"Rollout {made.id}: {facts['release']} to group {group} ({counted(members, 'device')}), "
-        f"waves {waves}.",
-    )
+        f"waves {waves}."
+    ]
+    lines += [f"WARNING: {device} will refuse it: {why}" for device, why in unfit.items()]
+    emit(as_json, facts, "\n".join(lines))
 
 
 def _steer(name: str, summary: str) -> None:

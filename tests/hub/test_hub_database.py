@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import inspect
 
-from cloud_hub import access, control, database, registry
+from cloud_hub import access, control, database, figures, registry
 from cloud_hub.access import Role
 from cloud_hub.database import AUDIT_RING, Database
 from cloud_hub.errors import InvalidToken, NotFound, Refused, StorageFailed, WrongUse
@@ -17,9 +17,20 @@ from cloud_hub.snapshot import read_rows
 from cloud_hub.view import device_facts, picture
 from models.digest import Digest
 from models.manifest import Manifest
+from models.profiles import Machine
 from sync.audit import TOMBSTONE, Checkpoint, Frontier, Leaf, leaf_hash, origin_of
 from sync.errors import BadSignature, InvalidMessage
-from sync.protocol import AuditRecord, AuditReport, AuditSegment, IngestReceipt, ProbationTerms, Reported
+from sync.protocol import (
+    AuditRecord,
+    AuditReport,
+    AuditSegment,
+    Figures,
+    IngestReceipt,
+    ProbationTerms,
+    ReleaseReport,
+    Reported,
+    State,
+)
 from sync.signing import open_envelope, sign
 from sync.verify import verify_trail
 
@@ -34,7 +45,7 @@ def test_the_migrations_make_the_tables_that_the_queries_name(database: Database
             assert found.keys() == set(table.columns.keys()), table.name
             wanted = {each.name: each.nullable for each in table.columns if not each.primary_key}
             assert {name: found[name] for name in wanted} == wanted, table.name
-    assert database.migrate() == 2
+    assert database.migrate() == 3
 
 
 def test_a_newer_database_is_refused_and_a_failed_transaction_leaves_nothing(database: Database) -> None:
@@ -122,8 +133,9 @@ def test_an_id_is_not_taken_over_unless_it_was_revoked(database: Database) -> No
 def test_devices_of_the_first_schema_keep_their_key_and_their_epoch(database: Database) -> None:
     with database.write() as connection:
         registry.add_device(connection, "a", "g", KEY.public_key().public_bytes_raw(), 1.0)
-        connection.exec_driver_sql("DROP TABLE device_key")
-        connection.exec_driver_sql("DELETE FROM migration WHERE number = 2")
+        for table in ("device_key", "figure"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+        connection.exec_driver_sql("DELETE FROM migration WHERE number >= 2")
     database.migrate()
     with database.read() as connection:
         assert registry.keys_of(connection, "a") == {1: KEY.public_key()}
@@ -171,6 +183,61 @@ def test_rollouts_survive_their_rows_and_move_desired_states(database: Database)
         assert [each.assignments for each in control.tick(connection, 5.0)] == [(), ()]
         with pytest.raises(NotFound):
             registry.find_release(connection, "m@9.9.9")
+
+
+def measuring(device: str, speeds: dict[str, float], at: float = 1.0) -> Reported:
+    """A report of a device that measured releases of these digests."""
+    return Reported(
+        device=device,
+        session="s",
+        sequence=1,
+        desired_version=0,
+        releases=tuple(
+            ReleaseReport(
+                kind="model",
+                name="m",
+                version="1.0.0",
+                release=digest,
+                state=State.COMMITTED,
+                figures=Figures(
+                    format="gguf", precision="q8_0", parameters=7, weight_bytes=8, decode_per_second=speed
+                ),
+            )
+            for digest, speed in speeds.items()
+        ),
+        at=at,
+        machine=Machine("x86-64-avx2", 2, 8_000_000_000),
+    )
+
+
+def test_the_last_figures_of_each_device_and_release_are_kept(database: Database) -> None:
+    with database.write() as connection:
+        for name in ("a", "b"):
+            registry.add_device(connection, name, "g", KEY.public_key().public_bytes_raw(), 1.0)
+        first, second = release(connection, "1.0.0"), release(connection, "2.0.0")
+        nowhere = Digest.of(b"never published")
+        for report in (
+            measuring("a", {first: 10.0, second: 20.0, nowhere: 30.0}),
+            measuring("b", {first: 11.0}),
+            measuring("a", {first: 12.0}, at=5.0),
+            measuring("a", {first: 12.0}, at=9.0),  # nothing new
+        ):
+            registry.set_reported(connection, report, 1.0)
+            figures.keep(connection, report)
+    with database.read() as connection:
+        rows = {(row.device, row.release): row for row in figures.figure_rows(connection)}
+        shown = picture(read_rows(connection), 10.0, 60.0)["devices"][0]
+    assert {key: row.figures.decode_per_second for key, row in rows.items()} == {
+        ("a", first): 12.0,
+        ("a", second): 20.0,
+        ("b", first): 11.0,
+    }
+    assert rows["a", first].reported_at == 5.0 and rows["a", first].profile == "x86-64-avx2"
+    assert {each["version"]: each["measured"] for each in shown["figures"]} == {
+        "1.0.0": "12.0 tokens/s",
+        "2.0.0": "20.0 tokens/s",
+    }
+    assert shown["machine"] == {"profile": "x86-64-avx2", "cores": 2, "memory_bytes": 8_000_000_000}
 
 
 def saying(device: str, **facts: object) -> Reported:
