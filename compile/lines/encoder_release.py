@@ -10,9 +10,9 @@ from compile.evaluate.texts import read_measured
 from compile.findings import Findings
 from compile.forecast import fitting
 from compile.line import REFERENCE, speed_of
-from compile.lines.encoder import EncoderLine, evaluated
+from compile.lines.encoder import EncoderParts, engine_of, evaluated
 from compile.lines.encoder_findings import lineage
-from compile.lines.encoder_steps import engine_of, release_files, tensorrt_tokens
+from compile.lines.encoder_work import release_files, tensorrt_tokens
 from compile.lines.tensorrt import RECIPE, asked_variant, package_recipe
 from compile.onnx.export import TOKENIZER
 from compile.onnx.files import MODEL
@@ -24,7 +24,7 @@ from models.manifest import Engine, Kind, Manifest, Probe
 from models.probes import label_answer, vector_answer
 
 
-def package(line: EncoderLine, cache: Cache, findings: Findings, out: Path) -> dict[str, Path]:
+def package(line: EncoderParts, cache: Cache, findings: Findings, out: Path) -> dict[str, Path]:
     """Write the chosen variant's release. Raises ``CompileError`` when nothing can be probed."""
     recipe = line.recipe
     chosen = next(one for one in findings.variants if one.name == findings.chosen)
@@ -53,7 +53,7 @@ def package(line: EncoderLine, cache: Cache, findings: Findings, out: Path) -> d
 
 
 def _tensorrt(
-    line: EncoderLine, cache: Cache, findings: Findings, beside: Manifest, out: Path
+    line: EncoderParts, cache: Cache, findings: Findings, beside: Manifest, out: Path
 ) -> dict[str, Path]:
     """The recipe of an engine, where one is wanted and its variant passed."""
     section, exported = line.recipe.tensorrt, cache.folder(line.exported)
@@ -81,7 +81,7 @@ def _tensorrt(
     return {place.name.removesuffix(f"-{beside.version}"): place}
 
 
-def _probes(line: EncoderLine, cache: Cache, chosen: VariantResult, engine: Engine) -> tuple[Probe, ...]:
+def _probes(line: EncoderParts, cache: Cache, chosen: VariantResult, engine: Engine) -> tuple[Probe, ...]:
     """Measured texts with the variant's own answers; of a classifier the surest right ones, of as many
     labels as there are."""
     recipe, labels = line.recipe, engine.labels

@@ -10,7 +10,7 @@ def make_line(path: Path, workshop: Workshop) -> Line:
     """Read a recipe and what it names. Raises ``BadRecipe``."""
     recipe, beside = load_recipe(path), path.resolve().parent
     if recipe.task in ("embed", "classify"):
-        from compile.lines.encoder import EncoderLine
+        from compile.lines.encoder_line import EncoderLine
 
         return EncoderLine.make(recipe, path, beside, workshop)
     if recipe.task in ("inspect", "classify-image"):

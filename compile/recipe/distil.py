@@ -78,25 +78,40 @@ class DistilSequences(Section):
     keep_answers: bool = Field(default=True, description="Rows that have an answer keep it.")
 
 
-class DistilVectors(Section):
-    """An encoder with fewer layers learns the teacher's sentence vectors."""
+class _DistilEncoder(Section):
+    """``texts``: more to learn from, one a line, of which the teacher alone says what to make; ``compare``:
+    the same student is trained without the teacher as well, and its scores stand in the report."""
+
+    texts: Source | None = None
+    compare: bool = False
+
+
+class DistilVectors(_DistilEncoder):
+    """An encoder with fewer layers learns the teacher's sentence vectors of the training rows."""
 
     kind: Literal["vectors"] = "vectors"
     teacher: Source
     cosine: float = Field(default=0.5, ge=0, le=1, description="Weight of 1 - cosine; the rest is MSE's.")
 
 
-class DistilLabels(Section):
-    """A classifier learns the labels that a teacher gives to texts without one.
+class DistilLabels(_DistilEncoder):
+    """A classifier learns the labels that a teacher gives to the training rows and to texts without one.
 
     The teacher is a classifier's folder, which gives probabilities at ``temperature``, or a model that
-    answers in text. ``hard`` is the weight of a text's own label where it has one.
+    answers in text. ``hard`` is the weight of a text's own label where it has one; at 1 the teacher is not
+    asked about the rows.
     """
 
     kind: Literal["labels"] = "labels"
     teacher: Source | TextTeacher
     temperature: float = Field(default=1.0, ge=1, le=20)
     hard: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> "DistilLabels":
+        if self.hard == 1 and self.texts is None:
+            raise ValueError("with hard: 1 rows learn their own labels alone: name texts for the teacher")
+        return self
 
 
 Distil = DistilLogits | DistilSequences | DistilVectors | DistilLabels

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compile.recipe.data import DataSource
+from compile.recipe.distil import DistilLabels, DistilVectors, Prune
 from compile.recipe.sections import BaseSource, RecipeBase, Section
 from compile.recipe.tensorrt import TextTensorRt
 from compile.recipe.training import FineTune
@@ -115,6 +116,8 @@ class _EncoderRecipe(RecipeBase):
     base: BaseSource
     data: DataSource
     text: TextSection = TextSection()
+    prune: Prune | None = None
+    finetune: FineTune | None = None
     export: ExportSection = ExportSection()
     variants: Annotated[tuple[EncoderVariant, ...], Field(min_length=1)]
     evaluate: EncoderEvaluate = EncoderEvaluate()
@@ -128,9 +131,23 @@ class _EncoderRecipe(RecipeBase):
         return self
 
     @model_validator(mode="after")
+    def _can_be_pruned(self) -> "_EncoderRecipe":
+        if self.prune is None:
+            return self
+        if self.prune.width is not None and self.prune.width.by == "taylor":
+            raise ValueError("prune.width.by: taylor (the default) needs answers; texts need by: activation")
+        heal = self.prune.heal
+        unknown = heal.model_fields_set - {"training"} if heal is not None else set()
+        if unknown:
+            raise ValueError(f"prune.heal: an encoder heals by vectors, without {', '.join(sorted(unknown))}")
+        return self
+
+    @model_validator(mode="after")
     def _tensorrt_takes_it(self) -> "_EncoderRecipe":
         if self.tensorrt is not None:
             self.tensorrt.check({one.name: one.not_for_tensorrt for one in self.variants}, self.release)
+            if self.tensorrt.variant == "reference" and self.reference != "itself":
+                raise ValueError(f"tensorrt.variant: the reference is the {self.reference}; name a variant")
             longest, tokens = self.text.max_tokens, self.tensorrt.tokens
             if longest is not None and tokens is not None and tokens[2] > longest:
                 raise ValueError(f"tensorrt.tokens: up to {tokens[2]}, and text.max_tokens is {longest}")
@@ -141,9 +158,26 @@ class _EncoderRecipe(RecipeBase):
         """The names under which variants are reported."""
         return tuple(variant.name for variant in self.variants)
 
+    @property
+    def reference(self) -> Literal["itself", "base", "teacher"]:
+        """Whose float export variants are held against: what is cut is held against the whole, what copies
+        a teacher's vectors against the teacher, what learns a task against itself before it shrinks."""
+        return "itself" if self.prune is None or self.finetune is not None else "base"
+
+
+def _check_student(distil: DistilVectors | DistilLabels, finetune: FineTune | None) -> None:
+    """A student is trained whole, by the objective of ``distil`` alone. Raises ``ValueError``."""
+    if finetune is None or finetune.method != "full":
+        raise ValueError("distil needs finetune with method: full, which says how the student is trained")
+    if finetune.first_layer or finetune.class_weights == "balanced":
+        raise ValueError("distil trains every layer, and weighs no class: leave first_layer, class_weights")
+
 
 class EmbedRecipe(_EncoderRecipe):
-    """A text embedder. Rows with a label are found by their label, rows with an answer by their answer."""
+    """A text embedder. Rows with a label are found by their label, rows with an answer by their answer.
+
+    The base is what ships, cut by ``prune`` and taught by ``distil``, where these are given.
+    """
 
     fixed_metrics: ClassVar[tuple[str, ...]] = (
         "cosine_mean",
@@ -162,10 +196,29 @@ class EmbedRecipe(_EncoderRecipe):
     )
 
     task: Literal["embed"]
+    distil: DistilVectors | None = None
+
+    @model_validator(mode="after")
+    def _is_taught(self) -> "EmbedRecipe":
+        if self.distil is not None:
+            _check_student(self.distil, self.finetune)
+        elif self.finetune is not None:
+            raise ValueError("an embedder is fine-tuned by a teacher: finetune needs distil")
+        return self
+
+    @property
+    def reference(self) -> Literal["itself", "base", "teacher"]:
+        """See ``_EncoderRecipe``."""
+        return "teacher" if self.distil is not None else super().reference
+
+    @property
+    def learns(self) -> bool:
+        """Whether any row is learned from, so that only the others may be measured on."""
+        return self.prune is not None or self.distil is not None
 
 
 class ClassifyRecipe(_EncoderRecipe):
-    """A text classifier. Without ``finetune`` the base is one already."""
+    """A text classifier. Without ``finetune`` the base is one already; with ``distil`` a teacher helps."""
 
     fixed_metrics: ClassVar[tuple[str, ...]] = (
         "accuracy",
@@ -179,4 +232,10 @@ class ClassifyRecipe(_EncoderRecipe):
     )
 
     task: Literal["classify"]
-    finetune: FineTune | None = None
+    distil: DistilLabels | None = None
+
+    @model_validator(mode="after")
+    def _is_taught(self) -> "ClassifyRecipe":
+        if self.distil is not None:
+            _check_student(self.distil, self.finetune)
+        return self

@@ -65,21 +65,9 @@ def train_classifier(
     """
     if settings.method not in ("full", "lora"):
         raise BadRecipe(f"finetune.method: {settings.method} makes no whole classifier; use full or lora")
-    from transformers import AutoModelForSequenceClassification
-
     tokenizer = load_encoder_tokenizer(hf_folder)
     with conditions(settings, threads):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            hf_folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            problem_type="single_label_classification",
-            ignore_mismatched_sizes=True,
-        )
-        model.config._name_or_path = ""
+        model = untrained(hf_folder, labels)
         longest = min(settings.max_tokens, model.config.max_position_embeddings)
         cut = settings.too_long == "truncate"
         train = encode_texts(splits.train, tokenizer, labels, longest, cut)
@@ -103,6 +91,28 @@ def train_classifier(
     return curve
 
 
+def untrained(hf_folder: Path, labels: Sequence[str]) -> Any:
+    """The encoder of a folder with a head for ``labels``, as training begins with it.
+
+    A head that the folder lacks, or has for another number of labels, is drawn at random: call it within
+    ``conditions``, whose seed decides. Law: after training for no step, it says what this one says.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        hf_folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        problem_type="single_label_classification",
+        ignore_mismatched_sizes=True,
+    )
+    model.config._name_or_path = ""
+    return model
+
+
 def facts(
     texts: Sequence[Text], unknown: int | None, longest: int, weights: Sequence[float]
 ) -> dict[str, Any]:
@@ -121,22 +131,43 @@ def facts(
     }
 
 
-def predict(
-    folder: Path, texts: Sequence[str], max_tokens: int, threads: int, batch: int = 32
-) -> "npt.NDArray[np.float32]":
+def predict(folder: Path, texts: Sequence[str], max_tokens: int, threads: int) -> "npt.NDArray[np.float32]":
     """Probabilities [texts, labels] of a classifier's folder; longer texts are cut."""
-    import numpy as np
     from transformers import AutoModelForSequenceClassification
 
-    tokenizer = load_encoder_tokenizer(folder)
-    with conditions(FineTune(), threads), torch.no_grad():
+    with conditions(FineTune(), threads):
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
-        ).eval()
-        longest = min(max_tokens, model.config.max_position_embeddings)
-        ids = [_ids(tokenizer, text, longest) for text in texts]
-        result = np.zeros((len(texts), model.config.num_labels), dtype=np.float32)
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        )
+        return _answer(model, load_encoder_tokenizer(folder), texts, max_tokens)
+
+
+def predict_untrained(
+    hf_folder: Path,
+    labels: Sequence[str],
+    settings: FineTune,
+    texts: Sequence[str],
+    max_tokens: int,
+    threads: int,
+) -> "npt.NDArray[np.float32]":
+    """The same of the classifier that training with ``settings`` begins with."""
+    with conditions(settings, threads):
+        model = untrained(hf_folder, labels)
+        return _answer(model, load_encoder_tokenizer(hf_folder), texts, max_tokens)
+
+
+def _answer(
+    model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, batch: int = 32
+) -> "npt.NDArray[np.float32]":
+    """Probabilities, texts of like length together."""
+    import numpy as np
+
+    longest = min(max_tokens, model.config.max_position_embeddings)
+    ids = [_ids(tokenizer, text, longest) for text in texts]
+    result = np.zeros((len(texts), model.config.num_labels), dtype=np.float32)
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    model.eval()
+    with torch.no_grad():
         for at in range(0, len(order), batch):
             chosen = order[at : at + batch]
             padded = _pad([ids[index] for index in chosen], tokenizer.pad_token_id)

@@ -21,7 +21,7 @@ from compile.recipe.training import FineTune
 from compile.steps import Report
 from compile.training import prune
 from compile.training.causal import copy_tokenizer
-from compile.training.classifier import Labels, Text, load_encoder_tokenizer
+from compile.training.classifier import Labels, Text, load_encoder_tokenizer, untrained
 from compile.training.distil_encoder import calm, collate, encode
 from compile.training.teacher import ANSWERS, Teacher, ask
 from compile.training.trainer import Batch, Epoch, conditions, fit, write_curve
@@ -158,8 +158,6 @@ def distil_classifier(
     own and the rest of the teacher's; ``validation`` has labels of its own. The metric is macro-F1. A run
     that was killed goes on. Raises ``BadData``, ``BadRecipe``, ``TrainingFailed``.
     """
-    from transformers import AutoModelForSequenceClassification
-
     place = {label: at for at, label in enumerate(labels)}
     bare = [one for one in (*train, *validation) if not one.label and not one.probabilities]
     if bare or any(not one.label for one in validation):
@@ -177,15 +175,7 @@ def distil_classifier(
         for some in (train, validation)
     ]
     with conditions(settings, threads):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            hf_folder,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id=place,
-            dtype=torch.float32,
-            local_files_only=True,
-        )
-        model.config._name_or_path = ""
+        model = untrained(hf_folder, labels)
         if settings.dropout:
             calm(model, settings.dropout)
         objective = _SoftLabels(labels, distil.hard, load_encoder_tokenizer(hf_folder).pad_token_id)

@@ -7,6 +7,7 @@ Opens no address but the one that the recipe names: redirects are not followed, 
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import random
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from compile.errors import TeacherFailed
+from compile.errors import BadRecipe, TeacherFailed
 from compile.recipe.distil import TextTeacher
 from compile.steps import Report
 from models.engines.base import GenerateRequest, Sampling
@@ -82,6 +83,29 @@ def ask(
             done += 1
             report(done / len(set(keys)), f"answer {done} of {len(set(keys))}")
     return [known.get(key) for key in keys]
+
+
+@contextlib.contextmanager
+def open_teacher(
+    settings: TextTeacher, file: Path | None, environment: Mapping[str, str], threads: int
+) -> Iterator[Teacher]:
+    """The teacher that a recipe describes; ``file`` is where its GGUF lies, None for one at a url.
+
+    Raises ``BadRecipe`` where ``environment`` has no key of the name that the recipe gives, and what
+    ``LocalTeacher`` raises.
+    """
+    teacher: LocalTeacher | RemoteTeacher
+    if file is not None:
+        teacher = LocalTeacher(file, settings, threads)
+    else:
+        key = environment.get(settings.key_variable or "")
+        if settings.key_variable is not None and key is None:
+            raise BadRecipe(f"distil.teacher.key_variable: the environment has no {settings.key_variable}")
+        teacher = RemoteTeacher(settings, key, time.sleep)
+    try:
+        yield teacher
+    finally:
+        teacher.close()
 
 
 class LocalTeacher:

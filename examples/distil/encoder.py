@@ -13,7 +13,6 @@ correlation with what people said of the likeness of those articles. About four 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from common import Line, articles, options, package_file, progress, size_of, table
@@ -27,6 +26,7 @@ def main() -> None:
     from compile.recipe.distil import DistilVectors, PruneDepth
     from compile.recipe.sections import Source
     from compile.recipe.training import FineTune
+    from compile.training.contrast import contrast
     from compile.training.distil_encoder import distil_encoder
     from compile.training.prune_depth import prune_depth
 
@@ -58,7 +58,17 @@ def main() -> None:
         time.monotonic,
         progress("with teacher"),
     )
-    contrast(fresh, passages, held, settings, both["without"], chosen.threads)
+    contrast(
+        fresh,
+        passages,
+        held,
+        settings,
+        both["without"],
+        both["without"] / "scratch",
+        chosen.threads,
+        time.monotonic,
+        progress("without"),
+    )
     lines, liked = [], {}
     for name, folder in (
         ("teacher", teacher),
@@ -112,71 +122,6 @@ def judge(folder: Path, test: Sequence[str], threads: int) -> tuple[list[float],
     return [float(np.mean(ranks[at])) for at in sorted(ranks)], float(
         spearmanr((whole @ whole.T)[upper], people[upper]).statistic
     )
-
-
-def contrast(
-    student: Path, train: Sequence[str], validation: Sequence[str], settings: Any, target: Path, threads: int
-) -> None:
-    """Train without a teacher, on the same trainer: the halves of a passage find each other."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from compile.training import prune
-    from compile.training.distil_encoder import calm, collate, encode, pooling, vectors
-    from compile.training.trainer import Judged, Objective, conditions, fit
-
-    class Halves(Objective):
-        def length(self, example: Any) -> int:
-            return len(example[0])
-
-        def collate(self, examples: Any) -> Any:
-            return collate([half for side in (0, 1) for half in (one[side] for one in examples)], 0)
-
-        def weight(self, batch: Any) -> Any:
-            return torch.tensor(len(batch["input_ids"]) / 2)
-
-        def found(self, model: Any, batch: Any) -> Any:
-            left, right = vectors(model, batch, pooling(student)).chunk(2)
-            return left @ right.T / 0.05
-
-        def loss(self, model: Any, batch: Any) -> Any:
-            near = self.found(model, batch)
-            own = torch.arange(len(near))
-            return (
-                cross_entropy(near, own, reduction="sum") + cross_entropy(near.T, own, reduction="sum")
-            ) / 2
-
-        def judge(self, model: Any, batch: Any) -> Any:
-            near = self.found(model, batch)
-            right = near.argmax(-1) == torch.arange(len(near))
-            return Judged(float(self.loss(model, batch)), len(near), right.tolist())
-
-        def metric(self, outcomes: Any) -> float:
-            return sum(outcomes) / len(outcomes)
-
-    def halves(texts: Sequence[str]) -> list[Any]:
-        words = [text.split() for text in texts]
-        sides = [
-            encode(student, [" ".join(one[: len(one) // 2]) for one in words], 256),
-            encode(student, [" ".join(one[len(one) // 2 :]) for one in words], 256),
-        ]
-        return list(zip(*sides, strict=True))
-
-    with conditions(settings, threads):
-        model = prune.load(student)
-        calm(model, settings.dropout)
-        fit(
-            model,
-            Halves(),
-            halves(train),
-            halves(validation),
-            settings,
-            target / "scratch",
-            threads,
-            time.monotonic,
-            progress("without"),
-        )
-        prune.save(model.eval(), student, target)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from onnxruntime import InferenceSession
 
 from compile.errors import BadData, BadRecipe, Refused, UnsupportedBase
 from compile.line import REFERENCE, Workshop
-from compile.lines.encoder_steps import check_token_ids, reference_ids
+from compile.lines.encoder_work import check_token_ids, reference_ids
 from compile.lines.make import make_line
 from compile.report.page import write_report
 from compile.steps import Cache, in_order
@@ -109,7 +109,11 @@ def test_a_classifier_from_untrained_weights_to_a_release_that_answers(tiny, tmp
     mixed = findings.variants[0]
     assert mixed.settings["kept_in_float"] and mixed.settings["effects"], mixed.settings
     assert mixed.ledger
-    assert {one.name for one in findings.beside} == {"majority class", "TF-IDF + logistic regression"}
+    beside = {one.name: one.metrics["accuracy"] for one in findings.beside}
+    assert set(beside) == {"majority class", "TF-IDF + logistic regression", "before training"}
+    trained = next(one.measured for one in findings.reference.verdicts if one.metric == "accuracy")
+    assert beside["before training"].samples == trained.samples
+    assert trained.value > beside["before training"].value + 0.2
     assert findings.curve and findings.headline == "accuracy"
     assert findings.lineage["training_texts"]["unknown_tokens"] == 0.0
     out = tmp_path / "out"
