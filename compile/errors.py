@@ -4,6 +4,7 @@
 
     CompileError
     ├── BadRecipe            a recipe with a wrong key, a wrong value or a file that is not there (exit 2)
+    ├── BadFigures           a file that is not figures of devices as the hub writes them (exit 2)
     ├── BadData              a data set with bad rows or near-duplicates across its splits; lists them
     ├── UnsupportedBase      a base model that cannot be brought into shape exactly
     ├── TrainingFailed       a run that cannot begin or that diverged; says at which epoch
@@ -19,6 +20,10 @@ class CompileError(Exception):
 
 class BadRecipe(CompileError):
     """A recipe is wrong. The message names file, line and key, and the nearest valid key."""
+
+
+class BadFigures(CompileError):
+    """A file does not hold what devices measured; the message names it."""
 
 
 class BadData(CompileError):

@@ -20,7 +20,12 @@ EMBED = Engine(task="embed", text=TextInput(max_tokens=8, pooling="mean"))
 
 
 def write_onnx_release(
-    folder: Path, needs: Engine, seed: int = 0, version: str = "1.0.0", expected: str | None = None
+    folder: Path,
+    needs: Engine,
+    seed: int = 0,
+    version: str = "1.0.0",
+    expected: str | None = None,
+    profiles: tuple[str, ...] = (),
 ) -> Manifest:
     """A release of an inspection or of an embedder, weights beside the graph, with a probe that holds."""
     made = folder.parent / f"{folder.name}-made"
@@ -44,6 +49,7 @@ def write_onnx_release(
         format="onnx",
         precision="fp32",
         files=tuple(describe_file(path, name) for name, path in paths.items()),
+        profiles=profiles,
         engine=needs,
         license="MIT",
     )

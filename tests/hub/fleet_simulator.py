@@ -124,6 +124,10 @@ class RunningHub:
         """Sign a release with the offline key and publish it; returns its digest."""
         folder = self.root / "releases" / f"{manifest.name}-{manifest.version}"
         write_release(folder, manifest, files)
+        return self.publish_folder(folder)
+
+    def publish_folder(self, folder: Path) -> str:
+        """The same of a release that is written already."""
         offline = self.root / "offline"
         self.cli(
             "release",

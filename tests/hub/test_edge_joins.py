@@ -3,10 +3,20 @@
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet_simulator import RunningHub, make_hub
+from onnx_releases import EMBED, write_onnx_release
+
+from compile.forecast import read_figures
+from models.forecast import Workload, forecast
+from models.machine import this_machine
+from models.profiles import profile
 
 EDGE = Path(sys.executable).parent / "outpost-edge"
 
@@ -72,3 +82,60 @@ def test_a_device_keeps_the_epoch_that_the_hub_gave_it(tmp_path: Path) -> None:
     del told["epoch"]
     file.write_text(json.dumps(told))
     assert json.loads(edge("status", "--home", file.parent, "--json").stdout)["audit"]["epoch"] == 1
+
+
+@contextmanager
+def member(home: Path) -> Iterator[None]:
+    """The device at ``home``, serving."""
+    command = [str(EDGE), "serve", "--home", str(home), "--port", "0"]
+    with (home.parent / "edge.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(15)
+
+
+def eventually(look: Callable[[], Any], seconds: float = 30) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+    return found
+
+
+def test_what_a_device_measures_corrects_the_next_forecast(tmp_path: Path) -> None:
+    hub, home, machine = make_hub(tmp_path), tmp_path / "press-01", this_machine()
+    write_onnx_release(tmp_path / "minilm-1", EMBED)
+    write_onnx_release(tmp_path / "minilm-2", EMBED, seed=1, version="2.0.0", profiles=("sm_80",))
+    release = hub.publish_folder(tmp_path / "minilm-1")
+    with hub.serving():
+        joining = ("--hub", hub.url, "--token-file", token(hub, tmp_path / "token"), "--home", home)
+        edge("enroll", *joining, "--device", "press-01")
+        with member(home):
+            ordered = hub.cli("rollout", "create", "--release", "minilm@1.0.0", "--group", "line-1")
+            assert ordered["unfit"] == {}
+            (told,) = eventually(lambda: hub.get("devices/press-01")["figures"])
+            assert (told["release"], told["profile"]) == (release, machine.profile)
+            assert hub.get("figures")["figures"] == [told]
+            assert f"{told['items_per_second']:.1f} inputs/s" in told["measured"]
+
+            # What was not made for it is refused there, and the operator is told before.
+            hub.publish_folder(tmp_path / "minilm-2")
+            ordered = hub.cli("rollout", "create", "--release", "minilm@2.0.0", "--group", "line-1")
+            why = ordered["unfit"]["press-01"]
+            assert why.startswith("minilm 2.0.0 is made for sm_80; this device is")
+            refused = eventually(lambda: hub.get("devices/press-01")["rollbacks"])
+            assert refused[0]["reason"] == f"UnfitRelease: {why}"
+    shown = edge("status", "--home", home).stdout
+    assert f"machine  {machine.profile}, {machine.cores} cores" in shown and "inputs/s" in shown
+
+    file = tmp_path / "figures.json"
+    file.write_text(json.dumps(hub.cli("release", "figures", "--release", "minilm@1.0.0")))
+    load = Workload("onnx", "fp32", told["parameters"], told["weight_bytes"])
+    assert machine.profile is not None
+    expected = forecast(profile(machine.profile), load, told["threads"], read_figures(file))
+    assert expected.items is not None and expected.items.value == pytest.approx(told["items_per_second"])
+    assert expected.memory.value == pytest.approx(told["peak_ram_bytes"])
+    assert expected.speed_basis == "measured on 1 device"
