@@ -7,7 +7,6 @@ them can follow any other, and everything behind them is the same whatever came 
 
 import dataclasses
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -315,19 +314,10 @@ class LanguageSteps:
 
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
             from compile.data.rows import write_splits
-            from compile.training.teacher import ANSWERS, LocalTeacher, RemoteTeacher, ask
+            from compile.training.teacher import ANSWERS, ask, open_teacher
 
             splits, parts = read_splits(inputs["data"]), {}
-            if place is not None:
-                asked: LocalTeacher | RemoteTeacher = LocalTeacher(place, teacher, workshop.threads)
-            else:
-                key = workshop.environment.get(teacher.key_variable or "")
-                if teacher.key_variable is not None and key is None:
-                    raise BadRecipe(
-                        f"distil.teacher.key_variable: the environment has no {teacher.key_variable}"
-                    )
-                asked = RemoteTeacher(teacher, key, time.sleep)
-            try:
+            with open_teacher(teacher, place, workshop.environment, workshop.threads) as asked:
                 for name in ("train", "validation"):
                     rows = getattr(splits, name)
                     unanswered = [row for row in rows if not (settings.keep_answers and row.answer)]
@@ -341,8 +331,6 @@ class LanguageSteps:
                         for row, answer in zip(rows, answers, strict=True)
                         if answer
                     )
-            finally:
-                asked.close()
             write_splits(folder, Splits(parts["train"], parts["validation"], splits.test))
 
         return Step(
