@@ -169,7 +169,12 @@ class Probe(_Grown):
 
 
 class AdapterFacts(_Frozen):
-    """What an adapter needs to be right. Digests of bases are digests of their manifests."""
+    """What an adapter needs to be right.
+
+    ``trained_on`` is the digest of the reference that it learned upon, a file that need not be released
+    (docs/adr/0013-trained-on.md). ``checked_against`` are the manifests' digests of the bases that it was
+    measured on: it attaches to these and to no other.
+    """
 
     base_name: Name
     trained_on: Digest

@@ -14,10 +14,11 @@ from compile.findings import Answer, Case, Compared, Findings, Flips
 from compile.gguf.files import CONVERTERS_VERSION, fallbacks
 from compile.gguf.mixture import Override
 from compile.gguf.survival import Nearness, Survival, advise
-from compile.line import REFERENCE, device_name, tools_of
+from compile.line import REFERENCE, device_name, digest_of, tools_of
 from compile.lines.language import (
     ADAPTER,
     HF,
+    REFERENCE_FILE,
     SETTINGS,
     SURVIVAL,
     LanguageParts,
@@ -53,7 +54,8 @@ def find(line: LanguageParts, cache: Cache, command: str) -> Findings:
     asked = seen.asked
     results = {name: _variant(line, cache, name, seen) for name in line.variants}
     candidates = tuple(one for name, one in results.items() if name != REFERENCE)
-    chosen = judge.choose(candidates)
+    advice = _advice(line, cache)
+    chosen = _choose(candidates, advice)
     cases, flips = _cases(line, cache, seen)
     return Findings(
         title=f"{recipe.release.name} {recipe.release.version} on {recipe.base.name}",
@@ -71,7 +73,7 @@ def find(line: LanguageParts, cache: Cache, command: str) -> Findings:
         beside=_beside(line, cache, seen),
         cases=cases,
         flips=flips,
-        notes=_advice(line, cache),
+        notes=tuple(one.said for one in advice),
     )
 
 
@@ -229,22 +231,35 @@ def read_survival(folder: Path) -> tuple[Nearness, Nearness | None]:
     return read["adapted"], read.get("alone")
 
 
-def _advice(line: LanguageParts, cache: Cache) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class _Advice:
+    """Of a type that was tried both ways: the variant that is nearer to the reference, the other, and why."""
+
+    ship: str
+    leave: str
+    said: str
+
+
+def _advice(line: LanguageParts, cache: Cache) -> tuple[_Advice, ...]:
     """Whether to merge, by measurement, for every type that was tried both ways."""
-    kinds = {one.name: one for one in line.recipe.variants}
-    said = []
-    for name, kind in kinds.items():
-        steps = line.variants[name]
-        same = (other for other, one in kinds.items() if one.type == kind.type and not one.merged)
-        apart = next(same, None)
-        if not kind.merged or apart is None or steps.survival is None:
+    found = []
+    for kind in line.recipe.variants:
+        beside = next((one.name for one in line.recipe.variants if kind.is_merged(one)), kind.name)
+        apart, together = (line.variants[name].survival for name in (beside, kind.name))
+        if beside == kind.name or apart is None or together is None:
             continue
-        beside = line.variants[apart].survival
-        if beside is not None:
-            merged, separate = (read_survival(cache.folder(one))[0] for one in (steps.survival, beside))
-            choice, why = advise(separate, merged)
-            said.append(f"{kind.type}: ship the adapter {choice}; {why}.")
-    return tuple(said)
+        separate, merged = (read_survival(cache.folder(one))[0] for one in (apart, together))
+        choice, why = advise(separate, merged)
+        ship, leave = (beside, kind.name) if choice == "separate" else (kind.name, beside)
+        found.append(_Advice(ship, leave, f"{kind.type}: ship the adapter {choice}; {why}."))
+    return tuple(found)
+
+
+def _choose(variants: Sequence[VariantResult], advice: Sequence[_Advice]) -> VariantResult | None:
+    """The smallest that passes; of two that differ in merging alone, the one that was measured as nearer."""
+    passed = {one.name for one in variants if one.passed}
+    left = {one.leave for one in advice if one.ship in passed}
+    return judge.choose([one for one in variants if one.name not in left])
 
 
 def headline_of(line: LanguageParts) -> str:
@@ -279,6 +294,7 @@ def lineage(line: LanguageParts, cache: Cache) -> dict[str, Any]:
     }
     found: dict[str, Any] = {names[name]: digest for name, digest in line.digests.items()}
     found["reference"] = reference_note(line, cache)
+    found["reference_weights"] = digest_of(cache.folder(line.root) / REFERENCE_FILE)
     found["recipe"] = line.recipe_digest
     found["tools"] = tools_of(line.steps) | {"converters": CONVERTERS_VERSION}
     if line.adapter is not None:

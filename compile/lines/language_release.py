@@ -28,7 +28,7 @@ from compile.lines.language import (
     chat,
     test_rows,
 )
-from compile.lines.language_findings import headline_of, lineage
+from compile.lines.language_findings import headline_of
 from compile.package import ADAPTER_WEIGHTS, WEIGHTS, adapter_facts, files_below, package_release
 from compile.recipe.language import FIDELITY
 from compile.recipe.training import FineTune
@@ -50,12 +50,14 @@ def package(line: LanguageParts, cache: Cache, findings: Findings, out: Path) ->
     recipe, releases = line.recipe, {}
     passing = sorted((one for one in findings.variants if one.passed), key=lambda one: one.bytes)
     merged = {one.name for one in recipe.variants if one.merged}
-    beside_adapter = line.adapter is not None and passing[0].name not in merged
+    beside_adapter = line.adapter is not None and findings.chosen not in merged
     # Without an adapter the model itself is what was asked for, and one of it ships.
-    passing = [one for one in passing if one.name not in merged] if beside_adapter else passing[:1]
+    passing = [
+        one for one in passing if (one.name not in merged if beside_adapter else one.name == findings.chosen)
+    ]
     digests = {}
     for one in passing:
-        manifest = _base_manifest(line, cache, one, beside_adapter)
+        manifest = _base_manifest(line, cache, findings, one, beside_adapter)
         folder = out / f"{manifest.name}-{manifest.version}"
         steps = line.variants[one.name]
         place = cache.folder(steps.model) / steps.file
@@ -75,11 +77,13 @@ def package(line: LanguageParts, cache: Cache, findings: Findings, out: Path) ->
     return releases
 
 
-def _base_manifest(line: LanguageParts, cache: Cache, one: VariantResult, beside_adapter: bool) -> Manifest:
+def _base_manifest(
+    line: LanguageParts, cache: Cache, findings: Findings, one: VariantResult, beside_adapter: bool
+) -> Manifest:
     recipe, steps = line.recipe, line.variants[one.name]
     known = vocabulary(read_header(cache.folder(line.root) / REFERENCE_FILE))
     measured = read_measured(cache.folder(steps.fidelity))
-    traced = lineage(line, cache)
+    traced = dict(findings.lineage)
     probes: tuple[Probe, ...] = (
         Probe(
             messages=({"role": "user", "content": BASE_PROBE},),
@@ -95,7 +99,7 @@ def _base_manifest(line: LanguageParts, cache: Cache, one: VariantResult, beside
         name, version, license_ = recipe.base.name, recipe.base.version, recipe.base.license
         version = f"{version}-{one.name.replace('_', '-')}"
         quality = _qualities(one, of_base=True)
-        facts = _facts(line, cache, one, line.digests["base"], ())
+        facts = _facts(line, cache, findings, one, ())
         slots = AdapterSlots(max_rank=MAX_RANK if one.format == "gguf" else facts.rank, targets=facts.targets)
     else:
         name, version, license_ = recipe.release.name, recipe.release.version, recipe.release.license
@@ -145,7 +149,7 @@ def _adapter(
         files=(),
         profiles=recipe.release.profiles,
         engine=Engine(output_schema=_schema(line), system_prompt=recipe.prompt.system),
-        adapter=_facts(line, cache, chosen, digests[chosen.name], checked),
+        adapter=_facts(line, cache, findings, chosen, checked),
         lineage={**findings.lineage, "chosen_base": digests[chosen.name]},
         quality=_qualities(chosen, of_base=False) + _per_base(line, passing),
         speed=(_speed(findings.device, chosen.speeds, chosen.peak_ram_bytes),),
@@ -163,9 +167,10 @@ def _adapter_file(line: LanguageParts, cache: Cache, one: VariantResult) -> Path
 
 
 def _facts(
-    line: LanguageParts, cache: Cache, one: VariantResult, trained_on: Digest, checked: Sequence[Digest]
+    line: LanguageParts, cache: Cache, findings: Findings, one: VariantResult, checked: Sequence[Digest]
 ) -> AdapterFacts:
-    name = line.recipe.base.name
+    """``trained_on`` is the reference's digest: no compiled base is what the adapter learned upon."""
+    name, trained_on = line.recipe.base.name, findings.lineage["reference_weights"]
     if one.format == "gguf":
         return adapter_facts(_adapter_file(line, cache, one), name, trained_on, checked)
     settings = line.recipe.finetune or FineTune()

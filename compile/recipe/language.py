@@ -78,6 +78,10 @@ class LanguageVariant(Section):
             raise ValueError(f"{self.type} is not a type of GenAI")
         return found[self.type]
 
+    def is_merged(self, other: "LanguageVariant") -> bool:
+        """Whether this is ``other`` but for the adapter, which is merged here and beside it there."""
+        return self == other.model_copy(update={"name": self.name, "merged": True}) and not other.merged
+
     @model_validator(mode="after")
     def _goes_together(self) -> "LanguageVariant":
         if self.is_genai and (self.importance or self.mixed is not None or self.merged):
