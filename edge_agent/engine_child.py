@@ -6,7 +6,6 @@ from an ``edge_agent.engine_process``. A native crash ends this process only.
 """
 
 import ctypes
-import json
 import os
 import select
 import signal
@@ -44,11 +43,8 @@ class Channel:
     def receive(self) -> dict[str, Any] | None:
         """The next message; ``None`` once the other end has gone."""
         head = self._exactly(wire.HEAD.size)
-        body = self._exactly(wire.HEAD.unpack(head)[0]) if head else None
-        if body is None:
-            return None
-        message: dict[str, Any] = json.loads(body)
-        return message
+        rest = self._exactly(sum(wire.HEAD.unpack(head))) if head else None
+        return wire.unframe(head, rest) if head and rest is not None else None
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send one message. Raises ``OSError`` once the other end has gone."""

@@ -1,4 +1,4 @@
-"""What passes between an agent and its engine's process: frames of JSON over a socket pair.
+"""What passes between an agent and its engine's process: frames over a socket pair, JSON and the bytes in it.
 
 Pure: values to bytes and back. Both ends are the same release, so an unknown message is a defect and
 raises ``KeyError`` or ``ValueError``; nothing here is negotiated.
@@ -39,8 +39,12 @@ from models.errors import (
     UnsupportedRequest,
 )
 
-HEAD = struct.Struct(">I")
-"""Before each frame: the number of its bytes."""
+HEAD = struct.Struct(">II")
+"""Before each frame: how many bytes of JSON it has, and how many bytes follow that the JSON points at."""
+
+_BYTES = "bytes"
+"""The only key of what stands in JSON for bytes: where they start and end."""
+_MARK = f'{{"{_BYTES}":'.encode()
 
 _ERRORS: Mapping[str, type[ModelsError]] = {
     kind.__name__: kind
@@ -76,9 +80,36 @@ class EngineSettings:
 
 
 def frame(message: Mapping[str, Any]) -> bytes:
-    """The bytes of one message, its length before it."""
-    body = json.dumps(message, separators=(",", ":")).encode()
-    return HEAD.pack(len(body)) + body
+    """One message, its sizes before it. Its ``bytes`` lie behind the JSON as they are: pictures are large."""
+    parts: list[bytes] = []
+    size = 0
+
+    def put_behind(value: Any) -> dict[str, Any]:
+        nonlocal size
+        if not isinstance(value, bytes):
+            raise TypeError(f"{type(value).__name__} cannot be sent")
+        parts.append(value)
+        start, size = size, size + len(value)
+        return {_BYTES: [start, size]}
+
+    body = json.dumps(message, separators=(",", ":"), default=put_behind).encode()
+    return b"".join((HEAD.pack(len(body), size), body, *parts))
+
+
+def unframe(head: bytes, rest: bytes) -> dict[str, Any]:
+    """The inverse of ``frame``, given its head and what follows."""
+    length, _ = HEAD.unpack(head)
+    behind = rest[length:]
+
+    def fetch(value: dict[str, Any]) -> Any:
+        if value.keys() != {_BYTES}:
+            return value
+        start, end = value[_BYTES]
+        return behind[start:end]
+
+    body = rest[:length]
+    message: dict[str, Any] = json.loads(body, object_hook=fetch if _MARK in body else None)
+    return message
 
 
 def request_to_wire(request: GenerateRequest, wire_id: str) -> dict[str, Any]:
@@ -134,11 +165,16 @@ def _logprob_from_wire(token: str, logprob: float, top: list[list[Any]]) -> Toke
 
 def error_to_wire(error: ModelsError) -> dict[str, str]:
     """An error by the name of its class."""
-    return {"kind": type(error).__name__, "message": str(error)}
+    value = {"kind": type(error).__name__, "message": str(error)}
+    if isinstance(error, UnsupportedRequest) and error.option is not None:
+        value["option"] = error.option
+    return value
 
 
 def error_from_wire(value: Mapping[str, str]) -> ModelsError:
     """The inverse of ``error_to_wire``; a kind without a name here is an ``EngineError``."""
+    if "option" in value:
+        return UnsupportedRequest(value["message"], value["option"])
     return _ERRORS.get(value["kind"], EngineError)(value["message"])
 
 
@@ -151,40 +187,27 @@ def facts_from_wire(value: Mapping[str, Any]) -> ModelFacts | EncoderFacts:
 
 def call_to_wire(call: EncoderCall) -> dict[str, Any]:
     """An encoder's inputs."""
-    return {"texts": call.texts, "images": [_text(data) for data in call.images], "heat_maps": call.heat_maps}
+    return asdict(call)
 
 
 def call_from_wire(value: Mapping[str, Any]) -> EncoderCall:
     """The inverse of ``call_to_wire``."""
-    images = tuple(base64.b64decode(data) for data in value["images"])
-    return EncoderCall(tuple(value["texts"]), images, value["heat_maps"])
+    return EncoderCall(**{**value, "texts": tuple(value["texts"]), "images": tuple(value["images"])})
 
 
 def answer_to_wire(answer: EncoderAnswer) -> dict[str, Any]:
     """An encoder's answers."""
-    return {
-        "rows": [_text(row) for row in answer.rows],
-        "tokens": answer.tokens,
-        "inspections": [
-            {**asdict(one), "heat_map": one.heat_map and _text(one.heat_map)} for one in answer.inspections
-        ],
-    }
+    return asdict(answer)
 
 
 def answer_from_wire(value: Mapping[str, Any]) -> EncoderAnswer:
     """The inverse of ``answer_to_wire``."""
     return EncoderAnswer(
-        rows=tuple(base64.b64decode(row) for row in value["rows"]),
+        rows=tuple(value["rows"]),
         tokens=value["tokens"],
-        inspections=tuple(_inspected(one) for one in value["inspections"]),
-    )
-
-
-def _inspected(value: Mapping[str, Any]) -> Inspected:
-    left, top, right, bottom = value["region"]
-    picture = value["heat_map"] and base64.b64decode(value["heat_map"])
-    return Inspected(
-        value["score"], value["is_defect"], value["threshold"], (left, top, right, bottom), picture
+        inspections=tuple(
+            Inspected(**{**one, "region": tuple(one["region"])}) for one in value["inspections"]
+        ),
     )
 
 

@@ -8,7 +8,6 @@ hangs in native code: it is killed, which makes it a crash like any other. One e
 
 import asyncio
 import itertools
-import json
 import logging
 import os
 import socket
@@ -283,8 +282,8 @@ class _Child:
     async def receive(self) -> dict[str, Any] | None:
         """The next message; ``None`` when there will be none."""
         try:
-            (size,) = wire.HEAD.unpack(await self._reader.readexactly(wire.HEAD.size))
-            message: dict[str, Any] = json.loads(await self._reader.readexactly(size))
+            head = await self._reader.readexactly(wire.HEAD.size)
+            message = wire.unframe(head, await self._reader.readexactly(sum(wire.HEAD.unpack(head))))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
         self.heard += 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_graphs import WORDS, write_anomaly, write_embedder, write_text_classifier, write_tokenizer
 from pictures import plain
@@ -19,11 +19,14 @@ from edge_agent.encoder_calls import EncoderAnswer, EncoderCall, Inspected, floa
 from edge_agent.encoder_process import EncoderProcess
 from edge_agent.engine_files import EngineFiles, of_encoder
 from edge_agent.engine_wire import (
+    HEAD,
     EngineSettings,
     answer_from_wire,
     answer_to_wire,
     call_from_wire,
     call_to_wire,
+    frame,
+    unframe,
 )
 from edge_agent.errors import EngineCrashed
 from models.engines.onnx_files import EncoderFiles
@@ -195,12 +198,15 @@ inspected = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary()), st.integers(0, 99), st.lists(inspected), st.lists(st.text()), st.booleans())
 def test_what_goes_over_the_wire_arrives(rows, tokens, inspections, texts, wanted) -> None:
     answer = EncoderAnswer(tuple(rows), tokens, tuple(inspections))
-    assert answer_from_wire(json.loads(json.dumps(answer_to_wire(answer)))) == answer
     call = EncoderCall(tuple(texts), tuple(rows), wanted)
-    assert call_from_wire(json.loads(json.dumps(call_to_wire(call)))) == call
+    sent = frame({"answer": answer_to_wire(answer), "call": call_to_wire(call)})
+    arrived = unframe(sent[: HEAD.size], sent[HEAD.size :])
+    assert answer_from_wire(arrived["answer"]) == answer
+    assert call_from_wire(arrived["call"]) == call
 
 
 def test_files_of_an_encoder_arrive_as_they_were(folder: Path) -> None:
