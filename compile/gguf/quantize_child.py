@@ -21,7 +21,7 @@ _SLAB_BYTES = 64 << 20
 
 
 def _bindings() -> Any:
-    """``llama_cpp.llama_cpp`` without ``llama_cpp``, most of whose import is a chat layer that stays unused."""
+    """``llama_cpp.llama_cpp`` without ``llama_cpp``, which spends most of its import on a chat layer."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None:
         sys.exit("llama-cpp-python is missing: pip install 'outpost[compile]'")
