@@ -19,7 +19,7 @@ from cloud_hub.ingest import export_ring, export_trail
 from cloud_hub.rollout import parse_waves
 from cloud_hub.snapshot import read_rows
 from cloud_hub.web import Clock, answer_errors, bearer_token, forward, read_body
-from models.openai.responses import model_json, models_json
+from models.openai.writers import model_json, models_json
 from sync.identity import Anchor, EnrolRequest
 from sync.protocol import ProbationTerms
 

@@ -46,19 +46,24 @@ class Admission:
         return self._inside
 
     @property
+    def capacity(self) -> int:
+        """Requests that may be inside at once."""
+        return self._limits.capacity
+
+    @property
     def remaining(self) -> int:
         """How many more would be admitted now."""
         return self._limits.capacity - self._inside
 
-    def enter(self) -> None:
-        """Take a place, to be given back by ``leave``. Raises ``Overloaded`` when there is none."""
-        if self.remaining <= 0:
+    def enter(self, places: int = 1) -> None:
+        """Take places, to be given back by ``leave``. Raises ``Overloaded`` when there are too few."""
+        if self.remaining < places:
             raise Overloaded(self.retry_after())
-        self._inside += 1
+        self._inside += places
 
-    def leave(self, seconds: float) -> None:
-        """Give a place back after ``seconds`` of work."""
-        self._inside -= 1
+    def leave(self, seconds: float, places: int = 1) -> None:
+        """Give places back after ``seconds`` of work."""
+        self._inside -= places
         self._mean_seconds += _SMOOTHING * (max(seconds, 0.0) - self._mean_seconds)
 
     def retry_after(self) -> int:

@@ -40,7 +40,6 @@ from edge_agent.state import ReleaseTable
 from edge_agent.supervised import SupervisedEngine
 from models.digest import Digest
 from models.engines.llama_cpp import LlamaSettings
-from models.grammar import json_schema_to_grammar
 from models.machine import this_machine
 from models.manifest import File
 from models.profiles import Machine
@@ -254,7 +253,6 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
             catalog,
             journal=trail,
             egress=Egress(membership.device_url, membership.device, home.key(), web, time.time),
-            schema_to_grammar=json_schema_to_grammar,
             now=time.time,
             monotonic=time.monotonic,
             new_id=lambda: secrets.token_hex(12),

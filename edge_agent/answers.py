@@ -5,6 +5,7 @@ stream without ``[DONE]``.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -16,15 +17,16 @@ from edge_agent.api_errors import Known, Named, to_api_error
 from edge_agent.serving import Finished, Part, Started
 from models.openai import sse
 from models.openai.errors import ApiError
-from models.openai.responses import Writer
+from models.openai.parts import Choice, Piece
+from models.openai.writers import Writer
 
 _DEFECT = ApiError(500, "This device failed in a way that it did not expect.", code="internal_error")
 
 
-def error_response(error: ApiError) -> JSONResponse:
+def error_response(error: ApiError, headers: Mapping[str, str] = {}) -> JSONResponse:
     """An error that is the whole answer."""
-    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
-    return JSONResponse(error.body(), error.status, headers)
+    later = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    return JSONResponse(error.body(), error.status, {**headers, **later})
 
 
 class Answer(Response):
@@ -52,21 +54,25 @@ class Answer(Response):
         await _while_connected(work, receive)
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        texts: list[str] = []
+        choices: dict[int, Choice] = defaultdict(Choice)
         response: Response = error_response(_DEFECT)
         try:
             async with aclosing(self._parts) as parts:
                 async for part in parts:
-                    if isinstance(part, str):
-                        texts.append(part)
+                    if isinstance(part, Piece):
+                        choices[part.choice].add(part)
                     elif isinstance(part, Finished):
-                        body = self._writer.whole(
-                            "".join(texts), part.finish, part.usage, part.receipt.to_json()
-                        )
-                        response = JSONResponse(body, headers=self._extra | part.receipt.headers())
+                        response = self._answer(choices, part)
         except Known as error:
-            response = error_response(to_api_error(error, self._named))
+            response = error_response(to_api_error(error, self._named), self._extra)
         await response(scope, receive, send)
+
+    def _answer(self, choices: dict[int, Choice], finished: Finished) -> Response:
+        for index, reason in enumerate(finished.reasons):
+            choices[index].reason = reason
+        whole = [choices[index] for index in range(len(finished.reasons))]
+        body = self._writer.whole(whole, finished.usage, finished.receipt.to_json())
+        return JSONResponse(body, headers=self._extra | finished.receipt.headers())
 
     async def _streamed(self, send: Send) -> None:
         begun = False
@@ -76,11 +82,11 @@ class Answer(Response):
                     if isinstance(part, Started):
                         await self._begin(send, part)
                         begun = True
-                    elif isinstance(part, str):
-                        await _send(send, sse.event(self._writer.delta(part)))
+                    elif isinstance(part, Piece):
+                        await _send(send, self._writer.piece(part))
                     else:
-                        chunks = self._writer.closing(part.finish, part.usage, part.receipt.to_json())
-                        await _send(send, b"".join(map(sse.event, chunks)) + sse.DONE)
+                        closing = self._writer.closing(part.reasons, part.usage, part.receipt.to_json())
+                        await _send(send, closing)
         except Known as error:
             await self._fail(send, to_api_error(error, self._named), begun)
         except Exception:
@@ -98,13 +104,13 @@ class Answer(Response):
             **part.receipt.headers(),
         }
         await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
-        await _send(send, b"".join(map(sse.event, self._writer.opening())))
+        await _send(send, self._writer.opening())
 
     async def _fail(self, send: Send, error: ApiError, begun: bool) -> None:
         if begun:
-            await _send(send, sse.event(error.body()), more=False)
+            await _send(send, self._writer.failure(error), more=False)
             return
-        response = error_response(error)
+        response = error_response(error, self._extra)
         await send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
         await _send(send, bytes(response.body), more=False)
 

@@ -5,17 +5,17 @@ OpenAI's shape. Refuses: policy, journal and engines, which come in from outside
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edge_agent import openapi
 from edge_agent.admission import Admission, Limits
-from edge_agent.answers import Answer, error_response
+from edge_agent.answers import error_response
 from edge_agent.api_errors import Named, to_api_error
-from edge_agent.catalog import Catalog, Served
+from edge_agent.catalog import Catalog
 from edge_agent.egress import Egress
 from edge_agent.encoder_api import encoder_routes
 from edge_agent.encoding import EncoderService
@@ -25,13 +25,10 @@ from edge_agent.journal import Journal
 from edge_agent.metrics import MEDIA_TYPE, Metrics
 from edge_agent.questions import Rules
 from edge_agent.readiness import Readiness
-from edge_agent.serving import Ask, Service
-from models import data_class
-from models.engines.base import Sampling
+from edge_agent.serving import Service
+from edge_agent.text_api import text_routes
 from models.openai.errors import ApiError
-from models.openai.requests import ChatRequest, CompletionRequest
-from models.openai.responses import ChatWriter, CompletionWriter, model_json, models_json
-from models.prompts import Prompt
+from models.openai.writers import model_json, models_json
 
 
 def create_app(
@@ -39,7 +36,6 @@ def create_app(
     *,
     journal: Journal | None,
     egress: Egress | None,
-    schema_to_grammar: Callable[[dict[str, Any]], str],
     now: Callable[[], float],
     monotonic: Callable[[], float],
     new_id: Callable[[], str],
@@ -61,7 +57,6 @@ def create_app(
         admission=admission,
         rules=rules,
         metrics=metrics,
-        schema_to_grammar=schema_to_grammar,
         monotonic=monotonic,
     )
 
@@ -71,46 +66,9 @@ def create_app(
             "x-ratelimit-remaining-requests": str(admission.remaining),
         }
 
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        body = await _read_body(request, limits.max_body_bytes)
-        asked = ChatRequest.parse(body)
-        request_id: str = request.state.request_id
-        ask = Ask(
-            id=request_id,
-            endpoint="chat",
-            model=asked.model,
-            prompt_for=lambda served: _chat_prompt(asked, served),
-            sampling=_sampling(asked, asked.token_limit),
-            body=body,
-            declared_class=request.headers.get(data_class.HEADER),
-            outgoing=asked.upstream() if egress is not None else None,
-            json_schema=asked.json_schema,
-            subject=asked.subject,
-        )
-        writer = ChatWriter(f"chatcmpl-{request_id}", int(now()), asked.model, asked.include_usage)
-        named = Named("messages", asked.limit_name)
-        return Answer(service.answer(ask), writer, stream=asked.stream, named=named, headers=places())
-
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        body = await _read_body(request, limits.max_body_bytes)
-        asked = CompletionRequest.parse(body)
-        request_id: str = request.state.request_id
-        ask = Ask(
-            id=request_id,
-            endpoint="completions",
-            model=asked.model,
-            prompt_for=lambda served: Prompt(asked.prompt),
-            sampling=_sampling(asked, asked.token_limit),
-            body=body,
-            declared_class=request.headers.get(data_class.HEADER),
-            subject=asked.subject,
-        )
-        writer = CompletionWriter(f"cmpl-{request_id}", int(now()), asked.model, asked.include_usage)
-        named = Named("prompt")
-        return Answer(service.answer(ask), writer, stream=asked.stream, named=named, headers=places())
-
+    app.include_router(
+        text_routes(service, limits, _read_body, places, now, hub=egress is not None),
+    )
     encoders = EncoderService(
         catalog, journal=journal, admission=admission, rules=rules, metrics=metrics, monotonic=monotonic
     )
@@ -121,10 +79,14 @@ def create_app(
         rows = [model_json(served.model_id, served.created) for served in catalog.list()]
         return JSONResponse(models_json(rows))
 
-    @app.get("/v1/models/{model_id}")
+    @app.get("/v1/models/{model_id:path}")
     async def model(model_id: str) -> Response:
         served = catalog.resolve(model_id)
         return JSONResponse(model_json(served.model_id, served.created))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def description() -> Response:
+        return JSONResponse(openapi.describe(app))
 
     @app.get("/healthz")
     async def health() -> Response:
@@ -166,32 +128,6 @@ class _Counted:
             await send(message)
 
         await self._app(scope, receive, counted if scope["type"] == "http" else send)
-
-
-def _chat_prompt(asked: ChatRequest, served: Served) -> Prompt:
-    if served.template is None:
-        raise ApiError(
-            400,
-            f"{served.model_id!r} has no chat template; use /v1/completions.",
-            code="unsupported_model",
-            param="model",
-        )
-    messages = [message.model_dump() for message in asked.messages]
-    if served.system_prompt is not None and all(message["role"] != "system" for message in messages):
-        messages.insert(0, {"role": "system", "content": served.system_prompt})
-    return served.template.prompt(messages)
-
-
-def _sampling(asked: ChatRequest | CompletionRequest, max_tokens: int | None) -> Sampling:
-    # top_p 0 keeps the likeliest token alone, which is what temperature 0 means.
-    greedy = asked.top_p == 0
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=0.0 if greedy else asked.temperature,
-        top_p=1.0 if greedy else asked.top_p,
-        seed=asked.seed,
-        stop=asked.stop,
-    )
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

@@ -30,10 +30,15 @@ Known = (EdgeError, ModelsError, SyncError)
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a request calls its prompt, and the most tokens that its answer may have."""
+    """What a request calls its prompt, the most tokens of its answer, and its answer's form."""
 
     prompt: str = "messages"
     limit: str = "max_tokens"
+    form: str = "response_format"
+
+    def option(self, name: str) -> str:
+        """What it calls an option of ``models.engines.base.Sampling``."""
+        return {"max_tokens": self.limit, "grammar": self.form, "trigger": "tools"}.get(name, name)
 
 
 _RETRY_SECONDS = 2
@@ -66,6 +71,8 @@ def to_api_error(error: EdgeError | ModelsError | SyncError, named: Named) -> Ap
             return ApiError(400, _sentence(message), code="context_length_exceeded", param=named.limit)
         case ContextLengthExceeded():
             return ApiError(400, _sentence(message), code="context_length_exceeded", param=named.prompt)
+        case UnsupportedRequest(option=str() as option):
+            return ApiError(400, _sentence(message), code="unsupported_parameter", param=named.option(option))
         case UnsupportedRequest():
             return ApiError(400, _sentence(message), code="invalid_value", param=named.prompt)
         case InvalidImage():

@@ -7,7 +7,7 @@ leaves twice.
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -17,8 +17,9 @@ from edge_agent.errors import HubBroke, HubLacksModel, HubRefused, HubUnreachabl
 from edge_agent.policy import Decision, RunAt
 from models import data_class
 from models.digest import Digest
-from models.engines.base import Finish, Usage
+from models.engines.base import Usage
 from models.openai import sse
+from models.openai.parts import Chunk, InvalidChunk, Piece, Reason, read_chunk
 from sync.requests import HEADER, sign_request
 
 MAX_LINE = 1 << 20
@@ -34,10 +35,10 @@ PATIENCE = httpx.Timeout(60.0, connect=5.0, pool=5.0)
 
 @dataclass(frozen=True, slots=True)
 class HubAnswer:
-    """A piece of an answer: text, and in the last piece how it ended and the hub's own receipt."""
+    """A part of an answer: pieces of its choices; in the last one how they ended, and the hub's receipt."""
 
-    text: str = ""
-    finish: Finish | None = None
+    pieces: tuple[Piece, ...] = ()
+    reasons: tuple[Reason, ...] = ()
     usage: Usage = field(default=Usage())
     receipt: Mapping[str, Any] | None = None
 
@@ -63,7 +64,7 @@ class Egress:
         self._now = now
 
     async def send(self, decision: Decision, body: bytes, request_id: str) -> AsyncGenerator[HubAnswer, None]:
-        """The hub's answer to ``body``, a streaming chat request, piece by piece; the last one has a finish.
+        """The hub's answer to ``body``, a streaming chat request, part by part; the last one has the reasons.
 
         Raises ``PolicyViolation`` before anything is sent, ``HubUnreachable`` when no answer began,
         ``HubLacksModel`` when nothing there serves the model, ``HubRefused`` for another answer that is
@@ -126,40 +127,34 @@ async def _lines(response: httpx.Response) -> AsyncIterator[str]:
 
 async def _answers(lines: AsyncIterator[str]) -> AsyncIterator[HubAnswer]:
     decoder = sse.Decoder()
+    reasons: dict[int, Reason] = {}
     last = HubAnswer()
     async for line in lines:
         data = decoder.feed(line)
         if data is None:
             continue
         if data == sse.LAST:
-            if last.finish is None:
+            if not reasons or set(reasons) != set(range(len(reasons))):
                 raise HubBroke("the hub's answer ended without a finish reason")
-            yield last
+            yield replace(last, reasons=tuple(reasons[index] for index in range(len(reasons))))
             return
-        text, last = _read_chunk(data, last)
-        if text:
-            yield HubAnswer(text)
+        chunk = _read_chunk(data)
+        reasons.update(chunk.reasons)
+        last = HubAnswer(usage=chunk.usage or last.usage, receipt=chunk.receipt or last.receipt)
+        if chunk.pieces:
+            yield HubAnswer(chunk.pieces)
     raise HubBroke("the hub's answer stopped half-way")
 
 
-def _read_chunk(data: str, last: HubAnswer) -> tuple[str, HubAnswer]:
-    """The text of one chunk, and what the last piece will say as far as it is known."""
+def _read_chunk(data: str) -> Chunk:
     try:
         chunk = json.loads(data)
-        if error := chunk.get("error"):
-            raise HubBroke(f"the hub's answer failed: {error['message']!s:.300}")
-        text, finish = "", last.finish
-        for choice in chunk["choices"]:
-            text += choice["delta"].get("content") or ""
-            finish = Finish(choice["finish_reason"]) if choice.get("finish_reason") else finish
-        usage, counted = last.usage, chunk.get("usage")
-        if counted:
-            details = counted.get("prompt_tokens_details") or {}
-            usage = Usage(
-                int(counted["prompt_tokens"]),
-                int(counted["completion_tokens"]),
-                int(details.get("cached_tokens") or 0),
-            )
-        return text, HubAnswer("", finish, usage, chunk.get("outpost") or last.receipt)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(chunk, dict) and (error := chunk.get("error")):
+            raise HubBroke(f"the hub's answer failed: {_message(error):.300}")
+        return read_chunk(chunk)
+    except (ValueError, RecursionError, InvalidChunk) as error:
         raise HubBroke(f"the hub's answer is no chat completion: {error!r:.200}") from error
+
+
+def _message(error: Any) -> str:
+    return str(error.get("message")) if isinstance(error, dict) else str(error)

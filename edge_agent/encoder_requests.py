@@ -1,7 +1,7 @@
 """``/v1/classify`` and ``/v1/inspect``: requests read strictly, answers written. Pure.
 
 Both routes are ours. Texts come as ``input``; pictures as ``image``: base64 or a data URL in JSON, or files
-of a form. Options are honoured or refused by name, as in ``models.openai.requests``.
+of a form. Options are honoured or refused by name, as in ``models.openai.reading``.
 """
 
 import base64
@@ -15,7 +15,7 @@ from edge_agent.encoder_calls import EncoderAnswer, EncoderCall, floats
 from edge_agent.multipart import Part
 from models.openai.embeddings import read_texts
 from models.openai.errors import bad_request
-from models.openai.requests import read_body, validated
+from models.openai.reading import read_body, validated
 
 MAX_IMAGES = 64
 """Pictures in one request."""

@@ -22,7 +22,7 @@ ANONYMOUS = "anonymous"
 UNKNOWN = "unknown"
 """Stands in leaves for a model that is not published on this device."""
 
-Endpoint = Literal["chat", "completions", "embeddings", "classify", "inspect"]
+Endpoint = Literal["chat", "completions", "responses", "embeddings", "classify", "inspect"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

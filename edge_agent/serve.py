@@ -28,7 +28,6 @@ from edge_agent.server import listen, serve_until_signal, url_of
 from models import canonical
 from models.digest import Digest
 from models.engines.onnx_files import missing_beside
-from models.grammar import json_schema_to_grammar
 from models.manifest import MANIFEST_FILE, Kind, Manifest
 from models.prompts import ChatTemplate
 from models.store import read_release, verify_files
@@ -163,7 +162,6 @@ async def serve(
             catalog,
             journal=None,
             egress=None,
-            schema_to_grammar=json_schema_to_grammar,
             now=time.time,
             monotonic=time.monotonic,
             new_id=lambda: secrets.token_hex(12),

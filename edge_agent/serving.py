@@ -14,8 +14,9 @@ from jsonschema import Draft202012Validator
 
 from edge_agent.admission import Admission
 from edge_agent.catalog import Catalog, Outcome, Served, run
+from edge_agent.choices import Answering, counted, kept, merged
 from edge_agent.egress import Egress
-from edge_agent.errors import HubLacksModel, HubUnreachable, PolicyViolation
+from edge_agent.errors import HubBroke, HubLacksModel, HubUnreachable, PolicyViolation
 from edge_agent.journal import Entry, Journal
 from edge_agent.metrics import Metrics
 from edge_agent.policy import Decision, RunAt
@@ -32,22 +33,35 @@ from models.errors import (
     UnsupportedRequest,
 )
 from models.openai.errors import bad_request
+from models.openai.parts import Choice, Piece, Reason
 from models.prompts import Prompt
+from models.tools import Toolbox, hold
 from sync.errors import SyncError
+
+Written = Prompt | tuple[int, ...]
+"""What a model reads: text, or token ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask(Question):
-    """A call for text. ``prompt_for`` writes the prompt for a model.
+    """A call for text. Each of ``prompts`` writes one prompt for a model; each gets ``choices`` answers.
 
     In a chat, control tokens in the messages are only text; a text completion's prompt is the caller's own
-    and is read as it is written. ``json_schema``: what the answer must meet; its grammar is added to
-    ``sampling``.
+    and is read as it is written. ``json_schema``: what the answer must meet, asked for by ``schema_name``;
+    ``toolbox``: what it may call. Their grammar is added to ``sampling``.
     """
 
-    prompt_for: Callable[[Served], Prompt]
+    prompts: tuple[Callable[[Served], Written], ...]
     sampling: Sampling
+    choices: int = 1
     json_schema: dict[str, Any] | None = None
+    schema_name: str = "response_format"
+    toolbox: Toolbox | None = None
+
+    @property
+    def answers(self) -> int:
+        """How many answers there will be."""
+        return len(self.prompts) * self.choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +73,14 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The answer is complete and its result committed."""
+    """All choices are complete and their result is committed. ``reasons`` are in the order of the choices."""
 
-    finish: Finish
+    reasons: tuple[Reason, ...]
     usage: Usage
     receipt: Receipt
 
 
-Part = Started | str | Finished
+Part = Started | Piece | Finished
 
 
 @dataclass(slots=True)
@@ -74,20 +88,16 @@ class _Answer:
     """What is known of an answer so far; the journal's result is written from it."""
 
     receipt: Receipt | None = None
-    texts: list[str] = field(default_factory=list)
-    finish: Finish | None = None
+    choices: list[Choice] = field(default_factory=list)
+    reasons: tuple[Reason, ...] = ()
     usage: Usage = field(default=Usage())
     upstream: dict[str, Any] | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
 
     def facts(self, error: BaseException | None = None) -> dict[str, Any]:
         """What the leaf of the result says: what answered, and how it ended."""
         receipt = self.receipt
         return {
-            "finish": None if self.finish is None else str(self.finish),
+            "finish": ",".join(sorted(set(self.reasons))) or None,
             "served_by": None if receipt is None else receipt.served_by,
             "release": None if receipt is None else receipt.release,
             "adapter": None if receipt is None else receipt.adapter,
@@ -99,12 +109,15 @@ class _Answer:
             "error": None if error is None else type(error).__name__,
         }
 
+    def body(self) -> bytes:
+        """What the journal keeps."""
+        return kept(self.choices or [Choice()])
+
 
 class Service:
     """Answers calls from the models of a catalog, or from the hub where the policy says so.
 
-    ``schema_to_grammar`` turns a JSON Schema into GBNF or raises ``UnsupportedRequest``; ``monotonic``
-    is a clock in seconds for durations.
+    ``monotonic`` is a clock in seconds for durations.
     """
 
     def __init__(
@@ -116,7 +129,6 @@ class Service:
         admission: Admission,
         rules: Rules,
         metrics: Metrics,
-        schema_to_grammar: Callable[[dict[str, Any]], str],
         monotonic: Callable[[], float],
     ) -> None:
         self._catalog = catalog
@@ -125,34 +137,40 @@ class Service:
         self._admission = admission
         self._rules = rules
         self._metrics = metrics
-        self._schema_to_grammar = schema_to_grammar
         self._monotonic = monotonic
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Part, None]:
-        """``Started``, then text, then ``Finished``. Closing it cancels the work.
+        """``Started``, then pieces, then ``Finished``. Closing it cancels the work.
 
         Raises ``UnknownModel``, ``PolicyViolation``, ``Overloaded``, ``HubError``, ``EngineError``,
         ``InvalidTemplate``, ``ApiError`` for a schema, and ``SyncError`` when the journal cannot record
         the call.
         """
         decision = self._decide(ask)
-        self._admission.enter()
+        if ask.answers > self._admission.capacity:
+            raise bad_request(
+                f"{ask.answers} answers; this device gives at most {self._admission.capacity} at once.",
+                "n",
+                "invalid_value",
+            )
+        self._admission.enter(ask.answers)
         began = self._monotonic()
         first: float | None = None
         try:
             async with aclosing(self._recorded(ask, decision)) as parts:
                 async for part in parts:
-                    if first is None and isinstance(part, str):
+                    if first is None and isinstance(part, Piece):
                         first = self._monotonic() - began
                     if isinstance(part, Finished):
                         self._metrics.answered(ask.model, part.receipt.served_by, part.usage, first)
                     yield part
         finally:
-            self._admission.leave(self._monotonic() - began)
+            self._admission.leave(self._monotonic() - began, ask.answers)
 
     def _decide(self, ask: Ask) -> Decision:
         hub = self._egress is not None
-        return decide(ask, self._catalog, self._rules, hub=hub, max_tokens=ask.sampling.max_tokens or 0)
+        most = ask.answers * (ask.sampling.max_tokens or 0)
+        return decide(ask, self._catalog, self._rules, hub=hub, max_tokens=most)
 
     async def _recorded(self, ask: Ask, decision: Decision) -> AsyncGenerator[Part, None]:
         """The parts of an answer with the intent before them and the result before the last."""
@@ -164,19 +182,19 @@ class Service:
             async with aclosing(self._placed(ask, decision, entry, answer)) as parts:
                 async for part in parts:
                     yield part
-            if answer.finish is None or answer.receipt is None:
+            if not answer.reasons or answer.receipt is None:
                 raise EngineError("the engine ended an answer without saying why")
-            number = await entry.result(answer.facts(), answer.text.encode())
-            yield Finished(answer.finish, answer.usage, answer.receipt.closed(number, answer.upstream))
+            number = await entry.result(answer.facts(), answer.body())
+            yield Finished(answer.reasons, answer.usage, answer.receipt.closed(number, answer.upstream))
         except SyncError:
             raise  # the journal itself failed: there is nothing left to record it in
         except BaseException as error:
-            await entry.result(answer.facts(error), answer.text.encode())
+            await entry.result(answer.facts(error), answer.body())
             raise
 
     async def _placed(
         self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
-    ) -> AsyncGenerator[Started | str, None]:
+    ) -> AsyncGenerator[Started | Piece, None]:
         if decision.run_at is RunAt.REFUSE:
             raise refusal(ask, decision, hub=self._egress is not None)
         if decision.run_at is RunAt.HUB:
@@ -194,69 +212,95 @@ class Service:
 
     async def _from_hub(
         self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
-    ) -> AsyncGenerator[Started | str, None]:
+    ) -> AsyncGenerator[Started | Piece, None]:
         if self._egress is None or ask.outgoing is None:
             raise PolicyViolation("there is no way off this device")
         intent = await entry.intent()  # committed before anything leaves
-        async with aclosing(self._egress.send(decision, ask.outgoing, ask.id)) as pieces:
-            async for piece in pieces:
+        answer.choices = [Choice() for _ in range(ask.answers)]
+        async with aclosing(self._egress.send(decision, ask.outgoing, ask.id)) as parts:
+            async for part in parts:
                 if answer.receipt is None:
                     answer.receipt = Receipt.hub(ask.id, ask.model, decision, intent)
                     yield Started(answer.receipt)
-                if piece.finish is not None:
-                    answer.finish, answer.usage = piece.finish, piece.usage
-                    answer.upstream = dict(piece.receipt) if piece.receipt else None
-                if piece.text:
-                    answer.texts.append(piece.text)
-                    yield piece.text
+                for piece in part.pieces:
+                    _add(answer.choices, piece)
+                    yield piece
+                if part.reasons:
+                    if len(part.reasons) != ask.answers:
+                        raise HubBroke(f"the hub gave {len(part.reasons)} answers instead of {ask.answers}")
+                    answer.reasons, answer.usage = part.reasons, part.usage
+                    answer.upstream = dict(part.receipt) if part.receipt else None
 
     async def _from_engine(
         self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
-    ) -> AsyncGenerator[Started | str, None]:
+    ) -> AsyncGenerator[Started | Piece, None]:
         with self._catalog.lease(ask.model) as served:
             engine = served.text_engine()
             began = self._monotonic()
+            pieces = 0
+            ids = None if ask.toolbox is None or not ask.toolbox.callable else f"call_{ask.id}"
+            answering = [Answering(index, ids) for index in range(ask.answers)]
+            answer.choices = [each.whole for each in answering]
             try:
-                async with aclosing(run(engine, await self._request(ask, served))) as events:
-                    async for event in events:
+                streams = [run(engine, request) for request in await self._requests(ask, served)]
+                async with aclosing(merged(streams)) as events:
+                    async for index, event in events:
                         if answer.receipt is None:
                             # The engine has started on the prompt while the intent was being written.
                             answer.receipt = Receipt.local(ask.id, served, decision, await entry.intent())
                             yield Started(answer.receipt)
-                        if event.text:
-                            answer.texts.append(event.text)
-                            yield event.text
-                        if event.finish is not None:
-                            answer.finish, answer.usage = event.finish, event.usage
-                if answer.finish is Finish.CANCELLED:
+                        for piece in answering[index].take(event):
+                            pieces += 1
+                            yield piece
+                if any(each.finish in (None, Finish.CANCELLED) for each in answering):
                     raise EngineError("the engine gave the request up")
             except (ContextLengthExceeded, UnsupportedRequest):
                 raise  # the caller's doing: says nothing about the model
             except EngineError:
-                self._observe(Outcome(served, False, self._monotonic() - began, len(answer.texts)))
+                self._observe(Outcome(served, False, self._monotonic() - began, pieces))
                 raise
+            answer.reasons = tuple(each.whole.reason for each in answering)
+            answer.usage = counted([each.usage for each in answering], ask.choices)
             self._observe(
                 Outcome(
                     served,
                     True,
                     self._monotonic() - began,
                     answer.usage.completion_tokens,
-                    violated_schema=_violates(served, ask, answer),
+                    violated_schema=any(_violates(served, ask, choice) for choice in answer.choices),
                 )
             )
 
-    async def _request(self, ask: Ask, served: Served) -> GenerateRequest:
-        sampling = ask.sampling
-        if ask.json_schema is not None:
+    async def _requests(self, ask: Ask, served: Served) -> list[GenerateRequest]:
+        """One for each answer: the choices of a prompt differ in their seeds alone."""
+        sampling = await self._held(ask)
+        requests = []
+        for at, write in enumerate(ask.prompts):
+            prompt = write(served)
+            text, literal = (prompt.text, prompt.literal) if isinstance(prompt, Prompt) else (prompt, ())
+            for choice in range(ask.choices):
+                number = at * ask.choices + choice
+                requests.append(
+                    GenerateRequest(
+                        ask.id if ask.answers == 1 else f"{ask.id}-{number}",
+                        text,
+                        sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice),
+                        served.adapter_key,
+                        literal,
+                    )
+                )
+        return requests
+
+    async def _held(self, ask: Ask) -> Sampling:
+        if ask.json_schema is None and (ask.toolbox is None or not ask.toolbox.callable):
+            return ask.sampling
+        try:
             # Converting a large schema takes a while, and other streams are running.
-            try:
-                grammar = await asyncio.to_thread(self._schema_to_grammar, ask.json_schema)
-            except UnsupportedRequest as error:
-                message = f"'response_format' cannot be enforced: {error}."
-                raise bad_request(message, "response_format", "unsupported_schema") from error
-            sampling = replace(sampling, grammar=grammar)
-        prompt = ask.prompt_for(served)
-        return GenerateRequest(ask.id, prompt.text, sampling, served.adapter_key, prompt.literal)
+            held = await asyncio.to_thread(hold, ask.json_schema, ask.toolbox)
+        except UnsupportedRequest as error:
+            name = "tools" if str(error).startswith("tools[") else ask.schema_name
+            raise bad_request(f"'{name}' cannot be enforced: {error}.", name, "unsupported_schema") from error
+        return replace(ask.sampling, grammar=held.grammar, trigger=held.trigger)
 
     def _observe(self, outcome: Outcome) -> None:
         self._metrics.outcome(outcome)
@@ -280,19 +324,26 @@ def _digest(value: object) -> str | None:
         return None
 
 
-def _violates(served: Served, ask: Ask, answer: _Answer) -> bool:
+def _add(choices: list[Choice], piece: Piece) -> None:
+    try:
+        choices[piece.choice].add(piece)
+    except IndexError as error:
+        raise HubBroke("the hub answers what was not asked") from error
+
+
+def _violates(served: Served, ask: Ask, choice: Choice) -> bool:
     """Whether a complete answer breaks the schema that its release promises.
 
     A caller who asks for another shape, or who writes the prompt alone, gets what was asked for.
     """
-    if served.output_schema is None or ask.endpoint != "chat" or ask.json_schema is not None:
+    if served.output_schema is None or ask.endpoint == "completions" or ask.json_schema is not None:
+        return False
+    if choice.calls:
         return False
     # An answer cut at its limit counts: an adapter that got worse often does not find its end, and callers
     # who ask for too little ask it of the release before too.
-    if answer.finish is Finish.CANCELLED:
-        return False
     try:
-        value = canonical.decode(answer.text.encode())
+        value = canonical.decode(choice.text.encode())
     except ModelsError:
         return True
     return not Draft202012Validator(served.output_schema).is_valid(value)

@@ -13,6 +13,7 @@
         │   └── AnswerTooLong            the prompt fits; the answer that was asked for does not fit beside it
         ├── UnsupportedRequest       the engine cannot honour an option, and will not ignore it
         ├── InvalidImage             a picture that cannot be read, or that is refused before it is decoded
+        ├── InvalidAudio             a recording that cannot be read, or that is too long
         └── UnknownAdapter           no adapter of that name is attached
 """
 
@@ -54,11 +55,19 @@ class AnswerTooLong(ContextLengthExceeded):
 
 
 class UnsupportedRequest(EngineError):
-    """An option that this engine cannot honour. It is refused, never ignored."""
+    """What this engine cannot honour. It is refused, never ignored. ``option``: the one that asks for it."""
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class InvalidImage(EngineError):
     """A picture cannot be read, or is larger than what may be decoded."""
+
+
+class InvalidAudio(EngineError):
+    """A recording cannot be read, or is longer than what is heard."""
 
 
 class UnknownAdapter(EngineError):

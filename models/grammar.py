@@ -65,35 +65,59 @@ _USES = {
 
 def json_schema_to_grammar(schema: Mapping[str, Any] | bool) -> str:
     """GBNF with root rule ``root`` for ``schema``. Raises ``UnsupportedRequest``."""
-    return _Converter(schema).convert()
+    rules = Rules()
+    rules.define("root", rules.schema(schema))
+    return rules.text()
 
 
-class _Converter:
-    def __init__(self, schema: Mapping[str, Any] | bool) -> None:
-        self._document = schema
+class Rules:
+    """A grammar in the making, for one schema or several."""
+
+    def __init__(self) -> None:
         self._rules: dict[str, str] = {}
-        self._references: dict[str, str] = {}
 
-    def convert(self) -> str:
+    def schema(self, document: Mapping[str, Any] | bool) -> str:
+        """The name of a rule for JSON that meets ``document``. Raises ``UnsupportedRequest``."""
         try:
-            self._rules["root"] = self._rule(self._document, "schema")
+            return self.named(_Converter(document, self).convert())
         except RecursionError as error:
             raise UnsupportedRequest("the schema is nested too deeply") from error
-        return "\n".join(f"{name} ::= {body}" for name, body in self._rules.items()) + "\n"
 
-    def _shared(self, name: str) -> str:
+    def define(self, name: str, body: str) -> str:
+        """Give a rule a name of its own, which is returned."""
+        self._rules[name] = body
+        return name
+
+    def named(self, body: str) -> str:
+        """A new rule's name. Raises ``UnsupportedRequest`` when there are too many."""
+        if len(self._rules) >= MAX_RULES:
+            raise UnsupportedRequest(f"the schema needs more than {MAX_RULES} grammar rules")
+        return self.define(f"r{len(self._rules)}", body)
+
+    def shared(self, name: str) -> str:
+        """One of the rules that every schema may use."""
         if name not in self._rules:
             self._rules[name] = _SHARED[name]
             for used in _USES.get(name, ()):
-                self._shared(used)
+                self.shared(used)
         return name
 
-    def _named(self, body: str) -> str:
-        if len(self._rules) >= MAX_RULES:
-            raise UnsupportedRequest(f"the schema needs more than {MAX_RULES} grammar rules")
-        name = f"r{len(self._rules)}"
-        self._rules[name] = body
-        return name
+    def text(self) -> str:
+        """The grammar in GBNF."""
+        return "\n".join(f"{name} ::= {body}" for name, body in self._rules.items()) + "\n"
+
+
+class _Converter:
+    """One schema's rules; references are looked up in its own document."""
+
+    def __init__(self, document: Mapping[str, Any] | bool, rules: Rules) -> None:
+        self._document = document
+        self._references: dict[str, str] = {}
+        self._named, self._shared, self._define = rules.named, rules.shared, rules.define
+
+    def convert(self) -> str:
+        """The body of the rule for the whole document."""
+        return self._rule(self._document, "schema")
 
     def _rule(self, schema: Any, where: str) -> str:
         """The body of a rule; alternatives in it are in parentheses."""
@@ -106,7 +130,7 @@ class _Converter:
             return self._shared("value")
         for only, build in (
             ("$ref", self._reference),
-            ("const", lambda value, _: _literal(value)),
+            ("const", lambda value, _: literal(value)),
             ("enum", _enum),
             ("anyOf", self._any_of),
         ):
@@ -167,7 +191,7 @@ class _Converter:
                 raise UnsupportedRequest(f"{where}: {reference!r:.100} only points at another reference")
             name = self._named("")  # named before it is built: a schema may contain itself
             self._references[reference] = name
-            self._rules[name] = self._rule(target, reference)
+            self._define(name, self._rule(target, reference))
         return self._references[reference]
 
     def _object(self, schema: Mapping[str, Any], where: str) -> str:
@@ -180,9 +204,9 @@ class _Converter:
         if missing:
             raise UnsupportedRequest(f"{where}: {missing[0]!r:.100} is required but has no schema")
         if not properties:
-            if extra is True:
+            if extra is True and "properties" not in schema:
                 return self._shared("object")
-            if extra is False:
+            if isinstance(extra, bool):
                 return '"{" "}"'
             pair = f'{self._shared("string")} ":" " "? {self._named(self._rule(extra, where + ".*"))}'
             # Keys could repeat; a reader takes the last, and every one of them meets the schema.
@@ -190,7 +214,7 @@ class _Converter:
         pairs = []
         for name, value in properties.items():
             rule = self._named(self._rule(value, f"{where}.{name}"))
-            pairs.append((f'{_literal(name)} ":" " "? {rule}', name in required))
+            pairs.append((f'{literal(name)} ":" " "? {rule}', name in required))
         return f'"{{" {self._members(pairs)} "}}"'
 
     def _members(self, pairs: Sequence[tuple[str, bool]]) -> str:
@@ -221,10 +245,10 @@ class _Converter:
 def _enum(values: Any, where: str) -> str:
     if not isinstance(values, list) or not values:
         raise UnsupportedRequest(f"{where}: 'enum' needs a list of values")
-    return "(" + " | ".join(_literal(value) for value in values) + ")"
+    return "(" + " | ".join(literal(value) for value in values) + ")"
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
     """A GBNF string that matches the JSON of ``value`` and nothing else."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     escaped = re.sub(r'["\\]', lambda match: "\\" + match.group(), text)

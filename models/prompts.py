@@ -14,14 +14,16 @@ Dialect: that of Hugging Face chat templates (trimmed blocks, loop controls, ``t
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from models import tools as calls
 from models.errors import InvalidTemplate
+from models.tools import Tool
 
 MAX_SOURCE = 1 << 18
 """Characters of the longest template that is compiled."""
@@ -55,21 +57,31 @@ class ChatTemplate:
             raise InvalidTemplate(f"a chat template of {len(source)} characters; {MAX_SOURCE} are allowed")
         self.source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            unknown = meta.find_undeclared_variables(environment.parse(source))
         except (TemplateError, RecursionError) as error:
             raise InvalidTemplate(f"the chat template does not compile: {error}") from error
         self._control = _ControlTokens((bos_token, eos_token, *control_tokens))
+        # A template that has another form of a call would teach the model a form that nobody reads.
+        self._takes_tools = "tools" in unknown and calls.OPEN in source
 
-    def prompt(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()) -> Prompt:
         """The prompt for messages of strangers: none can write a control token. Raises ``InvalidTemplate``.
+
+        ``tools`` are told by the template if it tells them in the form of ``models.tools``, else by a text of
+        that module's.
 
         Its text is that of ``render``, and nothing in it is literal unless a control token's text came from
         the messages. Only a template that decides by such a text decides otherwise: it does not see it.
         """
-        text = self.render(messages)
+        told: Mapping[str, Any] = {"messages": messages, "tools": [tool.wire() for tool in tools] or None}
+        if not self._takes_tools:
+            told = {"messages": calls.tell(messages, tools)}
+        text = self._render(told)
         ends = self._control.ends
-        contents = {character for message in messages for value in message.values() for character in value}
+        contents = set("".join(_texts(told)))
         if contents.isdisjoint(ends):
             return Prompt(text)
         taken = contents.union(text, self.source)
@@ -82,16 +94,11 @@ class ChatTemplate:
         def hide(value: str) -> str:
             return value.translate(to_marks)
 
-        marked = self.render([{key: hide(value) for key, value in message.items()} for message in messages])
+        marked = self._render(_changed(told, hide))
         if marked.translate(from_marks) != text:
             # The template looks at characters like those ("does it hold a <tag>?"), so they have to stay
             # what they are; only whole control tokens are hidden from it.
-            marked = self.render(
-                [
-                    {key: self._control.map(hide, value) for key, value in message.items()}
-                    for message in messages
-                ]
-            )
+            marked = self._render(_changed(told, lambda value: self._control.map(hide, value)))
             text = marked.translate(from_marks)
         return Prompt(text, self._control.literal(text, marked))
 
@@ -100,11 +107,12 @@ class ChatTemplate:
 
         ``messages``: ``role`` and ``content``. A control token's text in them is as good as the template's.
         """
+        return self._render({"messages": messages, "add_generation_prompt": add_generation_prompt})
+
+    def _render(self, given: Mapping[str, Any]) -> str:
         try:
             return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **self._tokens,
+                {"add_generation_prompt": True, **_changed(given, str), **self._tokens}
             )
         except Exception as error:  # a template is code: it can raise anything
             raise InvalidTemplate(f"the chat template failed: {error}") from error
@@ -143,6 +151,38 @@ class _ControlTokens:
 
     def _find(self, text: str) -> list[tuple[int, int]]:
         return [found.span(1) for found in self._places.finditer(text)]
+
+
+_FREE = ("arguments", "parameters")
+"""Objects whose keys are the caller's, not the template's."""
+
+
+def _texts(value: Any, free: bool = False) -> Iterator[str]:
+    """All texts in a value that come from a caller."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if free:
+                yield key
+            yield from _texts(item, free or key in _FREE)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item, free)
+
+
+def _changed(value: Any, change: Callable[[str], str], free: bool = False) -> Any:
+    """A copy of ``value`` with each of those texts changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {
+            change(key) if free else key: _changed(item, change, free or key in _FREE)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_changed(item, change, free) for item in value]
+    return value
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -84,7 +84,8 @@ def refuse_options(sampling: Sampling, honoured: Collection[str]) -> None:
     """Refuse what an engine that honours only ``honoured`` would ignore. Raises ``UnsupportedRequest``."""
     for option in fields(Sampling):
         if option.name not in honoured and getattr(sampling, option.name) != option.default:
-            raise UnsupportedRequest(f"this kind of model does not support {option.name}")
+            message = f"this kind of model does not support {option.name}"
+            raise UnsupportedRequest(message, option.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr
 
 from models.openai.errors import bad_request, unsupported
-from models.openai.requests import read_body
+from models.openai.reading import read_body
 
 MAX_INPUTS = 2048
 """Texts in one request; OpenAI's limit."""

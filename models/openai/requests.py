@@ -1,121 +1,58 @@
 """Requests for chat and text completions, read strictly.
 
 An option is honoured or refused by name, never ignored. Options that this product does not have pass
-only at the value that changes nothing (``n: 1``, ``tools: []``); null always means absent. Reference:
-OpenAI's API reference, "Create chat completion" and "Create completion". Pure.
+only at the value that changes nothing (``store: false``); null always means absent. Reference: OpenAI's
+API reference, "Create chat completion" and "Create completion"; ``top_k``, ``min_p``, ``repeat_penalty`` and
+``ignore_eos`` are named as llama-server names them. Pure.
 """
 
-import difflib
 import json
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr, ValidationError
+from pydantic import BeforeValidator, Field, StrictBool, StrictStr, WithJsonSchema
 
-from models import canonical
-from models.errors import ModelsError
-from models.openai.errors import ApiError, bad_request, unsupported
+from models.engines.base import Sampling
+from models.openai.errors import bad_request, unsupported
+from models.openai.messages import ChatMessage, read_messages
+from models.openai.reading import Frozen, Json, Neutral, read_body
+from models.openai.tool_options import (
+    ResponseFormat,
+    ToolChoice,
+    read_choice,
+    read_format,
+    read_tools,
+    toolbox,
+)
+from models.tools import Tool, Toolbox
 
 MAX_STOPS = 4
+MAX_ANSWERS = 64
+"""Answers to one request: choices, times prompts of a text completion."""
+MAX_LOGPROBS = 20
+"""Likeliest tokens that may be asked for at each place."""
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default length of a text completion."""
 
-_SAMPLING_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-}
-_CHAT_NEUTRAL: dict[str, tuple[Any, ...]] = _SAMPLING_NEUTRAL | {
+_CHAT_NEUTRAL: Neutral = {
     "audio": (),
     "function_call": ("none",),
     "functions": ([],),
     "metadata": ({},),
     "modalities": (["text"],),
-    "parallel_tool_calls": (),
     "prediction": (),
     "prompt_cache_retention": (),
     "reasoning_effort": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "tool_choice": ("none",),
-    "tools": ([],),
-    "top_logprobs": (),
     "verbosity": (),
     "web_search_options": (),
 }
-_COMPLETION_NEUTRAL: dict[str, tuple[Any, ...]] = _SAMPLING_NEUTRAL | {
-    "logprobs": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": (),
-}
-_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
+_COMPLETION_NEUTRAL: Neutral = {"suffix": ("",)}
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ChatMessage(_Frozen):
-    """One turn. ``developer`` is read as ``system``; text parts are joined."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class ResponseFormat(_Frozen):
-    """What shape the answer must have. ``json_schema`` is the schema to enforce, None for free text."""
-
-    wire: dict[str, Any]
-    json_schema: dict[str, Any] | None
-
-
-def _read_messages(value: Any) -> Any:
-    if not isinstance(value, list) or not value:
-        raise bad_request("'messages' must be a list with at least one message.", "messages", "invalid_type")
-    return tuple(_read_message(item, f"messages[{index}]") for index, item in enumerate(value))
-
-
-def _read_message(value: Any, where: str) -> ChatMessage:
-    if not isinstance(value, dict):
-        raise bad_request(f"'{where}' must be an object with role and content.", where, "invalid_type")
-    # Clients send back the messages they got, with their empty fields.
-    given = {key: item for key, item in value.items() if item is not None and item != []}
-    role = given.pop("role", None)
-    if role in ("tool", "function"):
-        raise unsupported(f"{where}.role", f"'{where}.role': tool messages are not supported.")
-    if not isinstance(role, str) or role not in _ROLES:
-        known = ", ".join(_ROLES)
-        raise bad_request(f"'{where}.role' must be one of {known}.", f"{where}.role", "invalid_value")
-    if "content" not in given and value.get("content") != []:
-        raise bad_request(f"'{where}.content' is missing.", f"{where}.content", "missing_required_parameter")
-    content = _read_content(given.pop("content", []), f"{where}.content")
-    for name in given:
-        raise unsupported(f"{where}.{name}", f"'{where}.{name}' is not supported.")
-    return ChatMessage(role=_ROLES[role], content=content)
-
-
-def _read_content(value: Any, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise bad_request(f"'{where}' must be a string or a list of text parts.", where, "invalid_type")
-    texts = []
-    for index, part in enumerate(value):
-        at = f"{where}[{index}]"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise unsupported(at, f"'{at}': only text parts are supported, not {kind!r:.50}.")
-        if not isinstance(part.get("text"), str):
-            raise bad_request(f"'{at}.text' must be a string.", f"{at}.text", "invalid_type")
-        texts.append(part["text"])
-    return "".join(texts)
+def _wire(**schema: Any) -> WithJsonSchema:
+    """What a field looks like in the API's description, where it is read by a function."""
+    return WithJsonSchema(schema)
 
 
 def _read_stop(value: Any) -> Any:
@@ -127,66 +64,183 @@ def _read_stop(value: Any) -> Any:
     return tuple(stops)
 
 
-def _read_format(value: Any) -> Any:
-    where = "response_format"
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind == "text":
-        return ResponseFormat(wire=value, json_schema=None)
-    if kind == "json_object":
-        return ResponseFormat(wire=value, json_schema={"type": "object"})
-    if kind != "json_schema":
-        raise bad_request(
-            f"'{where}.type' must be text, json_object or json_schema.", f"{where}.type", "invalid_value"
-        )
-    named = value.get("json_schema")
-    schema = named.get("schema") if isinstance(named, dict) else None
-    if not isinstance(schema, dict):
-        raise bad_request(
-            f"'{where}.json_schema.schema' must be a JSON Schema object.",
-            f"{where}.json_schema.schema",
-            "missing_required_parameter",
-        )
-    return ResponseFormat(wire=value, json_schema=schema)
+def _read_bias(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise bad_request("'logit_bias' must be an object.", "logit_bias", "invalid_type")
+    for key, bias in value.items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 10):
+            raise bad_request(
+                f"'logit_bias': {key!r:.50} is no token id.", f"logit_bias.{key:.50}", "invalid_value"
+            )
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise bad_request(
+                f"'logit_bias.{key}' must be a number from -100 to 100.", f"logit_bias.{key}", "invalid_value"
+            )
+    return tuple((int(key), float(bias)) for key, bias in value.items())
 
 
 def _read_prompt(value: Any) -> Any:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-        return value[0]
-    if isinstance(value, list):
-        raise unsupported("prompt", "'prompt' must be one string; batches and token ids are not supported.")
-    return value
+    """A text, a list of texts, a list of token ids, or a list of such lists; never an empty one."""
+    alone = isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(_is_token(item) for item in value)
+    )
+    prompts = [value] if alone else value
+    if not isinstance(prompts, list) or not prompts:
+        raise bad_request("'prompt' must be text, token ids, or a list of such.", "prompt", "invalid_type")
+    if len(prompts) > MAX_ANSWERS:
+        raise bad_request(f"'prompt' has more than {MAX_ANSWERS} prompts.", "prompt", "invalid_value")
+    for index, prompt in enumerate(prompts):
+        ids = isinstance(prompt, list) and bool(prompt) and all(_is_token(item) for item in prompt)
+        if not isinstance(prompt, str) and not ids:
+            raise bad_request(
+                f"'prompt[{index}]' must be text or token ids.", f"prompt[{index}]", "invalid_type"
+            )
+    return tuple(prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts)
 
 
-class StreamOptions(_Frozen):
+def _is_token(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+class StreamOptions(Frozen):
     """``include_usage`` adds a last chunk with the token counts."""
 
     include_usage: StrictBool = False
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: StrictBool = False
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse padding: nobody between a device and its own callers measures the sizes of chunks."""
+        if self.include_obfuscation:
+            raise unsupported(
+                "stream_options.include_obfuscation", "'include_obfuscation' is only supported as false."
+            )
 
 
-class _Request(_Frozen):
+_TEXTS = {"type": "string", "minLength": 1}
+Stop = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_read_stop),
+    _wire(anyOf=[_TEXTS, {"type": "array", "items": _TEXTS, "maxItems": MAX_STOPS}]),
+]
+Bias = Annotated[
+    tuple[tuple[int, float], ...],
+    BeforeValidator(_read_bias),
+    _wire(
+        type="object",
+        propertyNames={"pattern": "^[0-9]{1,9}$"},
+        additionalProperties={"type": "number", "minimum": -100, "maximum": 100},
+    ),
+]
+
+
+class Request(Frozen):
+    """What all requests for text have in common, and how their tokens are chosen."""
+
     model: StrictStr = Field(min_length=1, max_length=200)
-    max_tokens: int | None = Field(default=None, ge=1, strict=True)
     temperature: float = Field(default=1.0, ge=0, le=2, strict=True)
     top_p: float = Field(default=1.0, ge=0, le=1, strict=True)
-    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63, strict=True)
-    stop: Annotated[tuple[str, ...], BeforeValidator(_read_stop)] = ()
     stream: StrictBool = False
-    stream_options: StreamOptions | None = None
     user: StrictStr | None = Field(default=None, max_length=512)
+
+    def _sampling(self, **options: Any) -> Sampling:
+        # top_p 0 keeps the likeliest token alone, which is what temperature 0 means.
+        greedy = self.top_p == 0
+        return Sampling(
+            temperature=0.0 if greedy else self.temperature, top_p=1.0 if greedy else self.top_p, **options
+        )
+
+
+class _Completion(Request):
+    max_tokens: int | None = Field(default=None, ge=1, strict=True)
+    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63, strict=True)
+    stop: Stop = ()
+    stream_options: StreamOptions | None = None
+    n: int = Field(default=1, ge=1, le=MAX_ANSWERS, strict=True)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2, strict=True)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2, strict=True)
+    logit_bias: Bias = ()
+    top_k: int = Field(default=0, ge=0, le=1 << 20, strict=True)
+    min_p: float = Field(default=0.0, ge=0, le=1, strict=True)
+    repeat_penalty: float = Field(default=1.0, gt=0, le=2, strict=True)
+    ignore_eos: StrictBool = False
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk of token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    def _options(self, max_tokens: int | None, logprobs: int | None) -> Sampling:
+        return self._sampling(
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            seed=self.seed,
+            stop=self.stop,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repeat_penalty=self.repeat_penalty,
+            ignore_eos=self.ignore_eos,
+        )
 
-class ChatRequest(_Request):
+
+_OBJECTS = {"type": "array", "items": {"type": "object"}}
+
+
+class ChatRequest(_Completion):
     """A chat completion. ``prompt_cache_key`` is a hint; the engine reuses prefixes by itself."""
 
-    messages: Annotated[tuple[ChatMessage, ...], BeforeValidator(_read_messages)]
+    messages: Annotated[
+        tuple[ChatMessage, ...],
+        BeforeValidator(read_messages),
+        _wire(
+            type="array",
+            minItems=1,
+            items={
+                "type": "object",
+                "properties": {
+                    "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+                    "content": {
+                        "anyOf": [
+                            {"type": "string"},
+                            {
+                                "type": "array",
+                                "minItems": 1,
+                                "items": {
+                                    "type": "object",
+                                    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                                    "required": ["type", "text"],
+                                },
+                            },
+                        ]
+                    },
+                    "tool_calls": _OBJECTS,
+                    "tool_call_id": {"type": "string"},
+                },
+                "required": ["role", "content"],
+            },
+        ),
+    ]
     max_completion_tokens: int | None = Field(default=None, ge=1, strict=True)
-    response_format: Annotated[ResponseFormat | None, BeforeValidator(_read_format)] = None
+    logprobs: StrictBool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS, strict=True)
+    tools: Annotated[tuple[Tool, ...], BeforeValidator(read_tools), _wire(**_OBJECTS)] = ()
+    tool_choice: Annotated[
+        ToolChoice | None,
+        BeforeValidator(read_choice),
+        _wire(anyOf=[{"enum": ["none", "auto", "required"]}, {"type": "object"}]),
+    ] = None
+    parallel_tool_calls: StrictBool = True
+    response_format: Annotated[
+        ResponseFormat | None,
+        BeforeValidator(read_format),
+        _wire(
+            type="object",
+            properties={"type": {"enum": ["text", "json_object", "json_schema"]}},
+            required=["type"],
+        ),
+    ] = None
     safety_identifier: StrictStr | None = Field(default=None, max_length=512)
     prompt_cache_key: StrictStr | None = Field(default=None, max_length=512)
 
@@ -201,6 +255,9 @@ class ChatRequest(_Request):
                 "max_tokens",
                 "invalid_value",
             )
+        if request.top_logprobs is not None and not request.logprobs:
+            raise bad_request("'top_logprobs' needs 'logprobs': true.", "top_logprobs", "invalid_value")
+        toolbox(request.tools, request.tool_choice, request.parallel_tool_calls)
         return request
 
     @property
@@ -219,18 +276,28 @@ class ChatRequest(_Request):
         return self.safety_identifier or self.user
 
     @property
-    def json_schema(self) -> dict[str, Any] | None:
+    def json_schema(self) -> Json | None:
         """The schema that the answer must meet, None for free text."""
         return self.response_format.json_schema if self.response_format else None
+
+    @property
+    def toolbox(self) -> Toolbox | None:
+        """The functions that may be called, None without any."""
+        return toolbox(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen, but for what holds the answer to a form."""
+        return self._options(self.token_limit, (self.top_logprobs or 0) if self.logprobs else None)
 
     def upstream(self) -> bytes:
         """The same request for another server, always as a stream with token counts.
 
         Holds what was understood and nothing else; who asked stays here.
         """
-        body: dict[str, Any] = {
+        body: Json = {
             "model": self.model,
-            "messages": [message.model_dump() for message in self.messages],
+            "messages": [message.wire() for message in self.messages],
             "temperature": self.temperature,
             "top_p": self.top_p,
             "stream": True,
@@ -238,28 +305,74 @@ class ChatRequest(_Request):
         }
         if self.token_limit is not None:
             body["max_tokens"] = self.token_limit
-        if self.seed is not None:
-            body["seed"] = self.seed
         if self.stop:
             body["stop"] = list(self.stop)
+        if self.logit_bias:
+            body["logit_bias"] = {str(token): bias for token, bias in self.logit_bias}
+        if self.tools:
+            body["tools"] = [tool.wire() for tool in self.tools]
+        if self.tool_choice is not None:
+            named = {"type": "function", "function": {"name": self.tool_choice.named}}
+            body["tool_choice"] = named if self.tool_choice.named else self.tool_choice.mode
         if self.response_format is not None:
             body["response_format"] = self.response_format.wire
+        body |= self.model_dump(include=_PLAIN, exclude_defaults=True)
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-class CompletionRequest(_Request):
+_PLAIN = {
+    *("seed", "n", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs"),
+    *("parallel_tool_calls", "top_k", "min_p", "repeat_penalty", "ignore_eos"),
+}
+"""Options of a chat that go upstream as they came, where they are not the default."""
+
+_TOKENS = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1},
+}
+
+
+class CompletionRequest(_Completion):
     """A text completion: the prompt goes to the model as it is, without a chat template.
 
     It is the caller's own, control tokens included: who writes a whole prompt may write turns. Text of third
-    persons belongs into chat messages, where no control token is read.
+    persons belongs into the messages of a chat. ``best_of`` other than ``n`` is refused.
     """
 
-    prompt: Annotated[StrictStr, BeforeValidator(_read_prompt)]
+    prompt: Annotated[
+        tuple[str | tuple[int, ...], ...],
+        BeforeValidator(_read_prompt),
+        _wire(
+            anyOf=[
+                {"type": "string"},
+                _TOKENS,
+                {"type": "array", "minItems": 1, "maxItems": MAX_ANSWERS, "items": {"type": "string"}},
+                {"type": "array", "minItems": 1, "maxItems": MAX_ANSWERS, "items": _TOKENS},
+            ]
+        ),
+    ]
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS, strict=True)
+    echo: StrictBool = False
+    best_of: int | None = Field(default=None, ge=1, strict=True)
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read a body. Raises ``ApiError`` (400) that names the parameter."""
-        return _parse(cls, data, _COMPLETION_NEUTRAL)
+        request = _parse(cls, data, _COMPLETION_NEUTRAL)
+        if request.best_of not in (None, request.n):
+            raise unsupported("best_of", "'best_of' is only supported as the same number as 'n'.")
+        if request.n * len(request.prompt) > MAX_ANSWERS:
+            raise bad_request(
+                f"{request.n} answers to {len(request.prompt)} prompts; {MAX_ANSWERS} in all are allowed.",
+                "n",
+                "invalid_value",
+            )
+        if request.echo and request.logprobs is not None:
+            raise unsupported("echo", "'echo' is not supported together with 'logprobs'.")
+        if request.echo and not all(isinstance(prompt, str) for prompt in request.prompt):
+            raise unsupported("echo", "'echo' is not supported for prompts of token ids.")
+        return request
 
     @property
     def token_limit(self) -> int:
@@ -271,80 +384,17 @@ class CompletionRequest(_Request):
         """The person behind the request, as the caller names them."""
         return self.user
 
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
+        return self._options(self.token_limit, self.logprobs)
 
-_R = TypeVar("_R", bound=_Request)
-_B = TypeVar("_B", bound=BaseModel)
+
+_R = TypeVar("_R", bound=_Completion)
 
 
-def _parse(cls: type[_R], data: bytes, neutral: dict[str, tuple[Any, ...]]) -> _R:
+def _parse(cls: type[_R], data: bytes, neutral: Neutral) -> _R:
     request = read_body(cls, data, neutral)
     if request.stream_options is not None and not request.stream:
         raise bad_request("'stream_options' needs 'stream': true.", "stream_options", "invalid_value")
     return request
-
-
-def read_body(cls: type[_B], data: bytes, neutral: dict[str, tuple[Any, ...]]) -> _B:
-    """A JSON body as ``cls``, which forbids extra fields; ``neutral``: options that pass at these values.
-
-    Raises ``ApiError`` (400) that names the parameter.
-    """
-    body = _decode(data)
-    given = {key: value for key, value in body.items() if value is not None}
-    for key, allowed in neutral.items():
-        if key in given and not any(_same(given.pop(key), value) for value in allowed):
-            raise unsupported(key, _explain(key, allowed))
-    for key in given:
-        if key not in cls.model_fields:
-            near = difflib.get_close_matches(key, cls.model_fields, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise bad_request(f"Unknown parameter: '{key:.100}'.{hint}", key, "unknown_parameter")
-    return validated(cls, given)
-
-
-def validated(cls: type[_B], given: dict[str, Any]) -> _B:
-    """``given`` as ``cls``. Raises ``ApiError`` (400) that names the parameter."""
-    try:
-        return cls.model_validate(given)
-    except ValidationError as error:
-        raise _from_validation(error) from error
-
-
-def _decode(data: bytes) -> dict[str, Any]:
-    try:
-        body = canonical.decode(data)
-        # A lone surrogate is JSON but no text; 1e999 is JSON but no number that anyone can pass on.
-        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-    except RecursionError as error:
-        raise bad_request("The body is nested too deeply.", code="invalid_json") from error
-    except UnicodeEncodeError as error:
-        message = "The body holds half of a surrogate pair, which is no text."
-        raise bad_request(message, code="invalid_json") from error
-    except ValueError as error:
-        message = "The body holds a number that is too large."
-        raise bad_request(message, code="invalid_json") from error
-    except ModelsError as error:
-        raise bad_request(f"The body is {error}.", code="invalid_json") from error
-    if not isinstance(body, dict):
-        raise bad_request("The body must be a JSON object.", code="invalid_type")
-    return body
-
-
-def _same(given: Any, neutral: Any) -> bool:
-    return bool(given == neutral) and isinstance(given, bool) == isinstance(neutral, bool)
-
-
-def _explain(key: str, allowed: tuple[Any, ...]) -> str:
-    if not allowed:
-        return f"'{key}' is not supported."
-    return f"'{key}' is only supported as {' or '.join(json.dumps(value) for value in allowed)}."
-
-
-def _from_validation(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_context=False)[0]
-    param = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        return bad_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
-    if first["type"] == "extra_forbidden":
-        return bad_request(f"Unknown parameter: '{param:.100}'.", param, "unknown_parameter")
-    code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
-    return bad_request(f"Invalid '{param}': {first['msg'][0].lower()}{first['msg'][1:]}.", param, code)

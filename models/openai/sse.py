@@ -10,9 +10,10 @@ DONE = b"data: [DONE]\n\n"
 MEDIA_TYPE = "text/event-stream; charset=utf-8"
 
 
-def event(value: Any) -> bytes:
+def event(value: Any, name: str | None = None) -> bytes:
     """One event. JSON escapes line breaks, so the value is one ``data:`` line."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return (f"event: {name}\n" if name else "").encode() + f"data: {data}\n\n".encode()
 
 
 class Decoder:

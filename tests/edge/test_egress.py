@@ -25,10 +25,11 @@ from edge_agent.policy import PolicyInput, decide
 from edge_agent.serving import Rules
 from models.data_class import DataClass
 from models.digest import Digest
-from models.engines.base import Finish, Usage
+from models.engines.base import Usage
 from models.openai import sse
 from models.openai.errors import ApiError
-from models.openai.responses import ChatWriter
+from models.openai.parts import Piece
+from models.openai.writers import ChatWriter
 from sync.requests import HEADER, open_request
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -61,9 +62,9 @@ class Hub:
 
 def stream_of(*texts: str, done: bool = True, receipt: dict[str, Any] = RECEIPT) -> bytes:
     writer = ChatWriter("chatcmpl-hub", 0, "big", include_usage=True)
-    chunks = writer.opening() + [writer.delta(text) for text in texts]
-    chunks += writer.closing(Finish.STOP, Usage(7, 3), receipt)
-    return b"".join(map(sse.event, chunks)) + (sse.DONE if done else b"")
+    pieces = b"".join(writer.piece(Piece(text=text)) for text in texts)
+    stream = writer.opening() + pieces + writer.closing(["stop"], Usage(7, 3), receipt)
+    return stream if done else stream.removesuffix(sse.DONE)
 
 
 @asynccontextmanager

@@ -14,7 +14,6 @@ from edge_agent.egress import Egress
 from edge_agent.journal import Journal
 from edge_agent.questions import Rules
 from models.digest import Digest
-from models.grammar import json_schema_to_grammar
 from models.prompts import ChatTemplate
 
 TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ")
@@ -45,7 +44,6 @@ def edge_app(
         catalog,
         journal=journal,
         egress=egress,
-        schema_to_grammar=json_schema_to_grammar,
         now=time.time,
         monotonic=time.monotonic,
         new_id=lambda: f"r{next(numbers)}",

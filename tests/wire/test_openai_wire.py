@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.engines.base import Finish, Usage
+from models.engines.base import Usage
 from models.openai import sse
 from models.openai.errors import ApiError
+from models.openai.parts import Choice, Piece
 from models.openai.requests import ChatRequest, CompletionRequest
-from models.openai.responses import ChatWriter, CompletionWriter, Writer
+from models.openai.writers import ChatWriter, CompletionWriter, Writer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 USAGE = Usage(prompt_tokens=7, completion_tokens=2, cached_tokens=3)
@@ -24,9 +25,8 @@ CHAT: dict[str, Any] = {
 
 
 def stream(writer: Writer) -> bytes:
-    chunks = [*writer.opening(), writer.delta("läuft\n"), writer.delta("轴承")]
-    chunks += writer.closing(Finish.STOP, USAGE, RECEIPT)
-    return b"".join(map(sse.event, chunks)) + sse.DONE
+    pieces = writer.piece(Piece(text="läuft\n")) + writer.piece(Piece(text="轴承"))
+    return writer.opening() + pieces + writer.closing(["stop"], USAGE, RECEIPT)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def stream(writer: Writer) -> bytes:
     ],
 )
 def test_answers_are_the_golden_bytes(name: str, writer: Writer) -> None:
-    whole = sse.event(writer.whole("läuft\n轴承", Finish.LENGTH, USAGE, RECEIPT))
+    whole = sse.event(writer.whole([Choice("läuft\n轴承", reason="length")], USAGE, RECEIPT))
     assert whole + stream(writer) == (GOLDEN / f"openai_{name}.txt").read_bytes()
 
 
