@@ -11,7 +11,7 @@ from typing import Any
 
 from compile.data.reading import source_digest, source_files
 from compile.errors import BadRecipe
-from compile.line import REFERENCE, Workshop, digest_of, versions
+from compile.line import REFERENCE, Workshop, versions
 from compile.lines import encoder_training as training
 from compile.lines import encoder_work as work
 from compile.lines.encoder import STUDENT, EncoderParts, Folders, Recipe, VariantSteps, set_aside
@@ -21,6 +21,7 @@ from compile.onnx.export import check_folder
 from compile.recipe.distil import DistilLabels, DistilVectors, TextTeacher
 from compile.recipe.encoder import EncoderVariant
 from compile.steps import Report, Step
+from models.store import digest_of
 
 _TRAIN_SECONDS = 0.05
 """Per row and epoch on two quiet cores (MiniLM, 100 tokens)."""

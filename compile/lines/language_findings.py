@@ -14,7 +14,7 @@ from compile.findings import Answer, Case, Compared, Findings, Flips
 from compile.gguf.files import CONVERTERS_VERSION, fallbacks
 from compile.gguf.mixture import Override
 from compile.gguf.survival import Nearness, Survival, advise
-from compile.line import REFERENCE, device_name, digest_of, tools_of
+from compile.line import REFERENCE, device_name, tools_of
 from compile.lines.language import (
     ADAPTER,
     HF,
@@ -42,6 +42,7 @@ from compile.steps import Cache
 from models.digest import Digest
 from models.gguf import TensorType, read_header
 from models.manifest import Fallback
+from models.store import digest_of
 
 if TYPE_CHECKING:
     from compile.lines.language_scores import Tokens
