@@ -18,6 +18,8 @@ from edge_agent.serving import Ask, Service, Written
 from models import data_class
 from models.openai.errors import ApiError
 from models.openai.requests import ChatRequest, CompletionRequest
+from models.openai.response_requests import ResponseRequest
+from models.openai.response_writer import ResponseWriter
 from models.openai.writers import ChatWriter, CompletionWriter
 from models.prompts import Prompt
 
@@ -48,6 +50,21 @@ def text_routes(
         )
         writer = ChatWriter(f"chatcmpl-{ask.id}", int(now()), asked.model, asked.include_usage, asked.n)
         named = Named("messages", asked.limit_name)
+        return Answer(service.answer(ask), writer, stream=asked.stream, named=named, headers=places())
+
+    @router.post("/v1/responses", openapi_extra=takes(ResponseRequest, stream=True))
+    async def responses(request: Request) -> Response:
+        body = await read_body(request, limits.max_body_bytes)
+        asked = ResponseRequest.parse(body)
+        named = Named("input", "max_output_tokens", "text.format")
+        ask = Ask(
+            **_of(request),
+            **_conversation(asked.chat, hub),
+            endpoint="responses",
+            schema_name=named.form,
+            body=body,
+        )
+        writer = ResponseWriter(f"resp_{ask.id}", int(now()), asked)
         return Answer(service.answer(ask), writer, stream=asked.stream, named=named, headers=places())
 
     @router.post("/v1/completions", openapi_extra=takes(CompletionRequest, stream=True))
