@@ -178,16 +178,13 @@ def fidelity_metrics(
     ratio_low, ratio_high = over(ratio)
     kl = over(lambda at: float(divergence[at].mean()))
     agreement = over(lambda at: float(same[at].mean()))
-    base_perplexity = float(np.exp(theirs["loss"].mean()))
-    own = float(np.exp(ours["loss"].mean()))
+    base = float(np.exp(theirs["loss"].astype(np.float64).mean()))
     p99 = over(tail)
     return {
-        "perplexity": Measured(
-            base_perplexity,
-            own,
-            (base_perplexity * (ratio_low - 1), base_perplexity * (ratio_high - 1)),
-            count,
-            perplexity(ours["loss"], rounds, seed).interval,
+        "perplexity": replace(
+            perplexity(ours["loss"], rounds, seed),
+            reference=base,
+            ci95=(base * (ratio_low - 1), base * (ratio_high - 1)),
         ),
         "perplexity_ratio": Measured(1.0, ratio(everything), (ratio_low - 1, ratio_high - 1), count),
         "kl_mean": Measured(0.0, float(divergence.mean()), kl, count, kl),

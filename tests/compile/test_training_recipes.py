@@ -1,4 +1,4 @@
-"""Recipes that train, whole, on a tiny model: preferences, adapters for two engines, merging, distillation."""
+"""Recipes that train, on a tiny model: preferences, adapters for two engines, merging, distillation."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import yaml
-from small_base import compile_, make_base
+from small_base import ROOT, compile_, make_base
 
 from models.manifest import Kind
 from models.store import verify_release
@@ -147,3 +147,64 @@ def test_a_variant_that_reads_text_otherwise_is_refused_and_the_others_go_on(cal
     assert not refused["pass"] and "token ids differ for 'Bearing 6205-2RS" in refused["refusal"]
     assert refused["refusal"].split(": ", 1)[1] in (out / "report.html").read_text().replace("&#x27;", "'")
     assert not list(out.glob("*-gi8")) and not list(out.glob("calm-onnx-*"))
+
+
+def test_a_student_distilled_on_text_says_it_better_and_is_held_against_itself(calm):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    place, _, _ = calm
+    shutil.copytree(place / "base", place / "teacher")
+    weights = load_file(place / "teacher" / "model.safetensors")
+    torch.manual_seed(0)
+    noisy = {name: one + 0.02 * torch.randn_like(one) for name, one in weights.items()}
+    save_file(noisy, place / "teacher" / "model.safetensors", metadata={"format": "pt"})
+    recipe = {
+        "base": BASE,
+        "calibration": {"text": {"file": "base/text/train.txt"}, "tokens": 4096},
+        "distil": {"kind": "logits", "teacher": {"file": "teacher"}, "top": 16},
+        "finetune": {"method": "full", "epochs": 1, "learning_rate": 0.002},
+        "variants": [{"name": "q8_0", "type": "Q8_0"}],
+        "evaluate": EVALUATE,
+        "budgets": {"kl_mean": {"max_rise": 0.05}},
+        "release": {"name": "student", "version": "1.0.0"},
+    }
+    done, out, report = run(place, "student", recipe)
+    assert done.returncode == 0, done.stderr
+    learned = report["baselines"]["after training, not quantized"]["perplexity"]
+    assert learned["reference"] == report["baselines"]["before training"]["perplexity"]["value"]
+    assert learned["ci95"][1] < 0 and learned["value"] < 0.9 * learned["reference"]
+    manifest = verify_release(out / "student-1.0.0")
+    assert manifest.lineage["teacher"] != manifest.lineage["base_weights"]
+    kept = {one.metric: one for one in manifest.quality}["perplexity"]
+    assert kept.reference == pytest.approx(learned["value"], rel=1e-5)
+
+
+def test_a_student_is_trained_on_what_a_teacher_here_answers(calm):
+    from compile.data.rows import read_splits
+    from compile.line import Workshop
+    from compile.lines.language_line import LanguageLine
+    from compile.steps import Cache, in_order
+
+    place, _, _ = calm
+    (merged,) = (place / "cache").glob("merge-*/reference-f32.gguf")
+    shutil.copyfile(merged, place / "teacher.gguf")
+    teacher = {"file": {"file": "teacher.gguf"}, "max_tokens": 4}
+    recipe = {
+        "base": BASE,
+        "data": {"path": "pairs.jsonl", "near_duplicate": 1.0},
+        "distil": {"kind": "sequences", "keep_answers": False, "teacher": teacher},
+        "finetune": {"method": "full", "epochs": 1, "learning_rate": 0.002},
+        "variants": [{"name": "q8_0", "type": "Q8_0"}],
+        "evaluate": EVALUATE,
+        "budgets": {"kl_mean": {"max_rise": 0.05}},
+        "release": {"name": "pupil", "version": "1.0.0"},
+    }
+    (place / "pupil.yaml").write_text(yaml.safe_dump(recipe))
+    cache = Cache(place / "cache")
+    line = LanguageLine.make(place / "pupil.yaml", Workshop(ROOT / ".cache" / "llama.cpp-0.3.36", 1, float))
+    for step in in_order([line.tuned]):
+        cache.run(step, lambda done, note: None)
+    answered = read_splits(cache.folder(line.tuned.after["data"])).train
+    assert answered and not {row.answer for row in answered} & {CHOSEN, REJECTED}
+    assert (cache.folder(line.tuned) / "model.safetensors").is_file()
