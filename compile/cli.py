@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from compile.errors import BadRecipe, CompileError, Refused
+from compile.errors import BadFigures, BadRecipe, CompileError, Refused
 from compile.recipe.data import DataSource
 from models.errors import ModelsError
 
@@ -40,6 +40,12 @@ _THREADS = click.option(
 _JOBS = click.option(
     "--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Steps that run side by side."
 )
+_FIGURES = click.option(
+    "--figures",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="What devices measured (outpost-hub release figures --json): corrects the forecasts.",
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")
 _RECIPE = click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
@@ -55,13 +61,24 @@ def main() -> None:
 @_CONVERTERS
 @_THREADS
 @_JOBS
+@_FIGURES
 @_JSON
-def plan(recipe: Path, cache: Path, converters: Path, threads: int | None, jobs: int, as_json: bool) -> None:
+def plan(
+    recipe: Path,
+    cache: Path,
+    converters: Path,
+    threads: int | None,
+    jobs: int,
+    figures: Path | None,
+    as_json: bool,
+) -> None:
     """Check RECIPE and say what would run, what is cached, and what it would take."""
     from compile.plan import describe, make_plan
     from compile.steps import Cache
 
-    made = _guard(lambda: make_plan(_line(recipe, converters, threads), Cache(cache), cache, jobs), as_json)
+    made = _guard(
+        lambda: make_plan(_line(recipe, converters, threads, figures), Cache(cache), cache, jobs), as_json
+    )
     _print(made.as_json() if as_json else describe(made), as_json)
     if made.refusals:
         sys.exit(_REFUSED)
@@ -86,6 +103,7 @@ def plan(recipe: Path, cache: Path, converters: Path, threads: int | None, jobs:
 @_CONVERTERS
 @_THREADS
 @_JOBS
+@_FIGURES
 @_JSON
 def run(
     recipe: Path,
@@ -95,6 +113,7 @@ def run(
     converters: Path,
     threads: int | None,
     jobs: int,
+    figures: Path | None,
     as_json: bool,
 ) -> None:
     """Build RECIPE; exit 3, with numbers, when no variant is within its budgets."""
@@ -105,7 +124,7 @@ def run(
     from compile.steps import Cache, in_order
 
     def work() -> str:
-        line = _line(recipe, converters, threads)
+        line = _line(recipe, converters, threads, figures)
         refusals = make_plan(line, Cache(cache), cache, jobs).refusals
         if refusals:
             raise Refused("; ".join(refusals))
@@ -189,18 +208,24 @@ def verify(release: Path, base: Path | None, threads: int | None, as_json: bool)
     _print(result if as_json else "\n".join(lines), as_json)
 
 
-def _line(recipe: Path, converters: Path, threads: int | None) -> "Line":
+def _line(recipe: Path, converters: Path, threads: int | None, figures: Path | None) -> "Line":
+    from compile.devices import read_figures
     from compile.line import Workshop
     from compile.lines.make import make_line
+    from models.forecast import UNCORRECTED
 
-    return make_line(recipe, Workshop(converters.resolve(), threads or _processors(), time.monotonic))
+    corrections = read_figures(figures) if figures is not None else UNCORRECTED
+    workshop = Workshop(
+        converters.resolve(), threads or _processors(), time.monotonic, corrections=corrections
+    )
+    return make_line(recipe, workshop)
 
 
 def _guard(work: Callable[[], T], as_json: bool) -> T:
     """Run ``work``; an error that was raised on purpose becomes one message and its exit code."""
     try:
         return work()
-    except BadRecipe as error:
+    except (BadRecipe, BadFigures) as error:
         _fail(error, _WRONG_USE, as_json)
     except Refused as error:
         _fail(error, _REFUSED, as_json)

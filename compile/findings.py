@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compile.evaluate.judge import Measured, VariantResult
+from models.forecast import Forecast
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Findings:
     ``headline`` is the metric of the plots. ``reference_note`` says what the reference is. ``rows`` counts
     the data by split. ``curve`` is the learning curve, an entry per epoch, empty when nothing was trained.
     ``nearest`` are the recipe changes under which the nearest variant would pass, None when one does.
-    ``cases`` may be cut to what is worth showing; ``flips`` count all of them.
+    ``cases`` may be cut to what is worth showing; ``flips`` count all of them. ``devices``: what the releases
+    will be on devices, by release.
     """
 
     title: str
@@ -82,3 +84,4 @@ class Findings:
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
     flips: Flips = Flips(0, 0)
+    devices: Mapping[str, tuple[Forecast, ...]] = field(default_factory=dict)

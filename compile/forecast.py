@@ -10,22 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from compile.errors import BadFigures, BadRecipe
+from compile.errors import BadRecipe
 from models import safetensors
-from models.errors import ModelsError
-from models.forecast import (
-    OVERHEADS,
-    UNCORRECTED,
-    Corrections,
-    Interval,
-    Measured,
-    Workload,
-    fitting_profiles,
-)
+from models.forecast import UNCORRECTED, Corrections, Interval, fitting_profiles
 from models.gguf import read_header
-from models.profiles import PROFILES
 from models.workloads import workload_of
 
 _RAM_OFF = 0.25
@@ -199,6 +188,12 @@ def facts_of(source: Path, window: int = 0, text_bytes: int = 0, batch: int = 0)
     )
 
 
+def parameters_in(folder: Path) -> int:
+    """Of the safetensors in a Hugging Face folder, from their headers. Raises ``UnsafeFile``."""
+    headers = [safetensors.read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    return sum(_product(one.shape) for header in headers for one in header.tensors)
+
+
 def fitting(
     place: Path, precision: str, format: str | None = None, corrections: Corrections = UNCORRECTED
 ) -> tuple[str, ...]:
@@ -209,46 +204,6 @@ def fitting(
     """
     load = workload_of(place, precision, CONTEXT)
     return fitting_profiles(load if format is None else replace(load, format=format), corrections)
-
-
-def read_figures(path: Path) -> Corrections:
-    """What devices measured, as ``outpost-hub release figures --json`` writes it. Raises ``BadFigures``.
-
-    Adapters are left out, which have their base's sizes, and so are devices of no profile and formats that no
-    forecast is for.
-    """
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))["figures"]
-        return Corrections(
-            _measured(one)
-            for one in told
-            if one["kind"] == "model" and one["profile"] in PROFILES and one["format"] in OVERHEADS
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, ModelsError) as error:
-        raise BadFigures(f"{path}: not figures as outpost-hub writes them: {error!r:.200}") from error
-
-
-def _measured(told: Mapping[str, Any]) -> Measured:
-    load = Workload(
-        told["format"],
-        told["precision"].removeprefix("genai-").lower(),
-        parameters=told["parameters"],
-        weight_bytes=told["weight_bytes"],
-        kv_bytes=told["kv_bytes"],
-        context_tokens=told["context_tokens"],
-        sequences=told["sequences"],
-        computes=told["computes"],
-    )
-    return Measured(
-        told["device"],
-        told["profile"],
-        told["threads"],
-        load,
-        decode=told["decode_per_second"],
-        prefill=told["prefill_per_second"],
-        items=told["items_per_second"],
-        memory=told["peak_ram_bytes"],
-    )
 
 
 def _product(shape: tuple[int, ...]) -> int:

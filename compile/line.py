@@ -15,8 +15,8 @@ from compile.evaluate.judge import Measured, VariantResult, spread
 from compile.findings import Findings
 from compile.recipe.sections import RecipeBase
 from compile.steps import Cache, Step, in_order
+from models.forecast import UNCORRECTED, Corrections, Workload
 from models.manifest import Speed
-from models.store import digest_of as digest_of
 
 REFERENCE = "reference"
 """The name of the unquantized variant that everything is measured against."""
@@ -27,12 +27,14 @@ class Workshop:
     """What a line works with. ``converters`` is the folder of llama.cpp's; ``now`` a monotonic clock.
 
     ``environment`` is where the key of a teacher is looked up, by the name that the recipe gives.
+    ``corrections``: what devices measured; it changes forecasts and the profiles of a release, no step.
     """
 
     converters: Path
     threads: int
     now: Callable[[], float]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    corrections: Corrections = field(default=UNCORRECTED, repr=False)
 
 
 class Line(Protocol):
@@ -41,6 +43,14 @@ class Line(Protocol):
     @property
     def recipe(self) -> RecipeBase:
         """What was asked for."""
+
+    @property
+    def workshop(self) -> Workshop:
+        """What it works with."""
+
+    @property
+    def workloads(self) -> Mapping[str, Workload]:
+        """What the variants will ask of a device, by name, as far as it is known before they are built."""
 
     @property
     def steps(self) -> list[Step]:

@@ -2,13 +2,17 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compile.devices import on_devices, sentence
+from compile.forecast import CONTEXT
 from compile.line import Line
 from compile.progress import span
 from compile.steps import Cache, in_order
+from models.forecast import Forecast
 
 ROUGHNESS = "times within about a factor of two on an idle machine with two cores, memory within a quarter"
 
@@ -32,12 +36,13 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """A forecast. ``refusals`` say what this machine cannot do."""
+    """A forecast. ``refusals``: what this machine cannot do; ``devices``: what variants will be elsewhere."""
 
     steps: tuple[PlannedStep, ...]
     peak_ram_bytes: int
     disk_bytes: int
     refusals: tuple[str, ...]
+    devices: Mapping[str, tuple[Forecast, ...]]
 
     @property
     def seconds(self) -> float:
@@ -53,6 +58,7 @@ class Plan:
             "disk_bytes": self.disk_bytes,
             "roughness": ROUGHNESS,
             "refusals": list(self.refusals),
+            "devices": {name: [asdict(one) for one in told] for name, told in self.devices.items()},
         }
 
 
@@ -87,7 +93,11 @@ def make_plan(line: Line, cache: Cache, folder: Path, jobs: int = 1) -> Plan:
     free = shutil.disk_usage(there).free
     if disk > free:
         refusals.append(f"needs about {disk / 1e9:.1f} GB of disk in {there}; {free / 1e9:.1f} GB are free")
-    return Plan(tuple(steps), ram, disk, tuple(refusals))
+    devices = {
+        name: on_devices(load, line.recipe.release.profiles, line.workshop.threads, line.workshop.corrections)
+        for name, load in line.workloads.items()
+    }
+    return Plan(tuple(steps), ram, disk, tuple(refusals), devices)
 
 
 def describe(plan: Plan) -> str:
@@ -103,6 +113,12 @@ def describe(plan: Plan) -> str:
         f"about {span(plan.seconds)}, {_size(plan.peak_ram_bytes) or '0 MB'} of memory, "
         f"{_size(plan.disk_bytes) or '0 MB'} of disk ({ROUGHNESS})"
     )
+    if any(plan.devices.values()):
+        lines.append(f"on devices, with {CONTEXT} tokens of context:")
+    for name, told in plan.devices.items():
+        for one in told:
+            memory, speed, basis = sentence(one)
+            lines.append(f"{name:<16} {one.profile:<20} {memory}; {speed}; {basis}")
     lines += [f"REFUSED: {refusal}" for refusal in plan.refusals]
     return "\n".join(lines)
 

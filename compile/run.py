@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from compile.devices import on_devices, workload_of_release
 from compile.errors import CompileError
 from compile.executor import Executor, StepCommand
 from compile.findings import Findings
@@ -24,7 +25,8 @@ from compile.steps import Cache, in_order
 from models import canonical
 from models.digest import Digest
 from models.errors import ModelsError
-from models.manifest import MANIFEST_FILE
+from models.forecast import Forecast
+from models.manifest import MANIFEST_FILE, Kind
 from models.store import digest_of, make_folder, read_release, sync_folder, write_durably
 
 BUILD_FILE, REPORT_FILE, CARD = "build.json", "report.json", "card.html"
@@ -45,6 +47,7 @@ def run(
     findings = line.findings(cache, said)
     with _replaced(out) as unfinished:
         findings, releases = _packaged(line, cache, findings, unfinished)
+        findings = replace(findings, devices=_on_devices(line, releases))
         write_report(unfinished, findings, releases)
         for step in in_order(line.steps):
             if step.name == "data" and (cache.folder(step) / CARD).is_file():
@@ -70,6 +73,19 @@ def _packaged(line: Line, cache: Cache, findings: Findings, out: Path) -> tuple[
         return replace(findings, chosen=None, nearest=None, notes=(*findings.notes, why)), {}
 
 
+def _on_devices(line: Line, releases: Mapping[str, Path]) -> Mapping[str, tuple[Forecast, ...]]:
+    """What the models that ship will be on devices, by the sizes that they really have."""
+    found = {}
+    for name, folder in releases.items():
+        manifest, _ = read_release(folder)
+        if manifest.kind is Kind.MODEL:
+            load, workshop = workload_of_release(folder, manifest), line.workshop
+            found[name] = on_devices(
+                load, line.recipe.release.profiles, workshop.threads, workshop.corrections
+            )
+    return found
+
+
 def refusal(findings: Findings) -> str:
     """Why nothing ships: every variant with its numbers, and the nearest recipe that would pass."""
     lines = ["nothing ships"]
@@ -87,6 +103,8 @@ def _identity(line: Line, command: StepCommand) -> Digest:
         "recipe": digest_of(command.recipe),
         "outpost": version("outpost"),
     }
+    if line.workshop.corrections.measured:  # they decide what the releases say that they fit
+        deciding = {**deciding, "figures": [repr(one) for one in line.workshop.corrections.measured]}
     return Digest.of(canonical.encode(deciding))
 
 

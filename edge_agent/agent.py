@@ -39,7 +39,6 @@ from edge_agent.state import MIGRATIONS as RELEASE_MIGRATIONS
 from edge_agent.state import ReleaseTable
 from edge_agent.supervised import SupervisedEngine
 from models.digest import Digest
-from models.engines.llama_cpp import LlamaSettings
 from models.machine import this_machine
 from models.manifest import File
 from models.profiles import Machine
@@ -230,8 +229,7 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
         catalog = Catalog()
         store = BlobStore(home.blobs)
         threads = settings.engine.threads or max(1, machine.cores - 1)
-        weigh = weigher(threads, LlamaSettings().cache_tokens)
-        stage = Stage(store, catalog, _starter(settings.engine), free_memory, weigh)
+        stage = Stage(store, catalog, _starter(settings.engine), free_memory, weigher(threads))
         activator = Activator(
             device=membership.device,
             machine=machine,

@@ -40,13 +40,11 @@ Weigh = Callable[[EngineFiles, str, int, int | None], Footprint]
 """Looks at an engine: its files, precision, tokens of context, and process. Raises ``UnsafeFile``."""
 
 
-def weigher(threads: int, cache_tokens: int) -> Weigh:
-    """Looks at engines that run on ``threads``; llama.cpp's hold the KV cache of ``cache_tokens`` from the
-    start, GenAI's that of the one sequence that a probe is."""
+def weigher(threads: int) -> Weigh:
+    """Looks at engines that run on ``threads``."""
 
     def weigh(files: EngineFiles, precision: str, context_tokens: int, pid: int | None) -> Footprint:
-        held = cache_tokens // context_tokens if files.format == "gguf" and context_tokens else 1
-        load = workload_of(files.path, precision, context_tokens, max(1, held))
+        load = workload_of(files.path, precision, context_tokens)
         return Footprint(load, threads, peak_memory(pid) if pid is not None else None)
 
     return weigh

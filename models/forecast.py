@@ -11,7 +11,7 @@ observed over predicted; its spread is 1.4826 x the median absolute deviation (H
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, isclose, log, sqrt
 from statistics import median
 from types import MappingProxyType
 from typing import Literal
@@ -70,6 +70,8 @@ _NOISE: Mapping[Quantity, float] = MappingProxyType(
     {"decode": 0.10, "prefill": 0.15, "items": 0.15, "memory": 0.03}
 )
 """The same between two runs on one device."""
+_SAME = 0.01
+"""Formats count a model's parameters differently, by less than this share: with or without positions."""
 _MAD = 1.4826
 """Standard deviations in a median absolute deviation, of what is normal."""
 
@@ -175,7 +177,8 @@ class Corrections:
     def __init__(self, measured: Iterable[Measured] = ()) -> None:
         self._seen: dict[tuple[str, str, str, Quantity], list[tuple[int, str, float]]] = {}
         self._cores: dict[str, list[int]] = {}
-        for one in measured:
+        self.measured = tuple(measured)
+        for one in self.measured:
             self._cores.setdefault(one.profile, []).append(one.cores)
             for quantity, ratio in one.ratios().items():
                 key = (one.profile, one.load.format, one.load.precision.lower(), quantity)
@@ -189,7 +192,7 @@ class Corrections:
     def of(self, profile: str, load: Workload, quantity: Quantity) -> Correction:
         """The belief for one variant; without figures, that the bounds are right within ``_SPREAD``."""
         seen = self._seen.get((profile, load.format, load.precision.lower(), quantity), [])
-        own = [one for one in seen if one[0] == load.parameters]
+        own = [one for one in seen if isclose(one[0], load.parameters, rel_tol=_SAME)]
         by_device: dict[str, list[float]] = {}
         for _, device, ratio in own or seen:
             by_device.setdefault(device, []).append(ratio)
@@ -323,7 +326,7 @@ def forecast(
         decode=decode(device, load, cores, corrections=corrections) if generates else None,
         prefill=prefill(device, load, cores, corrections=corrections) if generates else None,
         items=None if generates else items(device, load, corrections),
-        speed_basis=speed.basis,
+        speed_basis=speed.basis if generates or speed.own else "not measured",
         memory_basis=memory.basis,
     )
 

@@ -6,14 +6,29 @@ to load weights.
 
 from pathlib import Path
 
+from models.engines.llama_cpp import LlamaSettings
 from models.engines.onnx_genai import check_folder, parameters_of
 from models.forecast import Workload
 from models.gguf import read_header
 from models.onnx import read_model
 
 
-def workload_of(path: Path, precision: str, context_tokens: int, sequences: int = 1) -> Workload:
-    """A variant as ``models.forecast`` wants it: a GGUF, a GenAI folder, or an ONNX file, from headers alone.
+def held_sequences(format: str, context_tokens: int) -> int:
+    """For how many sequences an engine that serves holds a KV cache when one is running.
+
+    llama.cpp's takes all of its cache as it is loaded, GenAI's a sequence's as it comes.
+    """
+    return max(1, LlamaSettings().cache_tokens // context_tokens) if format == "gguf" else 1
+
+
+def computes_in(format: str, precision: str) -> str:
+    """The type that an engine multiplies in: llama.cpp and GenAI bring activations to that of weights."""
+    quantized = precision.startswith(("q", "iq")) if format == "gguf" else precision in ("int8", "int4")
+    return "int8" if quantized and format != "onnx" else "f32"
+
+
+def workload_of(path: Path, precision: str, context_tokens: int) -> Workload:
+    """A variant as it is served: a GGUF, a GenAI folder, or an ONNX file, from headers alone.
 
     ``precision`` as a recipe or a manifest says it. Raises ``UnsafeFile``.
     """
@@ -30,8 +45,8 @@ def workload_of(path: Path, precision: str, context_tokens: int, sequences: int 
             weights,
             kv_bytes=2 * numbers * 4,  # GenAI keeps float32 on a CPU
             context_tokens=context_tokens,
-            sequences=sequences,
-            computes="int8" if precision in ("int8", "int4") else "f32",
+            sequences=held_sequences("onnx-genai", context_tokens),
+            computes=computes_in("onnx-genai", precision),
         )
     if path.suffix == ".onnx":
         model = read_model(path)
@@ -53,6 +68,6 @@ def workload_of(path: Path, precision: str, context_tokens: int, sequences: int 
         path.stat().st_size,
         kv_bytes=2 * numbers * 2,  # llama.cpp keeps float16
         context_tokens=context_tokens,
-        sequences=sequences,
-        computes="int8" if precision.startswith(("q", "iq")) else "f32",
+        sequences=held_sequences("gguf", context_tokens),
+        computes=computes_in("gguf", precision),
     )

@@ -38,7 +38,8 @@ def package(line: EncoderParts, cache: Cache, findings: Findings, out: Path) -> 
         format="onnx",
         precision=chosen.precision,
         files=(),
-        profiles=recipe.release.profiles or fitting(files[MODEL], chosen.precision),
+        profiles=recipe.release.profiles
+        or fitting(files[MODEL], chosen.precision, corrections=line.workshop.corrections),
         engine=engine.model_copy(update={"tokenizer": Digest.of((exported / TOKENIZER).read_bytes())}),
         lineage=lineage(line, cache) | {"settings": dict(chosen.settings)},
         quality=tuple(verdict.quality for verdict in chosen.verdicts),

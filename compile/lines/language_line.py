@@ -1,7 +1,7 @@
 """The line of causal language models: a recipe on its way from steps to findings and releases."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from compile.errors import BadRecipe
@@ -16,10 +16,14 @@ from compile.recipe.language import LanguageRecipe
 from compile.recipe.load import load_recipe
 from compile.steps import Cache
 from models.digest import Digest
+from models.forecast import Workload
 
 
+@dataclass(frozen=True)
 class LanguageLine(LanguageParts):
     """A recipe of ``task: generate``. Implements ``Line``."""
+
+    sources: Sources
 
     @classmethod
     def make(cls, path: Path, workshop: Workshop, continued: frozenset[Path] = frozenset()) -> "LanguageLine":
@@ -43,7 +47,14 @@ class LanguageLine(LanguageParts):
             _check_continues(recipe, previous.recipe)
         sources = Sources.find(recipe, path.parent, workshop)
         parts = LanguageSteps(sources, previous).parts(Digest.of(path.read_bytes()))
-        return cls(**{one.name: getattr(parts, one.name) for one in fields(parts)})
+        return cls(**{one.name: getattr(parts, one.name) for one in fields(parts)}, sources=sources)
+
+    @property
+    def workloads(self) -> Mapping[str, Workload]:
+        """See ``Line``. What is cut is known once it has been cut."""
+        if self.recipe.prune is not None:
+            return {}
+        return {one.name: self.sources.workload(one) for one in self.recipe.variants}
 
     def findings(self, cache: Cache, command: str) -> Findings:
         """See ``Line``."""

@@ -112,7 +112,10 @@ def _base_manifest(
         format="gguf" if one.format == "gguf" else "onnx-genai",
         precision=one.precision,
         files=(),
-        profiles=recipe.release.profiles or fitting(cache.folder(steps.model) / steps.file, one.precision),
+        profiles=recipe.release.profiles
+        or fitting(
+            cache.folder(steps.model) / steps.file, one.precision, corrections=line.workshop.corrections
+        ),
         engine=Engine(
             context_length=known.context_length,
             chat_template=Digest.of(known.chat_template.encode()),

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from compile.data.reading import source_digest
 from compile.errors import BadRecipe
-from compile.forecast import Facts, Forecast, facts_of, predict
+from compile.forecast import CONTEXT, Facts, Forecast, facts_of, predict
 from compile.line import Workshop
 from compile.recipe.distil import TextTeacher
-from compile.recipe.language import LanguageRecipe
+from compile.recipe.language import LanguageRecipe, LanguageVariant
 from models.digest import Digest
+from models.forecast import Workload
 from models.store import digest_of
+from models.workloads import computes_in, held_sequences
 
 _BITS = {
     "F16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q5_1": 6.0, "Q5_0": 5.5, "Q4_K_M": 4.9,
@@ -72,6 +74,22 @@ class Sources:
         weights = round(self.facts.parameters * bits / 8)
         sizes = replace(self.facts, weight_bytes=weights, batch=batch)
         return predict(kind, sizes if window is None else replace(sizes, window=window))
+
+    def workload(self, variant: LanguageVariant) -> Workload:
+        """What a variant will ask of a device, by the sizes of the base."""
+        facts, format = self.facts, "onnx-genai" if variant.is_genai else "gguf"
+        precision = variant.type.removeprefix("genai-").lower()
+        numbers = 2 * facts.layers * facts.kv_width
+        return Workload(
+            format,
+            precision,
+            facts.parameters,
+            weight_bytes=round(facts.parameters * _BITS[variant.type] / 8),
+            kv_bytes=numbers * (4 if variant.is_genai else 2),
+            context_tokens=CONTEXT,
+            sequences=held_sequences(format, CONTEXT),
+            computes=computes_in(format, precision),
+        )
 
     @property
     def base_bytes(self) -> int:

@@ -24,6 +24,7 @@ from compile.recipe.sections import RecipeBase
 from compile.recipe.vision import ClassifyImageRecipe, ImageVariant, InspectRecipe, Memory
 from compile.steps import Cache, Report, Step
 from models.digest import Digest
+from models.forecast import Workload
 from models.manifest import AnomalyFacts, Engine, ImageInput
 from models.store import digest_of
 
@@ -77,6 +78,11 @@ class VisionLine:
                     f"rate of {recipe.threshold.false_reject_rate:g}; {needed} would do"
                 )
         return _Making(recipe, path, beside, workshop).line()
+
+    @property
+    def workloads(self) -> Mapping[str, Workload]:
+        """See ``Line``. How much of a backbone stays, and how large a bank is, is known once it is built."""
+        return {}
 
     @property
     def steps(self) -> list[Step]:

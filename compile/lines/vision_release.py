@@ -38,7 +38,8 @@ def package(line: VisionLine, cache: Cache, findings: Findings, out: Path) -> di
         format="onnx",
         precision=chosen.precision,
         files=(),
-        profiles=recipe.release.profiles or fitting(model, chosen.precision),
+        profiles=recipe.release.profiles
+        or fitting(model, chosen.precision, corrections=line.workshop.corrections),
         engine=_engine(line, cache, chosen),
         lineage=lineage(line, cache),
         quality=tuple(verdict.quality for verdict in chosen.verdicts),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def as_json(findings: Findings, releases: Mapping[str, Path]) -> dict[str, Any]:
         ],
         "flips": {"changed": findings.flips.changed, "compared": findings.flips.compared},
         "notes": list(findings.notes),
+        "devices": {name: [asdict(one) for one in told] for name, told in findings.devices.items()},
         "nearest_recipe": dict(findings.nearest) if findings.nearest else None,
         "releases": {name: folder.name for name, folder in releases.items()},
         "command": findings.command,

@@ -13,9 +13,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from compile.devices import sentence
 from compile.evaluate import judge
 from compile.evaluate.judge import Measured, VariantResult, Verdict
 from compile.findings import Answer, Case, Compared, Findings
+from compile.forecast import CONTEXT
 from compile.report.document import as_json
 from compile.report.plots import learning_curve, measured, pareto
 from models.store import write_durably
@@ -47,6 +49,7 @@ def page(findings: Findings, releases: Mapping[str, Path]) -> str:
         "<h2>Variants</h2>",
         _variants(findings),
         _refusals(findings),
+        _devices(findings),
     ]
     if findings.curve:
         seconds = sum(epoch.get("seconds", 0) for epoch in findings.curve)
@@ -189,6 +192,23 @@ def _refusals(findings: Findings) -> str:
         f"<li><b>{_t(one.name)}</b>: {_t(one.refusal)}</li>" for one in findings.variants if not one.passed
     )
     return f'<h3>Refused</h3><ul class="bad">{lines}</ul>' if lines else ""
+
+
+def _devices(findings: Findings) -> str:
+    rows = "".join(
+        f"<tr><th>{_t(name)}</th><td>{_t(one.profile)}</td>"
+        + "".join(f"<td>{_t(words)}</td>" for words in sentence(one))
+        + "</tr>"
+        for name, told in findings.devices.items()
+        for one in told
+    )
+    if not rows:
+        return ""
+    return (
+        "<h2>On devices</h2><table><tr><th></th><th>profile</th><th>memory</th><th>speed</th><th>by</th></tr>"
+        f'{rows}</table><p class="note">A forecast for {CONTEXT} tokens of context, with its 95 % interval; '
+        "figures of devices correct what data sheets say.</p>"
+    )
 
 
 def _worst(findings: Findings) -> str:

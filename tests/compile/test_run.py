@@ -5,11 +5,13 @@ import re
 import shutil
 import subprocess
 import time
+from dataclasses import asdict
 
 import pytest
 from small_base import COMMAND, ROOT, compile_, make_base
 
 from models.store import verify_release
+from models.workloads import workload_of
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -46,6 +48,37 @@ def test_a_second_run_does_nothing_and_is_quick(built):
     assert again.returncode == 0 and "about" not in again.stderr
     assert (out / "report.json").stat().st_mtime_ns == before
     assert time.monotonic() - began < 20  # how quick is measured in benchmarks/; here: nothing was made
+
+
+def test_what_devices_measured_corrects_plan_and_report(built, tmp_path):
+    recipe, cache, before, _ = built
+    plan = ("plan", recipe, "--cache", cache, "--json")
+    (sheet,) = json.loads(compile_(*plan).stdout)["devices"]["q4_0"]
+    assert sheet["speed_basis"] == sheet["memory_basis"] == "data sheet"
+
+    ran = asdict(workload_of(before / "small-1.0.0" / "model.gguf", "Q4_0", 2048))
+    ran |= {"kind": "model", "profile": "arm64-i8mm", "threads": 3, "peak_ram_bytes": 77_000_000}
+    ran |= {"prefill_per_second": None, "items_per_second": None}
+    speeds = {"a": 120.0, "b": 123.0, "broken": 0.5}
+    figures = tmp_path / "figures.json"
+    rows = [{**ran, "device": name, "decode_per_second": speed} for name, speed in speeds.items()]
+    figures.write_text(json.dumps({"figures": rows}))
+    devices = json.loads(compile_(*plan, "--figures", figures).stdout)["devices"]
+    (told,) = devices["q4_0"]
+    assert (told["profile"], told["cores"], told["speed_basis"]) == ("arm64-i8mm", 3, "measured on 3 devices")
+    assert devices["q8_0"][0]["speed_basis"] == "data sheet"  # nobody measured it
+
+    out = tmp_path / "out"
+    done = compile_("run", recipe, "--cache", cache, "--out", out, "--figures", figures)
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads((out / "report.json").read_text())["devices"]["q4_0"]
+    assert told["decode"]["value"] == pytest.approx(120.0)  # of the very file that was measured
+    assert told["memory"]["value"] == pytest.approx(77e6)
+    assert "measured on 3 devices" in (out / "report.html").read_text()
+
+    figures.write_text('{"figures": [{"device": "a"}]}')
+    wrong = compile_(*plan, "--figures", figures)
+    assert wrong.returncode == 2 and "not figures as outpost-hub writes them" in wrong.stderr
 
 
 def test_a_file_that_was_cut_is_made_again(built):

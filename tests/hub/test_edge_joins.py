@@ -13,7 +13,7 @@ import pytest
 from fleet_simulator import RunningHub, make_hub
 from onnx_releases import EMBED, write_onnx_release
 
-from compile.forecast import read_figures
+from compile.devices import read_figures
 from models.forecast import Workload, forecast
 from models.machine import this_machine
 from models.profiles import profile

@@ -40,7 +40,7 @@ class RealDevice(Device):
         return await start_engine(files, EngineSettings(threads=1))
 
     def _weigh(self, files: EngineFiles, precision: str, context_tokens: int, pid: int | None) -> Footprint:
-        return weigher(1, 8192)(files, precision, context_tokens, pid)
+        return weigher(1)(files, precision, context_tokens, pid)
 
 
 @asynccontextmanager
