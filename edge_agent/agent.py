@@ -33,7 +33,7 @@ from edge_agent.engines import start_engine
 from edge_agent.figures import weigher
 from edge_agent.home import Home, Membership
 from edge_agent.questions import Rules
-from edge_agent.server import listen, serve_until_signal, url_of
+from edge_agent.server import Door, listen, serve_until_signal, url_of
 from edge_agent.staging import Engine, Stage, StartEngine
 from edge_agent.state import MIGRATIONS as RELEASE_MIGRATIONS
 from edge_agent.state import ReleaseTable
@@ -88,8 +88,7 @@ RECEIPT_SECONDS = 10.0
 class AgentSettings:
     """How a member runs. ``heavy_tokens``: prompt and answer together from which the hub is asked."""
 
-    host: str = "127.0.0.1"
-    port: int = 8080
+    door: Door = field(default=Door())
     engine: EngineSettings = field(default=EngineSettings())
     heavy_tokens: int | None = None
 
@@ -256,6 +255,8 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
             new_id=lambda: secrets.token_hex(12),
             limits=Limits(running=settings.engine.max_sequences),
             rules=Rules(heavy_tokens=settings.heavy_tokens),
+            hosts=settings.door.hosts(),
+            keys=settings.door.key_ring(time.monotonic),
         )
 
         def facts() -> dict[str, Any]:
@@ -277,11 +278,12 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
 
 async def run(home: Home, settings: AgentSettings, say: Callable[[str], None]) -> None:
     """Serve as a member of a fleet until a signal."""
-    server = listen(settings.host, settings.port)
-    with server:
+    tls = settings.door.tls()
+    with listen(settings.door) as server:
         async with member(home, settings) as (app, _):
-            say(f"{home.membership().device} serves at {url_of(server)}/v1 (Ctrl-C ends)")
-            await serve_until_signal(app, server)
+            url = url_of(server, tls is not None)
+            say(f"{home.membership().device} serves at {url}/v1 (Ctrl-C ends)")
+            await serve_until_signal(app, server, tls)
 
 
 def free_memory() -> int:

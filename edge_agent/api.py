@@ -20,8 +20,9 @@ from edge_agent.egress import Egress
 from edge_agent.encoder_api import encoder_routes
 from edge_agent.encoding import EncoderService
 from edge_agent.errors import EdgeError
-from edge_agent.guard import LOOPBACK_HOSTS, Guard
+from edge_agent.guard import LOOPBACK_HOSTS, Guard, Locked
 from edge_agent.journal import Journal
+from edge_agent.keys import Keys
 from edge_agent.metrics import MEDIA_TYPE, Metrics
 from edge_agent.questions import Rules
 from edge_agent.readiness import Readiness
@@ -42,9 +43,11 @@ def create_app(
     limits: Limits = Limits(),
     rules: Rules = Rules(),
     hosts: frozenset[str] = LOOPBACK_HOSTS,
+    keys: Keys | None = None,
 ) -> FastAPI:
     """The API. ``now``: seconds since the epoch; ``monotonic``: seconds for durations; ``new_id``: an
-    unguessable string for each request; ``hosts``: the names that this server may be called by.
+    unguessable string for each request; ``hosts``: the names that this server may be called by; ``keys``:
+    who may call, None for everybody who can reach it.
     """
     app = FastAPI(title="Outpost edge", docs_url=None, redoc_url=None, openapi_url=None)
     metrics = Metrics()
@@ -108,6 +111,8 @@ def create_app(
     app.add_exception_handler(EdgeError, _edge_error)
     app.add_exception_handler(HTTPException, _http_error)
     # The last added is the outermost: what the guard refuses is counted too.
+    if keys is not None:
+        app.add_middleware(Locked, keys=keys)
     app.add_middleware(Guard, hosts=hosts, new_id=new_id)
     app.add_middleware(_Counted, metrics=metrics)
     return app

@@ -22,6 +22,7 @@ from sync.errors import EnrolmentRefused, SyncError, VerificationFailed
 FAILED, WRONG_USE, REFUSED = 1, 2, 3
 
 _HOME = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 _REFUSALS = (
     PolicyViolation,
@@ -71,7 +72,19 @@ def main() -> None:
     metavar="[BASE:]NAME=PATH",
     help="A LoRA for a model, asked for as BASE:NAME.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="An address of the loopback.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="An address of this machine; other than the loopback needs the next three.",
+)
+@click.option("--tls-cert", type=_FILE, help="PEM; its names are those that callers may use.")
+@click.option("--tls-key", type=_FILE, help="PEM, of the certificate.")
+@click.option(
+    "--keys",
+    type=_FILE,
+    help="Let in only who has a key of this file (outpost-edge key create).  [default: HOME/keys.json]",
+)
 @click.option(
     "--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
 )
@@ -88,6 +101,9 @@ def serve(
     models: tuple[str, ...],
     adapters: tuple[str, ...],
     host: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    keys: Path | None,
     port: int,
     threads: int,
     home: Path | None,
@@ -96,22 +112,26 @@ def serve(
     """Serve over OpenAI's API: --model at once and with no hub, or --home as a member of a fleet."""
     with exit_codes():
         from edge_agent.engine_process import EngineSettings
+        from edge_agent.home import Home
+        from edge_agent.server import Door
 
         settings = EngineSettings(threads=threads)
+        if keys is None and home is not None and Home(home).api_keys.exists():
+            keys = Home(home).api_keys
+        door = Door(host, port, tls_cert, tls_key, keys)
         if home is not None:
             if models or adapters:
                 raise WrongUse("--home: the fleet says what is served; leave out --model and --adapter")
             from edge_agent.agent import AgentSettings, run
-            from edge_agent.home import Home
 
-            asyncio.run(run(Home(home), AgentSettings(host, port, settings, heavy_tokens), _say))
+            asyncio.run(run(Home(home), AgentSettings(door, settings, heavy_tokens), _say))
             return
         if heavy_tokens is not None:
             raise WrongUse("--heavy-tokens: only a member of a fleet (--home) has a hub to ask")
         from edge_agent.serve import read_plan
         from edge_agent.serve import serve as serve_files
 
-        asyncio.run(serve_files(read_plan(models, adapters), host, port, settings, _say))
+        asyncio.run(serve_files(read_plan(models, adapters), door, settings, _say))
 
 
 @main.command()
@@ -141,6 +161,81 @@ def status(home: Path, as_json: bool) -> None:
 
         found = asyncio.run(read_status(Home(home)))
         click.echo(json.dumps(found) if as_json else as_text(found))
+
+
+@main.group()
+def key() -> None:
+    """API keys: needed to call this device from other machines, optional on the loopback."""
+
+
+_KEYS = click.option("--keys", type=_FILE, help="The file of keys.")
+_KEYS_HOME = click.option("--home", type=_HOME, help="Instead of --keys: the file of this home.")
+
+
+@key.command()
+@_KEYS
+@_KEYS_HOME
+@click.option("--name", required=True, help="Whose key it is; shown in logs and messages.")
+@click.option("--requests-per-minute", type=click.IntRange(1), help="Calls that may begin.  [default: any]")
+@click.option("--at-once", type=click.IntRange(1), help="Calls that may run together.  [default: any]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def create(
+    keys: Path | None,
+    home: Path | None,
+    name: str,
+    requests_per_minute: int | None,
+    at_once: int | None,
+    as_json: bool,
+) -> None:
+    """Make a key and print it: the only time that it can be seen."""
+    with exit_codes():
+        from edge_agent.keys import create_key
+
+        path = _key_file(keys, home)
+        secret = create_key(path, name, requests_per_minute, at_once)
+        click.echo(json.dumps({"name": name, "key": secret}) if as_json else secret)
+        _say(f"{name} is in {path}, which holds only a hash of it: keep the key, it is not shown again")
+
+
+@key.command("list")
+@_KEYS
+@_KEYS_HOME
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def list_keys(keys: Path | None, home: Path | None, as_json: bool) -> None:
+    """Show the names and limits of the keys."""
+    with exit_codes():
+        from edge_agent.keys import read_keys
+
+        known = [key.model_dump(exclude={"sha256"}) for key in read_keys(_key_file(keys, home))]
+        if as_json:
+            click.echo(json.dumps({"keys": known}))
+            return
+        for one in known:
+            rate, at_once = one["requests_per_minute"], one["at_once"]
+            click.echo(f"{one['name']}  {rate or 'any'} a minute, {at_once or 'any'} at once")
+
+
+@key.command()
+@_KEYS
+@_KEYS_HOME
+@click.argument("name")
+def revoke(keys: Path | None, home: Path | None, name: str) -> None:
+    """Forget a key; a running server lets it in no longer."""
+    with exit_codes():
+        from edge_agent.keys import revoke_key
+
+        revoke_key(_key_file(keys, home), name)
+        _say(f"{name} is revoked")
+
+
+def _key_file(keys: Path | None, home: Path | None) -> Path:
+    if (keys is None) == (home is None):
+        raise WrongUse("--keys FILE or --home DIR is needed, and not both")
+    if keys is not None:
+        return keys
+    from edge_agent.home import Home
+
+    return Home(home or Path()).api_keys
 
 
 def _say(text: str) -> None:

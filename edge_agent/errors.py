@@ -4,13 +4,13 @@
 
     EdgeError
     ├── WrongUse                 a command line that cannot be carried out; names the flag
-    │   ├── NotLoopback              an address that other machines could reach
+    │   ├── NotLoopback              an address that other machines could reach, without TLS and API keys
     │   ├── NotEnrolled              a home that belongs to no device yet
     │   └── AlreadyEnrolled          a home that belongs to a device already
     ├── CannotListen             the port cannot be had
     ├── UnknownModel             no model of that name is published on this device
     ├── WrongTask                a model was asked for what it is not made for
-    ├── Overloaded               more requests than the device will queue; carries when to come back
+    ├── Overloaded               more requests than it will queue or a key may make; says when to come back
     ├── PolicyViolation          content was about to leave under a decision that does not cover it
     ├── ReleaseRefused           a verdict on a release: it is not tried again by itself
     │   ├── UnfitRelease             it does not fit this device, or its base
@@ -37,7 +37,7 @@ class WrongUse(EdgeError):
 
 
 class NotLoopback(WrongUse):
-    """An address that other machines could reach, or that is none."""
+    """An address that other machines could reach, without what that needs; or none of this machine."""
 
 
 class CannotListen(EdgeError):
@@ -53,10 +53,10 @@ class WrongTask(EdgeError):
 
 
 class Overloaded(EdgeError):
-    """More requests are waiting than the device will queue. ``retry_after`` is in whole seconds."""
+    """More requests than the device will queue, or than a key may make. ``retry_after``: whole seconds."""
 
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"the device is busy; try again in {retry_after} s")
+    def __init__(self, retry_after: int, reason: str = "the device is busy") -> None:
+        super().__init__(f"{reason}; try again in {retry_after} s")
         self.retry_after = retry_after
 
 

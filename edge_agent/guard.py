@@ -1,4 +1,4 @@
-"""What every HTTP request passes first: a request id, Host and Origin checks, and a last catch.
+"""What every HTTP request passes first: a request id, Host and Origin checks, API keys, and a last catch.
 
 A page in a browser can reach a server on loopback; the Host check defeats DNS rebinding, the Origin
 check requests from other sites (WHATWG Fetch, "Origin header"). Refuses knowing any route.
@@ -12,10 +12,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_agent.answers import error_response
+from edge_agent.api_errors import Named, to_api_error
+from edge_agent.errors import Overloaded
+from edge_agent.keys import Keys
 from models.openai.errors import ApiError
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 REQUEST_ID = "x-request-id"
+
+OPEN = frozenset({"/healthz", "/readyz"})
+"""What may be asked without a key: whoever supervises the device has none, and learns nothing here."""
 
 log = logging.getLogger(__name__)
 
@@ -85,3 +91,45 @@ def _netloc(origin: str) -> str | None:
     except ValueError:
         return None
     return parts.netloc.lower() if parts.scheme in ("http", "https") else None
+
+
+class Locked:
+    """ASGI middleware that lets in who presents a key, as often as the key may call."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys) -> None:
+        self._app, self._keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401 or 429, or pass on."""
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+        caller = self._keys.find(secret.strip()) if scheme.lower() == "bearer" else None
+        if caller is None:
+            refused = ApiError(
+                401,
+                "This API key is not known here."
+                if secret
+                else "An API key is needed: Authorization: Bearer KEY.",
+                code="invalid_api_key",
+            )
+            await error_response(refused)(scope, receive, send)
+            return
+        try:
+            self._keys.enter(caller)
+        except Overloaded as error:
+            response = error_response(to_api_error(error, Named()))
+            response.headers.update(caller.headers())
+            await response(scope, receive, send)
+            return
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(caller.headers())
+            await send(message)
+
+        try:
+            await self._app(scope, receive, told)
+        finally:
+            caller.leave()

@@ -5,6 +5,7 @@
     device.json     who we are, whose we are, where the hub is
     device.key      Ed25519, made here, mode 0600; never leaves
     device.crt  ca.pem  root.json
+    keys.json       API keys of those who may call this device, if any were made
     edge.db         releases, audit trail, key ring
     blobs/  tuf/    verified files; verified repository metadata
 
@@ -70,6 +71,11 @@ class Home:
     def key_file(self) -> Path:
         """The device's private key."""
         return self.root / "device.key"
+
+    @property
+    def api_keys(self) -> Path:
+        """Who may call this device's API."""
+        return self.root / "keys.json"
 
     @property
     def certificate_file(self) -> Path:

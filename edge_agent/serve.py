@@ -24,7 +24,7 @@ from edge_agent.engine_process import EngineProcess
 from edge_agent.engine_wire import EngineSettings
 from edge_agent.engines import start_engine
 from edge_agent.errors import UnfitRelease, WrongUse
-from edge_agent.server import listen, serve_until_signal, url_of
+from edge_agent.server import Door, listen, serve_until_signal, url_of
 from models import canonical
 from models.digest import Digest
 from models.engines.onnx_files import missing_beside
@@ -135,16 +135,15 @@ def _check_pair(base: Source, adapter: Source) -> None:
         )
 
 
-async def serve(
-    plan: Plan, host: str, port: int, settings: EngineSettings, say: Callable[[str], None]
-) -> None:
+async def serve(plan: Plan, door: Door, settings: EngineSettings, say: Callable[[str], None]) -> None:
     """Load everything, serve until a signal. ``say`` is told what a person should know.
 
-    Raises what ``listen`` and ``EngineProcess.start`` raise.
+    Raises what ``listen``, ``Door`` and ``EngineProcess.start`` raise.
     """
+    tls, hosts, keys = door.tls(), door.hosts(), door.key_ring(time.monotonic)
     catalog = Catalog()
     async with AsyncExitStack() as stack:
-        server = listen(host, port)
+        server = listen(door)
         stack.callback(server.close)
         for source in plan.models:
             say(f"loading {source.name} from {source.weights}")
@@ -166,10 +165,12 @@ async def serve(
             monotonic=time.monotonic,
             new_id=lambda: secrets.token_hex(12),
             limits=Limits(running=settings.max_sequences),
+            hosts=hosts,
+            keys=keys,
         )
         names = ", ".join(served.model_id for served in catalog.list())
-        say(f"serving {names} at {url_of(server)}/v1 (no hub, no audit; Ctrl-C ends)")
-        await serve_until_signal(app, server)
+        say(f"serving {names} at {url_of(server, tls is not None)}/v1 (no hub, no audit; Ctrl-C ends)")
+        await serve_until_signal(app, server, tls)
 
 
 def _served_encoder(source: Source, engine: EncoderProcess, created: int) -> Served:

@@ -6,7 +6,7 @@ import pytest
 
 from edge_agent.errors import CannotListen, NotLoopback, UnfitRelease, WrongUse
 from edge_agent.serve import read_plan
-from edge_agent.server import listen
+from edge_agent.server import Door, listen
 from models import canonical
 from models.digest import Digest
 from models.errors import DigestMismatch
@@ -97,9 +97,12 @@ def test_wrong_use_names_the_flag(
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
 def test_other_machines_cannot_be_served(host: str) -> None:
     with pytest.raises(NotLoopback, match="--host"):
-        listen(host, 0)
+        listen(Door(host, 0))
 
 
 def test_a_taken_port_is_known_at_once() -> None:
-    with listen("localhost", 0) as taken, pytest.raises(CannotListen, match=str(taken.getsockname()[1])):
-        listen("127.0.0.1", taken.getsockname()[1])
+    with (
+        listen(Door("localhost", 0)) as taken,
+        pytest.raises(CannotListen, match=str(taken.getsockname()[1])),
+    ):
+        listen(Door("127.0.0.1", taken.getsockname()[1]))

@@ -12,6 +12,7 @@ from edge_agent.api import create_app
 from edge_agent.catalog import Catalog, Served
 from edge_agent.egress import Egress
 from edge_agent.journal import Journal
+from edge_agent.keys import Keys
 from edge_agent.questions import Rules
 from models.digest import Digest
 from models.prompts import ChatTemplate
@@ -37,6 +38,7 @@ def edge_app(
     egress: Egress | None = None,
     limits: Limits = Limits(),
     rules: Rules = Rules(),
+    keys: Keys | None = None,
 ) -> FastAPI:
     """The app with real clocks and numbered requests."""
     numbers = itertools.count(1)
@@ -49,6 +51,7 @@ def edge_app(
         new_id=lambda: f"r{next(numbers)}",
         limits=limits,
         rules=rules,
+        keys=keys,
     )
 
 

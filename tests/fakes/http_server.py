@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from edge_agent.server import listen, url_of
+from edge_agent.server import Door, listen, url_of
 
 
 @asynccontextmanager
 async def running(app: ASGIApp) -> AsyncIterator[str]:
     """The base URL of ``app`` while the block runs."""
-    socket = listen("127.0.0.1", 0)
+    socket = listen(Door(port=0))
     config = uvicorn.Config(
         app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
     )
