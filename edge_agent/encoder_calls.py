@@ -1,21 +1,29 @@
 """What an encoder is asked in one call and what it answers. Pure values."""
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+
+from models.engines.readings import Page, Recording, Transcript
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderCall:
-    """Texts or encoded pictures, not both. ``heat_maps``: an inspection is wanted with pictures of them."""
+    """Texts, encoded pictures or a recording: one of them. ``heat_maps``: an inspection is wanted with
+    pictures of them. ``query``: what the texts are to be judged by, of a reranker.
+    """
 
     texts: tuple[str, ...] = ()
     images: tuple[bytes, ...] = ()
     heat_maps: bool = False
+    query: str | None = None
+    recording: Recording | None = None
 
     @property
     def size(self) -> int:
         """How many inputs there are."""
-        return len(self.texts) + len(self.images)
+        return len(self.texts) + len(self.images) + (self.recording is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +41,25 @@ class Inspected:
 
 @dataclass(frozen=True, slots=True)
 class EncoderAnswer:
-    """Answers in the order of the inputs. ``rows``: vectors or probabilities, float32, little-endian."""
+    """Answers in the order of the inputs. ``rows``: vectors, probabilities or one relevance each, float32,
+    little-endian. ``tokens`` that were read.
+    """
 
     rows: tuple[bytes, ...] = ()
     tokens: int = 0
     inspections: tuple[Inspected, ...] = ()
+    pages: tuple[Page, ...] = ()
+    transcript: Transcript | None = None
+
+    @classmethod
+    def joined(cls, answers: "Sequence[EncoderAnswer]") -> "EncoderAnswer":
+        """Answers to parts of a call, in order, as one. A transcript is never a part."""
+        return cls(
+            rows=tuple(chain.from_iterable(one.rows for one in answers)),
+            tokens=sum(one.tokens for one in answers),
+            inspections=tuple(chain.from_iterable(one.inspections for one in answers)),
+            pages=tuple(chain.from_iterable(one.pages for one in answers)),
+        )
 
 
 def floats(row: bytes) -> list[float]:

@@ -6,7 +6,7 @@ Owns what a call may be; ``edge_agent.supervised`` owns the process, ``edge_agen
 from collections.abc import Sequence
 from typing import Any, Self
 
-from edge_agent import engine_wire as wire
+from edge_agent import encoder_wire as wire
 from edge_agent.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.engine_files import EngineFiles
 from edge_agent.engine_wire import EngineSettings

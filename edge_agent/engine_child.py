@@ -16,12 +16,15 @@ from dataclasses import asdict
 from typing import Any
 
 from edge_agent import engine_wire as wire
-from edge_agent.desks import Desk, EncoderDesk, TextDesk, Told
+from edge_agent.desks import Desk, TextDesk, Told
+from edge_agent.encoder_desk import EncoderDesk
 from edge_agent.engine_files import EngineFiles
+from edge_agent.speech_desk import SpeechDesk
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings
 from models.engines.onnx_encoder import open_encoder
 from models.engines.onnx_genai import GenaiEngine, GenaiSettings
 from models.engines.onnx_session import OnnxSettings
+from models.engines.whisper import SpeechSettings, WhisperEngine
 from models.errors import ModelsError
 
 _PR_SET_PDEATHSIG = 1
@@ -84,6 +87,8 @@ def _load(message: Mapping[str, Any]) -> Desk:
     files = EngineFiles.from_wire(message["files"])
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     if files.encoder is not None:
+        if files.format == "ctranslate2":
+            return SpeechDesk(WhisperEngine(files.path, files.encoder.name, SpeechSettings(threads=threads)))
         engine = open_encoder(files.encoder, OnnxSettings(threads=threads))
         return EncoderDesk(engine, settings.encoder_batch)
     sizes = {

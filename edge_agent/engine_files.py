@@ -10,21 +10,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_agent.errors import UnfitRelease
+from models.ctranslate2 import MODEL_FILE
+from models.engines import whisper
 from models.engines.onnx_files import EncoderFiles, files_of_folder, files_of_release, missing_beside
 from models.engines.onnx_genai import CONFIG_FILE, check_folder
+from models.engines.rapid_ocr import check_ocr
 from models.errors import UnsafeFile
 from models.gguf import check_adapter, check_model
-from models.manifest import Engine, File, Kind, Manifest
+from models.manifest import Engine, File, Kind, Manifest, Task
 from models.onnx import read_model
 from models.pickles import refuse_pickle
 from models.store import unlisted
 
-Format = Literal["gguf", "onnx", "onnx-genai"]
+Format = Literal["gguf", "onnx", "onnx-genai", "ctranslate2"]
 SERVED: Mapping[Kind, frozenset[str]] = {
-    Kind.MODEL: frozenset({"gguf", "onnx", "onnx-genai"}),
+    Kind.MODEL: frozenset({"gguf", "onnx", "onnx-genai", "ctranslate2"}),
     Kind.ADAPTER: frozenset({"gguf", "onnx-genai"}),
 }
 """Formats that a device serves, by kind of release."""
+
+_TASKS: Mapping[str, frozenset[Task | None]] = {
+    "gguf": frozenset({None}),
+    "onnx-genai": frozenset({None}),
+    "onnx": frozenset({"embed", "classify", "rerank", "classify-image", "inspect", "ocr"}),
+    "ctranslate2": frozenset({"transcribe"}),
+}
+"""What a model of each format may be asked."""
 
 CheckAdapter = Callable[[Path], object]
 """Raises ``UnsafeFile``, or ``EngineError`` for an adapter that does not fit."""
@@ -32,7 +43,9 @@ CheckAdapter = Callable[[Path], object]
 
 @dataclass(frozen=True, slots=True)
 class EngineFiles:
-    """A model to be loaded. ``path`` is the GGUF file, the folder of GenAI, or the graph of an encoder."""
+    """A model to be loaded. ``path`` is the GGUF file, the graph of an encoder, or the folder of what has
+    several files: GenAI, a reader of text or speech.
+    """
 
     format: Format
     path: Path
@@ -62,6 +75,10 @@ class EngineFiles:
             return lambda path: check_adapter(path, header)
         if self.format == "onnx-genai":
             check_folder(self.path)
+        elif self.format == "ctranslate2":
+            whisper.check_folder(self.path)
+        elif self.encoder is not None and self.encoder.engine.task == "ocr":
+            check_ocr(self.path)
         else:
             read_model(self.path)
         return _leave_to_the_engine
@@ -98,6 +115,11 @@ def of_encoder(files: EncoderFiles) -> EngineFiles:
     return EngineFiles("onnx", files.model, files)
 
 
+def of_speech(folder: Path, name: str) -> EngineFiles:
+    """A folder of CTranslate2 as what a process loads."""
+    return EngineFiles("ctranslate2", folder, EncoderFiles(folder, Engine(task="transcribe"), None, name))
+
+
 def of_release(folder: Path, manifest: Manifest) -> EngineFiles:
     """What is loaded of a model's release whose files lie in ``folder`` under their names.
 
@@ -106,23 +128,31 @@ def of_release(folder: Path, manifest: Manifest) -> EngineFiles:
     check_served(manifest)
     if manifest.format == "onnx":
         return of_encoder(files_of_release(folder, manifest))
-    if manifest.format == "onnx-genai":
-        if strangers := unlisted(folder, manifest):  # GenAI reads what it finds
+    if manifest.format in ("onnx-genai", "ctranslate2"):
+        if strangers := unlisted(folder, manifest):  # these engines read what they find
             raise UnfitRelease(f"{manifest.name}: {strangers[0]} is no file of the release")
+        if manifest.format == "ctranslate2":
+            return of_speech(folder, f"{manifest.name} {manifest.version}")
         return EngineFiles("onnx-genai", folder)
     return EngineFiles("gguf", folder / weights_of(manifest).path)
 
 
 def describes_itself(folder: Path) -> bool:
     """Whether a folder that is no release may hold a model."""
-    return (folder / CONFIG_FILE).is_file() or any(folder.glob("*.onnx"))
+    speech = (folder / MODEL_FILE).is_file() and (folder / whisper.CONFIG_FILE).is_file()
+    return (folder / CONFIG_FILE).is_file() or any(folder.glob("*.onnx")) or speech
 
 
 def of_path(path: Path) -> EngineFiles:
-    """What is loaded of a bare GGUF file, or of a folder of optimum or GenAI. Raises ``UnsafeFile``."""
+    """What is loaded of a bare GGUF file, or of a folder of optimum, GenAI or CTranslate2.
+
+    Raises ``UnsafeFile``.
+    """
     if path.is_dir():
         if (path / CONFIG_FILE).is_file():
             return EngineFiles("onnx-genai", path)
+        if (path / MODEL_FILE).is_file():
+            return of_speech(path, path.resolve().name)
         return of_encoder(files_of_folder(path))
     refuse_pickle(path)
     if path.suffix.lower() == ".onnx":
@@ -134,7 +164,7 @@ def check_served(manifest: Manifest) -> None:
     """Raise ``UnfitRelease`` for a kind or format that no engine here serves."""
     if manifest.format not in SERVED.get(manifest.kind, frozenset()):
         raise UnfitRelease(f"this device cannot activate a {manifest.kind} in format {manifest.format}")
-    if manifest.kind is Kind.MODEL and (manifest.format == "onnx") != (manifest.engine.task is not None):
+    if manifest.kind is Kind.MODEL and manifest.engine.task not in _TASKS[manifest.format]:
         raise UnfitRelease(
             f"{manifest.name}: a model that is asked to {manifest.engine.task or 'generate'} is not served "
             f"from format {manifest.format}"

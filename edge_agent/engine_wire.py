@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edge_agent.encoder_calls import EncoderAnswer, EncoderCall, Inspected
 from models.engines.base import (
     EncoderFacts,
     Event,
@@ -32,6 +31,7 @@ from models.errors import (
     AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
+    InvalidAudio,
     InvalidImage,
     ModelsError,
     UnknownAdapter,
@@ -52,6 +52,7 @@ _ERRORS: Mapping[str, type[ModelsError]] = {
         EngineError,
         AnswerTooLong,
         ContextLengthExceeded,
+        InvalidAudio,
         InvalidImage,
         UnsupportedRequest,
         UnknownAdapter,
@@ -183,32 +184,6 @@ def facts_from_wire(value: Mapping[str, Any]) -> ModelFacts | EncoderFacts:
     if "task" in value:
         return EncoderFacts(**{**value, "labels": tuple(value["labels"])})
     return ModelFacts(**{**value, "control_tokens": tuple(value["control_tokens"])})
-
-
-def call_to_wire(call: EncoderCall) -> dict[str, Any]:
-    """An encoder's inputs."""
-    return asdict(call)
-
-
-def call_from_wire(value: Mapping[str, Any]) -> EncoderCall:
-    """The inverse of ``call_to_wire``."""
-    return EncoderCall(**{**value, "texts": tuple(value["texts"]), "images": tuple(value["images"])})
-
-
-def answer_to_wire(answer: EncoderAnswer) -> dict[str, Any]:
-    """An encoder's answers."""
-    return asdict(answer)
-
-
-def answer_from_wire(value: Mapping[str, Any]) -> EncoderAnswer:
-    """The inverse of ``answer_to_wire``."""
-    return EncoderAnswer(
-        rows=tuple(value["rows"]),
-        tokens=value["tokens"],
-        inspections=tuple(
-            Inspected(**{**one, "region": tuple(one["region"])}) for one in value["inspections"]
-        ),
-    )
 
 
 def _text(data: bytes) -> str:

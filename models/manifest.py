@@ -27,7 +27,7 @@ from models.errors import InvalidManifest
 MANIFEST_FILE = "release.json"
 
 
-Task = Literal["embed", "classify", "classify-image", "inspect"]
+Task = Literal["embed", "classify", "rerank", "classify-image", "inspect", "ocr", "transcribe"]
 """What a model is asked for, when it is not asked for text."""
 
 
@@ -144,12 +144,13 @@ class Fallback(_Frozen):
 class Probe(_Grown):
     """An input whose answer is known: replayed on the device before a release is activated.
 
-    One of three: ``messages``, a chat, answered greedily with at most ``max_tokens`` tokens; ``text``, to be
-    embedded or classified; ``image``, a file of the release, to be classified or inspected. The probe holds
-    when the similarity of answer and ``expected`` (``models.probes`` defines both) is at least ``tolerance``.
+    One of four: ``messages``, a chat, answered greedily with at most ``max_tokens`` tokens; ``text``, to be
+    embedded, classified, or judged by ``query``; ``image``, a file of the release, to be classified,
+    inspected or read; ``audio``, likewise, to be transcribed. The probe holds when the similarity of answer
+    and ``expected`` (``models.probes`` defines both) is at least ``tolerance``.
     """
 
-    _later = frozenset({"messages", "max_tokens", "text", "image"})
+    _later = frozenset({"messages", "max_tokens", "text", "image", "query", "audio"})
 
     messages: tuple[dict[str, str], ...] = ()
     max_tokens: int | None = Field(default=None, gt=0, le=1024)
@@ -157,12 +158,16 @@ class Probe(_Grown):
     tolerance: float = Field(ge=0, le=1)
     text: str | None = None
     image: RelativePath | None = None
+    query: str | None = None
+    audio: RelativePath | None = None
 
     @model_validator(mode="after")
     def _asks_one_thing(self) -> "Probe":
-        asked = [bool(self.messages), self.text is not None, self.image is not None]
-        if sum(asked) != 1:
-            raise ValueError("a probe asks one thing: messages, a text or an image")
+        inputs = (self.text, self.image, self.audio)
+        if bool(self.messages) + sum(one is not None for one in inputs) != 1:
+            raise ValueError("a probe asks one thing: messages, a text, an image or audio")
+        if self.query is not None and self.text is None:
+            raise ValueError("query goes with text, and with nothing else")
         if bool(self.messages) != (self.max_tokens is not None):
             raise ValueError("max_tokens goes with messages, and with nothing else")
         return self
@@ -283,9 +288,24 @@ _NEEDS: dict[Task | None, frozenset[str]] = {
     None: frozenset(),
     "embed": frozenset({"text"}),
     "classify": frozenset({"text", "labels"}),
+    "rerank": frozenset({"text"}),
     "classify-image": frozenset({"image", "labels"}),
     "inspect": frozenset({"image", "anomaly"}),
+    "ocr": frozenset(),
+    "transcribe": frozenset(),
 }
+
+_ASKED_BY: dict[Task | None, Literal["messages", "text", "image", "audio"]] = {
+    None: "messages",
+    "embed": "text",
+    "classify": "text",
+    "rerank": "text",
+    "classify-image": "image",
+    "inspect": "image",
+    "ocr": "image",
+    "transcribe": "audio",
+}
+"""What a probe of each task holds."""
 
 
 class Manifest(_Frozen):
@@ -315,12 +335,13 @@ class Manifest(_Frozen):
             raise ValueError("a path is listed twice")
         if (self.kind is Kind.ADAPTER) != (self.adapter is not None):
             raise ValueError("an adapter, and only an adapter, carries the facts of its base")
-        asks = "messages" if self.engine.task is None else "image" if self.engine.image else "text"
+        asks = _ASKED_BY[self.engine.task]
         for number, probe in enumerate(self.probes, start=1):
-            if not getattr(probe, asks) and not (asks == "text" and probe.text == ""):
+            if getattr(probe, asks) in (None, ()) or (probe.query is None) == (self.engine.task == "rerank"):
                 raise ValueError(f"probe {number} is not asked by {asks}, as this model is")
-            if probe.image is not None and probe.image not in paths:
-                raise ValueError(f"probe {number}: {probe.image} is no file of the release")
+            for path in (probe.image, probe.audio):
+                if path is not None and path not in paths:
+                    raise ValueError(f"probe {number}: {path} is no file of the release")
         return self
 
     @classmethod

@@ -5,7 +5,9 @@ is text. For a chat it is what the model said; else it is JSON, written by the f
 
 - of an embedder ``{"vector": [...]}``,
 - of a classifier ``{"label": "leak", "probability": 0.93}``, the likeliest,
-- of an inspection ``{"score": 2.5, "is_defect": true}``.
+- of a reranker ``{"relevance": 0.98}``,
+- of an inspection ``{"score": 2.5, "is_defect": true}``,
+- of a reader of pictures or speech ``{"text": "Invoice No. 17"}``.
 """
 
 import json
@@ -44,6 +46,16 @@ def label_answer(labels: Sequence[str], probabilities: Sequence[float]) -> str:
     return _written({"label": labels[best], "probability": _rounded(probabilities[best])})
 
 
+def relevance_answer(relevance: float) -> str:
+    """The answer of a reranker."""
+    return _written({"relevance": _rounded(relevance)})
+
+
+def text_answer(text: str) -> str:
+    """The answer of what reads text in pictures or hears speech."""
+    return _written({"text": text})
+
+
 def score_answer(score: float, is_defect: bool) -> str:
     """The answer of an inspection."""
     return _written({"score": _rounded(score), "is_defect": bool(is_defect)})
@@ -65,7 +77,7 @@ def likeness(expected: str, answer: str) -> float:
     """Likeness in [0, 1] of two answers of an encoder; 0 for other labels, verdicts or shapes.
 
     Vectors: their cosine. Labels: 1 less the difference of their probabilities. Scores: 1 less their
-    difference as a share of the larger one.
+    difference as a share of the larger one. Relevances: 1 less their difference. Texts: their similarity.
     """
     match _read(expected), _read(answer):
         case {"vector": list() as left}, {"vector": list() as right}:
@@ -76,6 +88,10 @@ def likeness(expected: str, answer: str) -> float:
             left_score, right_score = _number(wanted), _number(got)
             largest = max(abs(left_score), abs(right_score)) or 1.0
             return _clamped(1 - abs(left_score - right_score) / largest) if verdict is other else 0.0
+        case {"relevance": wanted}, {"relevance": got}:
+            return _clamped(1 - abs(_number(wanted) - _number(got)))
+        case {"text": str() as wanted}, {"text": str() as got}:
+            return similarity(wanted, got)
     return 0.0
 
 

@@ -184,6 +184,11 @@ class EncoderFacts:
     max_tokens: int = 0
     threshold: float | None = None
 
+    @property
+    def sees(self) -> bool:
+        """Whether it is asked with pictures."""
+        return self.task in ("classify-image", "inspect", "ocr")
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:

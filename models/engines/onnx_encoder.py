@@ -1,4 +1,4 @@
-"""The engine of an encoder or vision model, whatever its task; and how a probe is asked of it."""
+"""The engine of a model on ONNX Runtime, whatever its task; and how a probe is asked of it."""
 
 from pathlib import Path
 
@@ -6,25 +6,33 @@ from models.engines.onnx_files import EncoderFiles
 from models.engines.onnx_session import OnnxSettings
 from models.engines.onnx_text import OnnxText
 from models.engines.onnx_vision import OnnxVision
+from models.engines.rapid_ocr import RapidOcr
 from models.errors import EngineError
 from models.manifest import Probe
-from models.probes import label_answer, score_answer, vector_answer
+from models.probes import label_answer, relevance_answer, score_answer, text_answer, vector_answer
 
 MAX_PICTURE = 64 << 20
 """Bytes of one encoded picture."""
 
 
-def open_encoder(files: EncoderFiles, settings: OnnxSettings = OnnxSettings()) -> OnnxText | OnnxVision:
+OnnxEngine = OnnxText | OnnxVision | RapidOcr
+
+
+def open_encoder(files: EncoderFiles, settings: OnnxSettings = OnnxSettings()) -> OnnxEngine:
     """Load an encoder. Raises ``UnsafeFile``, ``EngineError``."""
+    if files.engine.task == "ocr":
+        return RapidOcr(files, settings)
     return (OnnxVision if files.engine.image is not None else OnnxText)(files, settings)
 
 
-def probe_answer(engine: OnnxText | OnnxVision, probe: Probe, folder: Path) -> str:
+def probe_answer(engine: OnnxEngine, probe: Probe, folder: Path) -> str:
     """What the engine answers to a probe of its release, as ``models.probes`` judges it.
 
     ``folder`` holds the release's files. Raises ``EngineError``, also for a probe of another kind of model.
     """
     task, labels = engine.facts.task, engine.facts.labels
+    if isinstance(engine, RapidOcr):
+        return text_answer(engine.read([probe_picture(folder, probe)])[0].text)
     if isinstance(engine, OnnxVision):
         picture = probe_picture(folder, probe)
         if task == "inspect":
@@ -33,6 +41,8 @@ def probe_answer(engine: OnnxText | OnnxVision, probe: Probe, folder: Path) -> s
         return label_answer(labels, engine.classify([picture])[0].tolist())
     if probe.text is None:
         raise EngineError(f"a model that is made to {task} has a probe that is no text")
+    if task == "rerank":
+        return relevance_answer(float(engine.rerank(probe.query or "", [probe.text])[0]))
     if task == "embed":
         return vector_answer(engine.embed([probe.text])[0].tolist())
     return label_answer(labels, engine.classify([probe.text])[0].tolist())

@@ -18,6 +18,8 @@ from models.manifest import Engine, ImageInput, Manifest, Task, TextInput
 from models.onnx import OnnxModel, read_model
 
 MODEL, TOKENIZER = "model.onnx", "tokenizer.json"
+OCR_FILES = ("detection.onnx", "direction.onnx", "recognition.onnx", "characters.txt")
+"""What reads text in pictures, see ``models.engines.rapid_ocr``."""
 MAX_CONFIG = 4 << 20
 """Bytes of a JSON file that describes a model."""
 
@@ -27,7 +29,9 @@ _BILINEAR, _BICUBIC = 2, 3
 
 @dataclass(frozen=True, slots=True)
 class EncoderFiles:
-    """An encoder's graph, its tokenizer if it reads text, and what the engine needs to be right."""
+    """An encoder's graph, or the folder of one that has several; its tokenizer if it reads text; and what the
+    engine needs to be right.
+    """
 
     model: Path
     engine: Engine
@@ -41,6 +45,11 @@ def files_of_release(folder: Path, manifest: Manifest) -> EncoderFiles:
     Weights beside the graph must be files of the release too: nobody has vouched for others.
     """
     paths = {file.path for file in manifest.files}
+    name = f"{manifest.name} {manifest.version}"
+    if manifest.format == "onnx" and manifest.engine.task == "ocr":
+        if missing := [one for one in OCR_FILES if one not in paths]:
+            raise UnsafeFile(f"{manifest.name}: {missing[0]} is no file of the release")
+        return EncoderFiles(folder, manifest.engine, None, name)
     graphs = sorted(path for path in paths if path.endswith(".onnx"))
     if manifest.format != "onnx" or len(graphs) != 1 or manifest.engine.task is None:
         raise UnsafeFile(
@@ -59,12 +68,14 @@ def files_of_release(folder: Path, manifest: Manifest) -> EncoderFiles:
         folder / graphs[0],
         manifest.engine,
         folder / TOKENIZER if manifest.engine.text is not None else None,
-        f"{manifest.name} {manifest.version}",
+        name,
     )
 
 
 def files_of_folder(folder: Path) -> EncoderFiles:
     """The files of an encoder as optimum writes it. Raises ``UnsafeFile`` that says what is missing."""
+    if (folder / OCR_FILES[0]).is_file():
+        return EncoderFiles(folder, Engine(task="ocr"), None, folder.resolve().name)
     graphs = sorted(folder.glob("*.onnx"))
     graph = folder / MODEL if folder / MODEL in graphs else graphs[0] if len(graphs) == 1 else None
     if graph is None:
@@ -76,7 +87,7 @@ def files_of_folder(folder: Path) -> EncoderFiles:
     model = read_model(graph)
     task = _task(folder, config, model)
     try:
-        if task in ("embed", "classify"):
+        if task in ("embed", "classify", "rerank"):
             if not (folder / TOKENIZER).is_file():
                 raise UnsafeFile(f"{folder}: {TOKENIZER} is missing, without which no text can be read")
             text = _text(folder, config, model, task)
@@ -108,7 +119,8 @@ def _task(folder: Path, config: Mapping[str, Any], model: OnnxModel) -> Task:
             return "classify-image"
     elif "input_ids" in inputs:
         if "ForSequenceClassification" in architecture:
-            return "classify"
+            one_class = set(config.get("id2label") or {}) == {"0"}  # one logit: of a cross-encoder
+            return "rerank" if one_class else "classify"
         if outputs & {"last_hidden_state", "token_embeddings", "sentence_embedding"}:
             return "embed"
     raise UnsafeFile(
@@ -128,7 +140,7 @@ def _text(folder: Path, config: Mapping[str, Any], model: OnnxModel, task: Task)
     if not counts:
         raise UnsafeFile(f"{folder}: no file says how many tokens the model reads (max_position_embeddings)")
     longest = min(counts)
-    if task == "classify" or "sentence_embedding" in {value.name for value in model.outputs}:
+    if task in ("classify", "rerank") or "sentence_embedding" in {value.name for value in model.outputs}:
         return TextInput(max_tokens=longest, normalize=False)
     pooling = _read(folder / "1_Pooling" / "config.json")
     if pooling is None:

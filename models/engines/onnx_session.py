@@ -109,6 +109,14 @@ def _foreign(what: str) -> Iterator[None]:
         raise EngineError(f"{what}: {first[:400] or type(error).__name__}") from error
 
 
+def sigmoid(logits: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
+    """Of each number, in (0, 1)."""
+    import numpy as np
+
+    share: npt.NDArray[np.float32] = (0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float64))).astype(np.float32)
+    return share
+
+
 def softmax(logits: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
     """Over the last axis: float32, rows sum to 1."""
     import numpy as np

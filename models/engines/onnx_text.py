@@ -1,20 +1,21 @@
-"""Text encoders on ONNX Runtime: embedding and classification.
+"""Text encoders on ONNX Runtime: embedding, classification, and reranking by a cross-encoder.
 
 Owns tokenizing, batching, pooling and normalisation as the release says. A text that is too long is refused,
 or cut and counted where that is asked for; never cut in silence. The graph takes ``input_ids`` and, if it has
 them, ``attention_mask``, ``token_type_ids`` and ``position_ids``; it gives token states [n, tokens, width] to
-be pooled, or vectors or logits [n, width]. One thread owns an engine. ``tokenizers`` and numpy are imported
+be pooled, or vectors or logits [n, width]; of a reranker, which reads query and text as one pair, a logit
+[n, 1]. One thread owns an engine. ``tokenizers`` and numpy are imported
 when an engine is made.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.engines.base import EncoderFacts
 from models.engines.onnx_files import EncoderFiles
-from models.engines.onnx_session import OnnxSession, OnnxSettings, softmax
+from models.engines.onnx_session import OnnxSession, OnnxSettings, sigmoid, softmax
 from models.errors import ContextLengthExceeded, EngineError, UnsafeFile
 from models.manifest import TextInput
 
@@ -26,6 +27,17 @@ MAX_TOKENIZER = 64 << 20
 """Bytes of a ``tokenizer.json``; the largest published ones have some 30 MB."""
 
 _KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
+
+
+Reading = str | tuple[str, str]
+"""A text, or a query and the text that it judges, which a reranker reads together."""
+
+
+class _Ids(NamedTuple):
+    """Tokens of one reading, and which half of a pair each belongs to."""
+
+    ids: list[int]
+    types: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +52,14 @@ class TextBatch:
 
 
 class OnnxText:
-    """An embedder or a text classifier. Implements ``Embed`` or ``Classify``, as its task is.
+    """An embedder, a text classifier or a reranker, as its task is. See ``Embed``, ``Classify``.
 
     Raises ``UnsafeFile`` for files that are not sound, ``EngineError`` when they do not fit each other.
     """
 
     def __init__(self, files: EncoderFiles, settings: OnnxSettings = OnnxSettings()) -> None:
         needs = files.engine
-        if needs.task not in ("embed", "classify") or needs.text is None or files.tokenizer is None:
+        if needs.task not in ("embed", "classify", "rerank") or needs.text is None or files.tokenizer is None:
             raise EngineError(f"{files.model.name} is no text encoder: its task is {needs.task}")
         self._text: TextInput = needs.text
         self._task = needs.task
@@ -60,14 +72,18 @@ class OnnxText:
         pooled = self._task == "embed" and self._text.pooling is not None
         named = {
             "classify": ("logits",),
+            "rerank": ("logits",),
             "embed": ("last_hidden_state", "token_embeddings") if pooled else ("sentence_embedding",),
         }
         self._output = self._session.output(named[self._task], 3 if pooled else 2)
-        width = self._run(["a"]).values.shape[1]  # also shows that it runs at all
+        first = self._run([("a", "a") if self._task == "rerank" else "a"])  # also shows that it runs at all
+        width = first.values.shape[1]
         if self._task == "classify" and width != len(needs.labels):
             raise EngineError(
                 f"{files.model.name} tells {width} classes, of which {len(needs.labels)} have labels"
             )
+        if self._task == "rerank" and width != 1:
+            raise EngineError(f"{files.model.name} gives {width} numbers for a pair; a reranker gives one")
         self.facts = EncoderFacts(
             task=self._task,
             name=files.name,
@@ -91,13 +107,20 @@ class OnnxText:
             raise EngineError("a text classifier was given pictures")
         return self._run(texts).values
 
-    def answer(self, texts: Sequence[str]) -> TextBatch:
-        """What ``embed`` or ``classify`` answers, with the tokens that were read. Raises as they do."""
+    def rerank(self, query: str, texts: Sequence[str]) -> "npt.NDArray[np.float32]":
+        """How relevant each text is to the query, sigmoids of logits: float32 [n]. Raises as ``embed``."""
+        self._must_be("rerank")
+        return self._run([(query, text) for text in texts]).values[:, 0]
+
+    def answer(self, texts: Sequence[Reading]) -> TextBatch:
+        """What ``embed``, ``classify`` or ``rerank`` answers, with the tokens that were read; a reranker is
+        given pairs. Raises as they do.
+        """
         return self._run(texts)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids that are read of each text, special tokens included. Raises as ``embed`` does."""
-        return self._tokenizer.read(texts)[0]
+        return [one.ids for one in self._tokenizer.read(texts)[0]]
 
     def close(self) -> None:
         """Free the weights. Safe to call twice."""
@@ -107,34 +130,36 @@ class OnnxText:
         if self._task != task:
             raise EngineError(f"this model is made to {self._task}, not to {task}")
 
-    def _run(self, texts: Sequence[str]) -> TextBatch:
+    def _run(self, texts: Sequence[Reading]) -> TextBatch:
         import numpy as np
 
-        ids, truncated = self._tokenizer.read(texts)
+        read, truncated = self._tokenizer.read(texts)
+        lengths = [len(one.ids) for one in read]
         parts: list[npt.NDArray[np.float32]] = []
         order: list[int] = []
-        for batch in _batches([len(one) for one in ids], self._settings):
+        for batch in batches(lengths, self._settings):
             order += batch
-            parts.append(self._forward([ids[index] for index in batch]))
+            parts.append(self._forward([read[index] for index in batch]))
         values = np.empty((0, 0), dtype=np.float32)
         if parts:
             values = np.empty_like(joined := np.concatenate(parts))
             values[order] = joined
-        return TextBatch(values, tuple(map(len, ids)), truncated)
+        return TextBatch(values, tuple(lengths), truncated)
 
-    def _forward(self, ids: Sequence[Sequence[int]]) -> "npt.NDArray[np.float32]":
+    def _forward(self, read: Sequence[_Ids]) -> "npt.NDArray[np.float32]":
         import numpy as np
 
-        longest = max(map(len, ids))
-        tokens = np.full((len(ids), longest), self._tokenizer.pad, dtype=np.int64)
-        mask = np.zeros((len(ids), longest), dtype=np.int64)
-        for row, one in enumerate(ids):
-            tokens[row, : len(one)] = one
-            mask[row, : len(one)] = 1
+        longest = max(len(one.ids) for one in read)
+        tokens = np.full((len(read), longest), self._tokenizer.pad, dtype=np.int64)
+        mask, types = np.zeros_like(tokens), np.zeros_like(tokens)
+        for row, one in enumerate(read):
+            tokens[row, : len(one.ids)] = one.ids
+            types[row, : len(one.ids)] = one.types
+            mask[row, : len(one.ids)] = 1
         made = {
             "input_ids": tokens,
             "attention_mask": mask,
-            "token_type_ids": np.zeros_like(tokens),
+            "token_type_ids": types,
             "position_ids": np.broadcast_to(np.arange(longest, dtype=np.int64), tokens.shape),
         }
         feeds = {
@@ -154,6 +179,8 @@ class OnnxText:
             raise EngineError(f"the model answered {list(found.shape)} to {list(mask.shape)} tokens")
         if self._task == "classify":
             return softmax(found)
+        if self._task == "rerank":
+            return sigmoid(found)
         if self._text.pooling == "mean":
             weights = mask[:, :, None].astype(np.float32)
             found = (found * weights).sum(axis=1) / weights.sum(axis=1)
@@ -164,7 +191,7 @@ class OnnxText:
         return np.ascontiguousarray(found, dtype=np.float32)
 
 
-def _batches(lengths: Sequence[int], settings: OnnxSettings) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], settings: OnnxSettings) -> Iterator[list[int]]:
     """Indices of texts that are computed at once: of like length, so that little is padded, longest first."""
     batch: list[int] = []
     longest = 1
@@ -200,8 +227,8 @@ class _Tokens:
         if truncate:
             self._tokenizer.enable_truncation(max_tokens)
 
-    def read(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
-        """Token ids of each text, and how many were cut. Raises ``ContextLengthExceeded``."""
+    def read(self, texts: Sequence[Reading]) -> tuple[list[_Ids], int]:
+        """Tokens of each text, and how many were cut. Raises ``ContextLengthExceeded``."""
         try:
             encoded = self._tokenizer.encode_batch(list(texts))
         except Exception as error:  # the library raises nothing narrower
@@ -214,4 +241,5 @@ class _Tokens:
                 )
             if not one.ids:
                 raise EngineError(f"text {number + 1} of {len(encoded)} has no tokens")
-        return [one.ids for one in encoded], sum(bool(one.overflowing) for one in encoded)
+        read = [_Ids(one.ids, one.type_ids) for one in encoded]
+        return read, sum(bool(one.overflowing) for one in encoded)
