@@ -21,6 +21,7 @@ from compile.recipe.distil import DistilLabels, DistilVectors, Prune, TextTeache
 from compile.recipe.encoder import ClassifyRecipe, EmbedRecipe
 from compile.recipe.training import FineTune
 from compile.steps import Report
+from compile.training.run import TrainingRun
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +65,10 @@ class Lesson:
                 limits.append(config.get("max_position_embeddings"))
         return min(limit for limit in limits if limit)
 
+    def run(self, folder: Path, scratch: Path, report: Report) -> TrainingRun:
+        """Training into ``folder``."""
+        return TrainingRun(folder, scratch, self.threads, self.now, report)
+
     def more_texts(self) -> list[str]:
         """The lines of ``more`` that no row repeats, nor nearly repeats, that is validated or tested with."""
         if self.more is None:
@@ -94,11 +99,7 @@ def prune(lesson: Lesson, settings: Prune, folder: Path, scratch: Path, report: 
         settings,
         train,
         validation,
-        folder,
-        scratch,
-        lesson.threads,
-        lesson.now,
-        report,
+        lesson.run(folder, scratch, report),
         longest,
     )
 
@@ -164,11 +165,7 @@ def finetune(
             splits,
             splits.labels,
             lesson.settings,
-            folder,
-            scratch,
-            lesson.threads,
-            report,
-            lesson.now,
+            lesson.run(folder, scratch, report),
         )
 
 
@@ -206,7 +203,7 @@ def _learn_vectors(
     train = [*_texts(lesson.splits.train), *lesson.more_texts()]
     validation, longest = _texts(lesson.splits.validation), lesson.longest()
     _check_lengths(lesson.start, [*train, *validation], longest, settings)
-    how = (settings, folder, scratch, lesson.threads, lesson.now, report, longest)
+    how = (settings, lesson.run(folder, scratch, report), longest)
     if alone:
         contrast(lesson.start, train, validation, *how)
     elif isinstance(recipe.distil, DistilVectors) and lesson.teacher is not None:
@@ -238,11 +235,7 @@ def _learn_labels(
         splits.labels,
         distil,
         settings,
-        folder,
-        scratch,
-        lesson.threads,
-        lesson.now,
-        report,
+        lesson.run(folder, scratch, report),
         longest,
     )
 

@@ -38,6 +38,7 @@ from compile.lines.language_variants import VariantMaker
 from compile.recipe.distil import DistilLogits, DistilSequences, Prune
 from compile.recipe.training import FineTune
 from compile.steps import Report, Step
+from compile.training.run import TrainingRun
 from models.digest import Digest
 from models.gguf import read_header
 
@@ -201,8 +202,6 @@ class LanguageSteps:
         )
 
     def _pruned(self, settings: Prune, root: Step, data: Step | None) -> Step:
-        workshop = self._workshop
-
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
             from compile.training.prune_heal import prune_causal
 
@@ -212,11 +211,7 @@ class LanguageSteps:
                 settings,
                 train,
                 validation,
-                folder,
-                scratch,
-                workshop.threads,
-                workshop.now,
-                report,
+                self._run(folder, scratch, report),
             )
 
         return Step(
@@ -231,7 +226,7 @@ class LanguageSteps:
         )
 
     def _tuned(self, settings: FineTune, root: Step, data: Step | None) -> Step:
-        recipe, workshop, previous = self._recipe, self._workshop, self._previous
+        recipe, previous = self._recipe, self._previous
         after = {"root": root} | ({"data": data} if data else {})
         if settings.first_layer:
             after["fixed"] = self._fixed(settings, dict(after))
@@ -248,11 +243,7 @@ class LanguageSteps:
                     inputs["root"] / HF,
                     *self._pairs(inputs, settings),
                     settings,
-                    folder,
-                    scratch,
-                    workshop.threads,
-                    workshop.now,
-                    report,
+                    self._run(folder, scratch, report),
                     start_from=inputs.get("previous"),
                 )
                 return
@@ -267,11 +258,7 @@ class LanguageSteps:
                     validation,
                     recipe.distil,
                     settings,
-                    folder,
-                    scratch,
-                    workshop.threads,
-                    workshop.now,
-                    report,
+                    self._run(folder, scratch, report),
                 )
                 return
             from compile.training.causal import train_causal
@@ -281,11 +268,7 @@ class LanguageSteps:
                 train,
                 validation,
                 settings,
-                folder,
-                scratch,
-                workshop.threads,
-                workshop.now,
-                report,
+                self._run(folder, scratch, report),
                 start_from=inputs.get("previous"),
                 fixed=inputs["fixed"] / FIXED if "fixed" in inputs else None,
             )
@@ -375,6 +358,9 @@ class LanguageSteps:
             disk_bytes=rows * 220_000,
             ram_bytes=1_500_000_000,
         )
+
+    def _run(self, folder: Path, scratch: Path, report: Report) -> TrainingRun:
+        return TrainingRun(folder, scratch, self._workshop.threads, self._workshop.now, report)
 
     def _lesson(self) -> dict[str, Any]:
         """What decides the examples besides data and base."""

@@ -10,7 +10,7 @@ architecture where it does not hold.
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from compile.recipe.training import FineTune
 from compile.steps import Report
 from compile.training import methods
 from compile.training.examples import Example
+from compile.training.run import TrainingRun
 from compile.training.trainer import Batch, Epoch, Judged, Objective, conditions, fit, write_curve
 
 _PAD = 0
@@ -52,30 +53,25 @@ def train_causal(
     train: Sequence[Example],
     validation: Sequence[Example],
     settings: FineTune,
-    target: Path,
-    scratch: Path,
-    threads: int,
-    now: Callable[[], float],
-    report: Report,
+    run: TrainingRun,
     start_from: Path | None = None,
     fixed: Path | None = None,
 ) -> tuple[Epoch, ...]:
-    """Train and write to ``target``: a peft folder, or a whole model for ``full``, with ``curve.json``.
+    """Train, and write a peft folder, or a whole model for ``full``, with ``curve.json``.
 
     ``start_from`` is a peft folder to go on from; ``fixed`` what ``write_fixed`` wrote for lists ``train``
-    and ``validation``, which must be these (made here when it is needed and not given). A run that was
-    killed goes on after the last checkpoint in ``scratch``. ``now`` is a monotonic clock in seconds.
+    and ``validation``, which must be these (made here when it is needed and not given).
     Raises ``Refused``, ``BadRecipe``, ``UnsupportedBase``, ``TrainingFailed``.
     """
     cut = settings.first_layer > 0 and settings.method == "lora"
     if cut and fixed is None:
         # Under a name of their own, so that other examples or layers never find them.
         seen = hashlib.sha256(repr((settings.first_layer, train, validation)).encode()).hexdigest()
-        fixed = scratch / f"fixed-{seen[:16]}.safetensors"
+        fixed = run.scratch / f"fixed-{seen[:16]}.safetensors"
         if not fixed.is_file():
             lists = {"train": train, "validation": validation}
-            write_fixed(hf_folder, settings.first_layer, lists, fixed, threads, report)
-    with conditions(settings, threads):
+            write_fixed(hf_folder, settings.first_layer, lists, fixed, run.threads, run.report)
+    with conditions(settings, run.threads):
         model = methods.load_causal(hf_folder, settings, start_from)
         if start_from is None and train:
             methods.begin_with(model, settings, train[0].ids[: train[0].prompt_length])
@@ -84,9 +80,9 @@ def train_causal(
             placed = [_read_fixed(fixed, "train", train), _read_fixed(fixed, "validation", validation)]
         else:
             placed = [[_Placed(example) for example in some] for some in (train, validation)]
-        curve = fit(model, Answers(model), placed[0], placed[1], settings, scratch, threads, now, report)
-        save_tuned(model, hf_folder, settings, target)
-    write_curve(curve, target)
+        curve = fit(model, Answers(model), placed[0], placed[1], settings, run)
+        save_tuned(model, hf_folder, settings, run.target)
+    write_curve(curve, run.target)
     return curve
 
 

@@ -8,9 +8,8 @@ unless they are to be cut.
 """
 
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,9 @@ from compile.data.rows import Row, Splits
 from compile.errors import BadData, BadRecipe
 from compile.evaluate.statistics import macro_f1
 from compile.recipe.training import FineTune
-from compile.steps import Report
 from compile.training import methods
 from compile.training.causal import copy_tokenizer
+from compile.training.run import TrainingRun
 from compile.training.trainer import Batch, Epoch, Judged, Objective, conditions, fit, write_curve
 
 if TYPE_CHECKING:
@@ -51,22 +50,17 @@ def train_classifier(
     splits: Splits,
     labels: Sequence[str],
     settings: FineTune,
-    target: Path,
-    scratch: Path,
-    threads: int,
-    report: Report,
-    now: Callable[[], float] = time.monotonic,
+    run: TrainingRun,
 ) -> tuple[Epoch, ...]:
     """Train on ``splits.train``, choose the epoch by ``splits.validation``, write a Hugging Face folder.
 
-    ``full``, or ``lora`` merged into the weights at the end. A run that was killed goes on after the last
-    checkpoint in ``scratch``. The metric of the curve is macro-F1. Raises ``BadData``, ``BadRecipe``,
-    ``Refused``, ``TrainingFailed``.
+    ``full``, or ``lora`` merged into the weights at the end. The metric of the curve is macro-F1. Raises
+    ``BadData``, ``BadRecipe``, ``Refused``, ``TrainingFailed``.
     """
     if settings.method not in ("full", "lora"):
         raise BadRecipe(f"finetune.method: {settings.method} makes no whole classifier; use full or lora")
     tokenizer = load_encoder_tokenizer(hf_folder)
-    with conditions(settings, threads):
+    with conditions(settings, run.threads):
         model = untrained(hf_folder, labels)
         longest = min(settings.max_tokens, model.config.max_position_embeddings)
         cut = settings.too_long == "truncate"
@@ -77,17 +71,17 @@ def train_classifier(
         told = facts(train, tokenizer.unk_token_id, longest, weights)
         if told["many_unknown"]:
             share = f"{told['unknown_tokens']:.0%} of the tokens are unknown to this model's tokenizer"
-            report(0.0, f"{share}: compare with the TF-IDF baseline before you ship it")
+            run.report(0.0, f"{share}: compare with the TF-IDF baseline before you ship it")
         objective = Labels(labels, weights, tokenizer.pad_token_id)
-        curve = fit(model, objective, train, validation, settings, scratch, threads, now, report)
+        curve = fit(model, objective, train, validation, settings, run)
         if settings.method == "lora":
             model = model.merge_and_unload()
-        model.eval().save_pretrained(target, safe_serialization=True)
-        copy_tokenizer(hf_folder, target)
+        model.eval().save_pretrained(run.target, safe_serialization=True)
+        copy_tokenizer(hf_folder, run.target)
         if (hf_folder / "vocab.txt").is_file():
-            (target / "vocab.txt").write_bytes((hf_folder / "vocab.txt").read_bytes())
-    (target / "texts.json").write_text(json.dumps(told), encoding="utf-8")
-    write_curve(curve, target)
+            (run.target / "vocab.txt").write_bytes((hf_folder / "vocab.txt").read_bytes())
+    (run.target / "texts.json").write_text(json.dumps(told), encoding="utf-8")
+    write_curve(curve, run.target)
     return curve
 
 

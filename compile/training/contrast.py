@@ -5,7 +5,7 @@ et al. 2018, and Gao et al., SimCSE, 2021, for sentences). It is what ``distil_e
 the same trainer, and has the vectors and the pooling of that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from compile.recipe.training import FineTune
-from compile.steps import Report
 from compile.training import prune
 from compile.training.classifier import load_encoder_tokenizer
 from compile.training.distil_encoder import calm, collate, encode, pooling, vectors
+from compile.training.run import TrainingRun
 from compile.training.trainer import Batch, Epoch, Judged, Objective, conditions, fit, write_curve
 
 _TEMPERATURE = 0.05
@@ -29,26 +29,22 @@ def contrast(
     train: Sequence[str],
     validation: Sequence[str],
     settings: FineTune,
-    target: Path,
-    scratch: Path,
-    threads: int,
-    now: Callable[[], float],
-    report: Report,
+    run: TrainingRun,
     longest: int = 256,
 ) -> tuple[Epoch, ...]:
-    """Train the encoder in ``student`` on texts and write it to ``target``.
+    """Train the encoder in ``student`` on texts and write it.
 
     The metric is the share of first halves whose nearest second half in the batch is their own. A text of one
-    word has no halves and is left out. A run that was killed goes on. Raises ``TrainingFailed``.
+    word has no halves and is left out. Raises ``TrainingFailed``.
     """
-    with conditions(settings, threads):
+    with conditions(settings, run.threads):
         model = prune.load(student)
         calm(model, settings.dropout)
         objective = _Halves(pooling(student), load_encoder_tokenizer(student).pad_token_id)
         known, held = (_halves(student, texts, longest) for texts in (train, validation))
-        curve = fit(model, objective, known, held, settings, scratch, threads, now, report)
-        prune.save(model.eval(), student, target)
-    write_curve(curve, target)
+        curve = fit(model, objective, known, held, settings, run)
+        prune.save(model.eval(), student, run.target)
+    write_curve(curve, run.target)
     return curve
 
 

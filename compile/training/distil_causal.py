@@ -7,7 +7,7 @@ plain text (``text_examples``). Law: with ``hard`` 1 the student is, weight for 
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from compile.recipe.distil import DistilLogits
 from compile.recipe.training import FineTune
 from compile.steps import Report
 from compile.training import methods
-from compile.training.causal import Answers, _Placed, copy_tokenizer
+from compile.training.causal import Answers, _Placed, save_tuned
 from compile.training.distil import divergence, teacher_digest, top_divergence, top_logprobs
 from compile.training.examples import Example
+from compile.training.run import TrainingRun
 from compile.training.trainer import Batch, Epoch, Judged, Objective, conditions, fit, write_curve
 
 _KEPT = "teacher.safetensors"
@@ -44,17 +45,13 @@ def distil_causal(
     validation: Sequence[Example],
     distil: DistilLogits,
     settings: FineTune,
-    target: Path,
-    scratch: Path,
-    threads: int,
-    now: Callable[[], float],
-    report: Report,
+    run: TrainingRun,
 ) -> tuple[Epoch, ...]:
-    """Train the model in ``student`` on what the one in ``teacher`` says; write it to ``target``.
+    """Train the model in ``student`` on what the one in ``teacher`` says, and write it.
 
     Both are Hugging Face folders; ``distil.teacher`` is not looked at. Validation is the plain loss on the
-    text, so curves with and without a teacher can be compared. A run that was killed goes on. Raises
-    ``BadRecipe`` when the vocabularies differ, ``TrainingFailed``.
+    text, so curves with and without a teacher can be compared. Raises ``BadRecipe`` when the
+    vocabularies differ, ``TrainingFailed``.
     """
     check_vocabularies(teacher, student)
     by = f"{teacher_digest(teacher)} {distil.temperature} {distil.hard} {distil.top}"
@@ -63,24 +60,20 @@ def distil_causal(
     ]
     teaches: Any = None
     if distil.hard < 1:
-        with conditions(settings, threads):
+        with conditions(settings, run.threads):
             teaches = methods.load_causal(teacher, FineTune(method="full")).eval().requires_grad_(False)
             if distil.top is not None and train:
-                taught[0] = _keep(teaches, train, distil.top, distil.temperature, by, scratch / _KEPT, report)
+                taught[0] = _keep(
+                    teaches, train, distil.top, distil.temperature, by, run.scratch / _KEPT, run.report
+                )
                 teaches = None  # not needed any more, and as big as it is
     # Seeds anew, so that a student is the same whether its teacher ran before it or not.
-    with conditions(settings, threads):
+    with conditions(settings, run.threads):
         model = methods.load_causal(student, settings)
         objective = _Lesson(model, teaches, distil)
-        curve = fit(model, objective, taught[0], taught[1], settings, scratch, threads, now, report)
-        model.eval()
-        if settings.method == "full":
-            model.save_pretrained(target, safe_serialization=True)
-            copy_tokenizer(student, target)
-        else:
-            model.save_pretrained(target, safe_serialization=True, save_embedding_layers=False)
-            (target / "README.md").unlink(missing_ok=True)
-    write_curve(curve, target)
+        curve = fit(model, objective, taught[0], taught[1], settings, run)
+        save_tuned(model, student, settings, run.target)
+    write_curve(curve, run.target)
     return curve
 
 

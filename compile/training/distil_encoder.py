@@ -7,7 +7,7 @@ teacher after ``prune_depth``. Layers are trained without dropout: the aim is on
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from compile.steps import Report
 from compile.training import prune
 from compile.training.classifier import load_encoder_tokenizer
 from compile.training.distil import teacher_digest, vector_loss
+from compile.training.run import TrainingRun
 from compile.training.trainer import Batch, Epoch, Judged, Objective, conditions, fit, write_curve
 
 _KEPT = "vectors.safetensors"
@@ -45,16 +46,12 @@ def distil_encoder(
     validation: Sequence[str],
     distil: DistilVectors,
     settings: FineTune,
-    target: Path,
-    scratch: Path,
-    threads: int,
-    now: Callable[[], float],
-    report: Report,
+    run: TrainingRun,
     longest: int = 256,
 ) -> tuple[Epoch, ...]:
-    """Train the encoder in ``student`` on the vectors of the one in ``teacher``; write it to ``target``.
+    """Train the encoder in ``student`` on the vectors of the one in ``teacher``, and write it.
 
-    Validation: the same loss, and the mean cosine as the metric. A run that was killed goes on. Raises
+    Validation: the same loss, and the mean cosine as the metric. Raises
     ``BadRecipe`` when the vectors have different widths, ``TrainingFailed``.
     """
     if width(teacher) != width(student):
@@ -64,10 +61,10 @@ def distil_encoder(
         )
     by = f"{teacher_digest(teacher)} {distil.cosine} {longest}"
     lists = [
-        taught(teacher, texts, by, longest, scratch / f"{name}-{_KEPT}", threads, report)
+        taught(teacher, texts, by, longest, run.scratch / f"{name}-{_KEPT}", run.threads, run.report)
         for name, texts in (("train", train), ("validation", validation))
     ]
-    with conditions(settings, threads):
+    with conditions(settings, run.threads):
         model = prune.load(student)
         calm(model, settings.dropout)
         objective = _Vectors(pooling(student), distil.cosine, load_encoder_tokenizer(student).pad_token_id)
@@ -79,10 +76,10 @@ def distil_encoder(
             ]
             for texts, some in zip((train, validation), lists, strict=True)
         ]
-        curve = fit(model, objective, lists[0], lists[1], settings, scratch, threads, now, report)
+        curve = fit(model, objective, lists[0], lists[1], settings, run)
         model.eval()
-        prune.save(model, student, target)
-    write_curve(curve, target)
+        prune.save(model, student, run.target)
+    write_curve(curve, run.target)
     return curve
 
 

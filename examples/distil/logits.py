@@ -26,6 +26,7 @@ def main() -> None:
     from compile.recipe.training import FineTune
     from compile.training.distil_causal import distil_causal, text_examples
     from compile.training.examples import load_tokenizer
+    from compile.training.run import TrainingRun
 
     teacher = small_llama(chosen.threads)
     tokenizer = load_tokenizer(teacher)
@@ -56,11 +57,7 @@ def main() -> None:
                 top=chosen.top or None,
             ),
             settings,
-            target,
-            target / "scratch",
-            chosen.threads,
-            time.monotonic,
-            progress(name),
+            TrainingRun(target, target / "scratch", chosen.threads, time.monotonic, progress(name)),
         )
         lines.append(Line(name, losses(target, test, 128, chosen.threads), size_of(target)))
     table(

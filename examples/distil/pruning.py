@@ -21,6 +21,7 @@ def main() -> None:
     from compile.training.distil_causal import text_examples
     from compile.training.examples import load_tokenizer
     from compile.training.prune_heal import prune_causal
+    from compile.training.run import TrainingRun
 
     whole = small_llama(chosen.threads)
     tokenizer = load_tokenizer(whole)
@@ -53,11 +54,7 @@ def main() -> None:
                 Prune(heal=heal, **cut),
                 lists[0],
                 lists[1],
-                target,
-                target / "scratch",
-                chosen.threads,
-                time.monotonic,
-                progress(name),
+                TrainingRun(target, target / "scratch", chosen.threads, time.monotonic, progress(name)),
             )
             lines.append(Line(name, losses(target, test, 128, chosen.threads), size_of(target)))
         names = [line.name for line in lines]

@@ -27,6 +27,7 @@ def main() -> None:
     from compile.recipe.training import FineTune
     from compile.training.causal import train_causal
     from compile.training.distil_causal import text_examples
+    from compile.training.run import TrainingRun
     from compile.training.teacher import ANSWERS, LocalTeacher, ask
 
     train, validation, test = articles()
@@ -73,11 +74,7 @@ def main() -> None:
             lessons,
             held,
             settings,
-            target,
-            target / "scratch",
-            chosen.threads,
-            time.monotonic,
-            progress(name),
+            TrainingRun(target, target / "scratch", chosen.threads, time.monotonic, progress(name)),
         )
         shutil.rmtree(target / "scratch")
         lines.append(Line(name, losses(target, test, 128, chosen.threads), size_of(target)))

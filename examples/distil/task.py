@@ -39,6 +39,7 @@ def main() -> None:
         probabilities,
     )
     from compile.training.prune_depth import prune_depth
+    from compile.training.run import TrainingRun
 
     rows = tickets(chosen.seed)
     labels = sorted({row.label for row in rows})
@@ -67,8 +68,8 @@ def main() -> None:
         target = chosen.work / name.replace(" ", "-")
         target.mkdir()
         distil_classifier(
-            start, texts, validation, labels, hard, how, target, target / "scratch", chosen.threads,
-            time.monotonic, progress(name), 96,
+            start, texts, validation, labels, hard, how,
+            TrainingRun(target, target / "scratch", chosen.threads, time.monotonic, progress(name)), 96,
         )  # fmt: skip
         return target
 

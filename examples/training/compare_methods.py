@@ -57,6 +57,7 @@ def compare(
 
     from compile.training.causal import train_causal
     from compile.training.examples import encode_rows, load_template, load_tokenizer
+    from compile.training.run import TrainingRun
     from compile.training.scoring import AnswerLosses, answer_losses
 
     tokenizer = load_tokenizer(folder)
@@ -93,7 +94,8 @@ def compare(
                 first_layer=first_layer if method in ("lora", "full") else 0,
             )
             began = time.monotonic()
-            train_causal(folder, train, validation, settings, target, scratch, threads, time.monotonic, quiet)
+            run = TrainingRun(target, scratch, threads, time.monotonic, quiet)
+            train_causal(folder, train, validation, settings, run)
             seconds = time.monotonic() - began
             name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
             weights = sum(tensor.numel() for tensor in load_file(target / name).values())

@@ -13,6 +13,7 @@ from compile.recipe.sections import Source
 from compile.recipe.training import FineTune
 from compile.training.causal import train_causal
 from compile.training.distil_causal import distil_causal, text_examples
+from compile.training.run import TrainingRun
 
 SETTINGS = FineTune(method="full", epochs=3, batch=4, learning_rate=0.01)
 TRAIN, VALIDATION = examples(24, 0), examples(8, 1)
@@ -32,8 +33,8 @@ def distil(folders, where, distil, report=quiet, settings=SETTINGS):
     where.mkdir(exist_ok=True)
     ticks = itertools.count()
     curve = distil_causal(
-        *folders, TRAIN, VALIDATION, distil, settings, where, where / "scratch", 1,
-        lambda: float(next(ticks)), report,
+        *folders, TRAIN, VALIDATION, distil, settings,
+        TrainingRun(where, where / "scratch", 1, lambda: float(next(ticks)), report),
     )  # fmt: skip
     return curve, load_file(where / "model.safetensors")
 
@@ -47,8 +48,8 @@ def test_without_a_teacher_s_share_it_is_plain_training(folders, tmp_path):
     (tmp_path / "b").mkdir()
     ticks = itertools.count()
     train_causal(
-        folders[1], TRAIN, VALIDATION, SETTINGS, tmp_path / "b", tmp_path / "b" / "scratch", 1,
-        lambda: float(next(ticks)), quiet,
+        folders[1], TRAIN, VALIDATION, SETTINGS,
+        TrainingRun(tmp_path / "b", tmp_path / "b" / "scratch", 1, lambda: float(next(ticks)), quiet),
     )  # fmt: skip
     assert same(alone, load_file(tmp_path / "b" / "model.safetensors"), 1e-6)
     _, taught = distil(folders, tmp_path / "c", lesson(hard=0.3))

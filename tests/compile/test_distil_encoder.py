@@ -33,6 +33,7 @@ from compile.training.distil_labels import (
 )
 from compile.training.prune_depth import prune_depth
 from compile.training.prune_heal import prune_encoder
+from compile.training.run import TrainingRun
 
 SETTINGS = FineTune(method="full", epochs=6, batch=8, learning_rate=2e-3, best_by="metric")
 SOURCE = Source(file="teacher")
@@ -65,8 +66,8 @@ def test_a_student_comes_nearer_to_its_teacher_s_vectors(folders, tmp_path):
     assert torch.allclose(wanted.norm(dim=-1), torch.ones(len(VALIDATION)), atol=1e-5)
     before = float((embed(student, VALIDATION, 32, 1, quiet) * wanted).sum(-1).mean())
     curve = distil_encoder(
-        teacher, student, TRAIN, VALIDATION, DistilVectors(teacher=SOURCE), SETTINGS, tmp_path / "out",
-        tmp_path / "scratch", 1, clock(), quiet, 32,
+        teacher, student, TRAIN, VALIDATION, DistilVectors(teacher=SOURCE), SETTINGS,
+        TrainingRun(tmp_path / "out", tmp_path / "scratch", 1, clock(), quiet), 32,
     )  # fmt: skip
     after = float((embed(tmp_path / "out", VALIDATION, 32, 1, quiet) * wanted).sum(-1).mean())
     assert after > before + 0.5 * (1 - before) and max(one.metric for one in curve) == pytest.approx(after)
@@ -79,9 +80,8 @@ def test_an_encoder_is_cut_and_heals_in_one(folders, tmp_path):
         width=PruneWidth(neurons=32, by="activation"),
         heal=Heal(training={"epochs": 4, "batch": 8, "learning_rate": 2e-3}),
     )
-    prune_encoder(
-        folders[0], both, TRAIN, VALIDATION, tmp_path / "out", tmp_path / "scratch", 1, clock(), quiet, 32
-    )
+    run = TrainingRun(tmp_path / "out", tmp_path / "scratch", 1, clock(), quiet)
+    prune_encoder(folders[0], both, TRAIN, VALIDATION, run, 32)
     wanted = embed(folders[0], VALIDATION, 32, 1, quiet)
     cosines = [
         float((embed(folder, VALIDATION, 32, 1, quiet) * wanted).sum(-1).mean())
@@ -115,8 +115,8 @@ def test_vectors_of_another_width_are_refused(folders, tmp_path):
     wide = encoder(tmp_path / "wide", width=64)
     with pytest.raises(BadRecipe, match="64"):
         distil_encoder(
-            wide, folders[1], TRAIN, VALIDATION, DistilVectors(teacher=SOURCE), SETTINGS, tmp_path / "out",
-            tmp_path / "scratch", 1, clock(), quiet,
+            wide, folders[1], TRAIN, VALIDATION, DistilVectors(teacher=SOURCE), SETTINGS,
+            TrainingRun(tmp_path / "out", tmp_path / "scratch", 1, clock(), quiet),
         )  # fmt: skip
 
 
@@ -127,8 +127,8 @@ def test_a_student_with_few_labels_learns_from_a_teacher_that_has_many(folders, 
         how = SETTINGS.model_copy(update={"epochs": epochs})
         lesson = DistilLabels(teacher=SOURCE)
         distil_classifier(
-            start, some, validation, LABELS, lesson, how, tmp_path / name, tmp_path / f"{name}-scratch", 1,
-            clock(), quiet, 32,
+            start, some, validation, LABELS, lesson, how,
+            TrainingRun(tmp_path / name, tmp_path / f"{name}-scratch", 1, clock(), quiet), 32,
         )  # fmt: skip
         return tmp_path / name
 
@@ -166,8 +166,8 @@ def test_a_text_that_nobody_labelled_is_refused(folders, tmp_path):
     ):
         with pytest.raises(BadRecipe, match="needs a label"):
             distil_classifier(
-                folders[1], train, validation, LABELS, DistilLabels(teacher=SOURCE), SETTINGS, tmp_path,
-                tmp_path, 1, clock(), quiet,
+                folders[1], train, validation, LABELS, DistilLabels(teacher=SOURCE), SETTINGS,
+                TrainingRun(tmp_path, tmp_path, 1, clock(), quiet),
             )  # fmt: skip
 
 

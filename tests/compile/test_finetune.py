@@ -10,6 +10,7 @@ from compile.errors import BadRecipe, Refused, TrainingFailed
 from compile.recipe.training import FineTune
 from compile.training.causal import Answers, train_causal, write_fixed
 from compile.training.examples import Example
+from compile.training.run import TrainingRun
 from compile.training.trainer import Epoch, batches, ended, schedule
 
 METHODS = ("lora", "full", "prefix", "p-tuning", "prompt")
@@ -64,7 +65,7 @@ def train(tiny, folder, settings=SETTINGS, report=lambda done, note: None, start
     out.mkdir(parents=True, exist_ok=True)
     lists = examples(24, 0), examples(8, 1)
     curve = train_causal(
-        tiny, *lists, settings, out, folder / "scratch", 1, Ticks(step), report, start_from=start
+        tiny, *lists, settings, TrainingRun(out, folder / "scratch", 1, Ticks(step), report), start_from=start
     )
     name = "model.safetensors" if settings.method == "full" else "adapter_model.safetensors"
     return curve, load_file(out / name)

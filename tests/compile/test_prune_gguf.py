@@ -14,6 +14,7 @@ from compile.training import prune
 from compile.training.distil_causal import text_examples
 from compile.training.examples import load_tokenizer
 from compile.training.prune_heal import prune_causal
+from compile.training.run import TrainingRun
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +31,11 @@ def test_llama_cpp_gives_the_scores_of_the_pruned_model(tmp_path):
     data = text_examples([text], tokenizer, 64, None)
     cut = Prune(depth=PruneDepth(drop=1), width=PruneWidth(neurons=64, heads=2, by="activation"), heal=None)
     prune_causal(
-        tmp_path / "whole", cut, data, data, tmp_path / "cut", tmp_path / "scratch", 1, lambda: 0.0, quiet
+        tmp_path / "whole",
+        cut,
+        data,
+        data,
+        TrainingRun(tmp_path / "cut", tmp_path / "scratch", 1, lambda: 0.0, quiet),
     )
     assert not (tmp_path / "cut" / "made.json").exists()
     Converters(ROOT / ".cache" / "llama.cpp-0.3.36").base(tmp_path / "cut", tmp_path / "cut.gguf")

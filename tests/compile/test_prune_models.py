@@ -14,6 +14,7 @@ from compile.training import methods, prune
 from compile.training.prune_depth import block_influence, choose_layers, prune_depth
 from compile.training.prune_heal import prune_causal
 from compile.training.prune_width import prune_width
+from compile.training.run import TrainingRun
 
 DATA, TEXTS = examples(12, 0), texts(12, 0)
 BATCH = {
@@ -154,9 +155,8 @@ def test_depth_then_width_then_healing_leaves_one_folder_that_says_all(folder, t
     )
     clock = iter(range(1000))
     target = tmp_path / "healed"
-    curve = prune_causal(
-        folder, both, DATA, examples(6, 1), target, tmp_path / "scratch", 1, lambda: float(next(clock)), quiet
-    )
+    run = TrainingRun(target, tmp_path / "scratch", 1, lambda: float(next(clock)), quiet)
+    curve = prune_causal(folder, both, DATA, examples(6, 1), run)
     said = json.loads((target / "pruned.json").read_text())
     assert [next(iter(one)) for one in said] == ["depth", "width"]
     model = prune.load(target)

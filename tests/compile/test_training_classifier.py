@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from compile.data.rows import Row, Splits
 from compile.errors import BadData, BadRecipe
 from compile.recipe.training import FineTune
 from compile.training.classifier import class_weights, predict, train_classifier
+from compile.training.run import TrainingRun
 
 SETTINGS = FineTune(method="full", epochs=4, batch=8, learning_rate=5e-3, max_tokens=16, too_long="truncate")
 WORDS = {"good": ["fine", "great", "好", "棒"], "bad": ["poor", "awful", "差", "坏"]}
@@ -60,7 +62,8 @@ def rows(count: int, seed: int, share: float = 0.5) -> tuple[Row, ...]:
 def train(encoder, folder, splits, settings=SETTINGS, report=lambda done, note: None):
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
-    curve = train_classifier(encoder, splits, ("bad", "good"), settings, out, folder / "scratch", 1, report)
+    run = TrainingRun(out, folder / "scratch", 1, time.monotonic, report)
+    curve = train_classifier(encoder, splits, ("bad", "good"), settings, run)
     return curve, out
 
 

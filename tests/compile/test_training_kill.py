@@ -27,13 +27,14 @@ def train(folder: Path, base: Path, report) -> None:
     from compile.recipe.training import FineTune
     from compile.training.causal import train_causal
     from compile.training.examples import Example
+    from compile.training.run import TrainingRun
 
     examples = [Example((8 + i % 5, 9 + i % 7, 8 + i % 5, 1), 2, (1.0, 0.2)) for i in range(32)]
     settings = FineTune(rank=4, epochs=6, batch=4, learning_rate=0.01, dropout=0.1, deterministic=True)
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
     lists = examples[:24], examples[24:]
-    train_causal(base, *lists, settings, out, folder / "scratch", 1, lambda: 0.0, report)
+    train_causal(base, *lists, settings, TrainingRun(out, folder / "scratch", 1, lambda: 0.0, report))
 
 
 @pytest.fixture(scope="module")

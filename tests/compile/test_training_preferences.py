@@ -13,6 +13,7 @@ from compile.errors import BadData
 from compile.recipe.training import FineTune
 from compile.training.examples import Example
 from compile.training.preferences import Pair, encode_preferences, train_preferences
+from compile.training.run import TrainingRun
 from compile.training.scoring import answer_losses
 
 SETTINGS = FineTune(rank=8, alpha=16, epochs=4, batch=4, learning_rate=0.01, preference_strength=0.5)
@@ -57,8 +58,8 @@ def test_chosen_answers_become_likelier_than_rejected_ones_on_unseen_pairs(tiny,
     rate = {"lora": 0.02, "full": 0.01, "prefix": 0.02}[method]
     settings = SETTINGS.model_copy(update={"method": method, "learning_rate": rate, "epochs": 6})
     (tmp_path / "out").mkdir()
-    args = (settings, tmp_path / "out", tmp_path / "scratch", 1, lambda: 0.0, lambda done, note: None)
-    curve = train_preferences(tiny, pairs(32, 0), pairs(16, 1), *args)
+    run = TrainingRun(tmp_path / "out", tmp_path / "scratch", 1, lambda: 0.0, lambda done, note: None)
+    curve = train_preferences(tiny, pairs(32, 0), pairs(16, 1), settings, run)
     assert min(one.validation_loss for one in curve) < math.log(2) and curve[-1].train_loss < 0.67
     assert json.loads((tmp_path / "out" / "curve.json").read_text())[0]["epoch"] == 1
     unseen = pairs(16, 2)
@@ -86,7 +87,8 @@ def test_the_loss_is_that_of_trl(tiny):
     from compile.training.preferences import Preferences, _with_margins
 
     some = pairs(4, 5)
-    measured = _with_margins(tiny, some, 1, lambda done, note: None, None)
+    run = TrainingRun(tiny, tiny, 1, lambda: 0.0, lambda done, note: None)
+    measured = _with_margins(tiny, some, run, None)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     reference = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     torch.manual_seed(3)
