@@ -19,6 +19,7 @@ from edge_agent.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.encoder_requests import EncoderRequest, classes_json, inspections_json
 from edge_agent.encoding import Encoded, EncoderAsk, EncoderService, keep_pictures
 from edge_agent.multipart import is_form, read_form
+from edge_agent.openapi import takes
 from edge_agent.questions import Endpoint
 from models import data_class
 from models.digest import Digest
@@ -27,6 +28,17 @@ from models.openai.embeddings import EmbeddingRequest, embeddings_json
 
 ReadBody = Callable[[Request, int], Awaitable[bytes]]
 
+FORM = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string"},
+        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        "heat_map": {"enum": ["true", "false"]},
+    },
+    "required": ["model", "image"],
+}
+"""How the same request looks as a form."""
+
 
 def encoder_routes(
     service: EncoderService, limits: Limits, read_body: ReadBody, places: Callable[[], dict[str, str]]
@@ -34,7 +46,7 @@ def encoder_routes(
     """The routes. ``read_body`` reads at most so many bytes; ``places`` are headers about free places."""
     router = APIRouter()
 
-    @router.post("/v1/embeddings")
+    @router.post("/v1/embeddings", openapi_extra=takes(EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
         body = await read_body(request, limits.max_body_bytes)
         asked = EmbeddingRequest.parse(body)
@@ -59,7 +71,7 @@ def encoder_routes(
 
         return Later(work, Named("input"))
 
-    @router.post("/v1/classify")
+    @router.post("/v1/classify", openapi_extra=takes(EncoderRequest, form=FORM))
     async def classify(request: Request) -> Response:
         asked, kept = await _read(request, limits, read_body)
         tasks: tuple[Task, ...] = ("classify",) if asked.input else ("classify-image",)
@@ -78,7 +90,7 @@ def encoder_routes(
 
         return Later(work, Named("input" if asked.input else "image"))
 
-    @router.post("/v1/inspect")
+    @router.post("/v1/inspect", openapi_extra=takes(EncoderRequest, form=FORM))
     async def inspect(request: Request) -> Response:
         asked, kept = await _read(request, limits, read_body)
         ask = EncoderAsk(

@@ -9,13 +9,19 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, WithJsonSchema
 
 from models.openai.errors import bad_request, unsupported
 from models.openai.reading import read_body
 
 MAX_INPUTS = 2048
 """Texts in one request; OpenAI's limit."""
+
+_TEXT = {"type": "string", "minLength": 1}
+TEXTS: dict[str, Any] = {
+    "anyOf": [_TEXT, {"type": "array", "minItems": 1, "maxItems": MAX_INPUTS, "items": _TEXT}]
+}
+"""What ``read_texts`` takes, as JSON Schema."""
 
 
 def read_texts(value: Any) -> Any:
@@ -41,7 +47,7 @@ class EmbeddingRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: StrictStr = Field(min_length=1, max_length=200)
-    input: Annotated[tuple[str, ...], BeforeValidator(read_texts)]
+    input: Annotated[tuple[str, ...], BeforeValidator(read_texts), WithJsonSchema(TEXTS)]
     encoding_format: Literal["float", "base64"] = "float"
     user: StrictStr | None = Field(default=None, max_length=512)
 

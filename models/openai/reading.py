@@ -32,7 +32,10 @@ def read_body(cls: type[_B], data: bytes, neutral: Neutral) -> _B:
     body = _decode(data)
     given = {key: value for key, value in body.items() if value is not None}
     for key, allowed in neutral.items():
-        if key in given and not any(_same(given.pop(key), value) for value in allowed):
+        if key not in given:
+            continue
+        value = given.pop(key)
+        if not any(_same(value, harmless) for harmless in allowed):
             raise unsupported(key, _explain(key, allowed))
     for key in given:
         if key not in cls.model_fields:

@@ -1,0 +1,368 @@
+"""Text routes asked with the official client, over scripted engines: choices, prompts, tools, responses."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from edge_app import catalog_of, edge_app, served
+from http_server import running
+from memory_journal import MemoryJournal
+from scripted_engine import ScriptedEngine
+
+from edge_agent.admission import Limits
+from models.engines.base import GenerateRequest
+from models.errors import EngineError, UnsupportedRequest
+from models.tools import OPEN, write_call
+
+CHAT = "/v1/chat/completions"
+MESSAGES: Any = [{"role": "user", "content": "hello there"}]
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "stop_line",
+            "description": "Stops a line.",
+            "parameters": {
+                "type": "object",
+                "properties": {"line": {"type": "integer"}},
+                "required": ["line"],
+            },
+        },
+    }
+]
+CALLING = "On it. " + write_call("stop_line", '{"line": 3}') + "\n" + write_call("stop_line", '{"line": 4}')
+
+
+@asynccontextmanager
+async def client(engine: ScriptedEngine, **facts: Any) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with (
+        running(edge_app(catalog_of(served(engine)), **facts)) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as connected,
+    ):
+        yield connected
+
+
+def by_seed(request: GenerateRequest) -> str:
+    return f"seed {request.sampling.seed}"
+
+
+async def test_choices_have_seeds_of_their_own_and_the_prompt_counts_once() -> None:
+    engine, journal = ScriptedEngine(by_seed), MemoryJournal()
+    async with client(engine, journal=journal) as ai:
+        whole = await ai.chat.completions.create(model="smol", messages=MESSAGES, n=3, seed=7)
+    assert [choice.message.content for choice in whole.choices] == ["seed 7", "seed 8", "seed 9"]
+    assert whole.usage and (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (4, 6)
+    assert len({request.prompt for request in engine.requests}) == 1
+    assert len({request.id for request in engine.requests}) == 3
+    assert [each["text"] for each in json.loads(journal.records[1].body)] == ["seed 7", "seed 8", "seed 9"]
+
+
+async def test_streamed_choices_are_interleaved_by_index() -> None:
+    gate = asyncio.Semaphore(0)
+    async with client(ScriptedEngine(by_seed, gate=gate)) as ai:
+        stream = await ai.chat.completions.create(
+            model="smol",
+            messages=MESSAGES,
+            n=2,
+            seed=1,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        texts, order, ends, usage = ["", ""], [], {}, None
+        gate.release()
+        async for chunk in stream:
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                if choice.delta.content:
+                    texts[choice.index] += choice.delta.content
+                    order.append(choice.index)
+                    gate.release()
+                if choice.finish_reason:
+                    ends[choice.index] = choice.finish_reason
+    assert (texts, ends) == (["seed 1", "seed 2"], {0: "stop", 1: "stop"})
+    assert order == [0, 1, 0, 1]
+    assert usage and usage.completion_tokens == 4
+
+
+async def test_choices_are_cancelled_together() -> None:
+    engine = ScriptedEngine(gate=asyncio.Semaphore(1))
+    async with client(engine) as ai:
+        stream = await ai.chat.completions.create(model="smol", messages=MESSAGES, n=3, stream=True)
+        async for chunk in stream:
+            if chunk.choices[0].delta.content:
+                break
+        await stream.close()
+        for _ in range(100):
+            if len(engine.cancelled) == 3:
+                break
+            await asyncio.sleep(0.02)
+    assert len(engine.cancelled) == 3
+
+
+async def test_one_choice_that_fails_ends_all() -> None:
+    engine = ScriptedEngine(fail_after=1)
+    async with client(engine) as ai:
+        with pytest.raises(openai.InternalServerError):
+            await ai.chat.completions.create(model="smol", messages=MESSAGES, n=3)
+    assert len(engine.cancelled) == 3
+
+
+async def test_each_choice_takes_a_place() -> None:
+    async with client(ScriptedEngine(), limits=Limits(running=2, waiting=1)) as ai:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await ai.chat.completions.create(model="smol", messages=MESSAGES, n=4)
+        assert refused.value.param == "n"
+        assert len((await ai.chat.completions.create(model="smol", messages=MESSAGES, n=3)).choices) == 3
+
+
+async def test_several_prompts_texts_and_token_ids() -> None:
+    engine = ScriptedEngine(lambda request: f"{request.prompt} {request.sampling.seed}")
+    async with client(engine) as ai:
+        texts = await ai.completions.create(model="smol", prompt=["a", "b c"], n=2, seed=5, echo=True)
+        ids = await ai.completions.create(model="smol", prompt=[[7, 8], [9]])
+        one = await ai.completions.create(model="smol", prompt=[7, 8])
+    assert [choice.text for choice in texts.choices] == ["aa 5", "aa 6", "b cb c 5", "b cb c 6"]
+    assert [choice.index for choice in texts.choices] == [0, 1, 2, 3]
+    assert texts.usage and texts.usage.prompt_tokens == 3
+    assert [request.prompt for request in engine.requests[4:]] == [(7, 8), (9,), (7, 8)]
+    assert (len(ids.choices), len(one.choices)) == (2, 1)
+
+
+async def test_log_probabilities_in_both_forms() -> None:
+    async with client(ScriptedEngine("öne two")) as ai:
+        chat = await ai.chat.completions.create(
+            model="smol", messages=MESSAGES, logprobs=True, top_logprobs=2
+        )
+        text = await ai.completions.create(model="smol", prompt="x", logprobs=1)
+        stream = await ai.completions.create(model="smol", prompt="x", logprobs=0, stream=True)
+        offsets = [
+            choice.logprobs.text_offset
+            async for chunk in stream
+            for choice in chunk.choices
+            if choice.logprobs
+        ]
+    assert chat.choices[0].logprobs and chat.choices[0].logprobs.content
+    first = chat.choices[0].logprobs.content[0]
+    assert (first.token, bytes(first.bytes or ()), first.logprob) == ("öne ", "öne ".encode(), -0.5)
+    assert [top.token for top in first.top_logprobs] == ["öne ", "other"]
+    listed = text.choices[0].logprobs
+    assert listed and (listed.tokens, listed.token_logprobs) == (["öne ", "two"], [-0.5, -0.5])
+    assert (listed.text_offset, listed.top_logprobs) == ([0, 4], [{"öne ": -0.5}, {"two": -0.5}])
+    assert offsets == [[0], [4]]
+
+
+async def test_every_option_reaches_the_engine() -> None:
+    engine = ScriptedEngine()
+    extra = {"top_k": 40, "min_p": 0.1, "repeat_penalty": 1.1, "ignore_eos": True}
+    async with client(engine) as ai:
+        await ai.chat.completions.create(
+            model="smol",
+            messages=MESSAGES,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
+            logit_bias={"17": -100},
+            max_completion_tokens=5,
+            extra_body=extra,
+        )
+    sampling = engine.requests[0].sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
+    assert (sampling.logit_bias, sampling.max_tokens) == (((17, -100.0),), 5)
+    assert {name: getattr(sampling, name) for name in extra} == extra
+
+
+@pytest.mark.parametrize(
+    ("option", "param"), [("top_k", "top_k"), ("max_tokens", "max_tokens"), ("grammar", "response_format")]
+)
+async def test_an_option_that_the_engine_cannot_honour_is_named(option: str, param: str) -> None:
+    engine = ScriptedEngine(fail_after=0, fail_with=UnsupportedRequest("no such thing here", option))
+    async with client(engine) as ai:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await ai.chat.completions.create(model="smol", messages=MESSAGES)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", param)
+
+
+async def test_tools_are_told_held_and_called() -> None:
+    engine, journal = ScriptedEngine(lambda request: CALLING), MemoryJournal()
+    async with client(engine, journal=journal) as ai:
+        whole = await ai.chat.completions.create(model="smol", messages=MESSAGES, tools=TOOLS)
+        [choice] = whole.choices
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", "On it.")
+        calls = choice.message.tool_calls or []
+        assert [json.loads(call.function.arguments) for call in calls] == [{"line": 3}, {"line": 4}]
+        assert len({call.id for call in calls}) == 2
+        answers: Any = [{"role": "tool", "tool_call_id": call.id, "content": "done"} for call in calls]
+        talk = [*MESSAGES, choice.message.model_dump(exclude_none=True), *answers]
+        await ai.chat.completions.create(model="smol", messages=talk, tools=TOOLS, tool_choice="none")
+    first, second = engine.requests
+    assert "Stops a line." in first.prompt and first.sampling.trigger == OPEN
+    assert first.sampling.grammar and "stop_line" in first.sampling.grammar
+    assert "Stops a line." not in second.prompt and second.sampling.grammar is None
+    assert '{"name": "stop_line", "arguments": {"line": 3}}' in second.prompt
+    assert "<tool_response>\ndone\n</tool_response>" in second.prompt
+    assert json.loads(journal.records[1].body)[0]["calls"][1]["arguments"] == '{"line": 4}'
+
+
+async def test_streamed_calls_have_their_name_first() -> None:
+    async with (
+        client(ScriptedEngine(lambda request: CALLING)) as ai,
+        ai.chat.completions.stream(model="smol", messages=MESSAGES, tools=TOOLS) as stream,
+    ):
+        events = [event async for event in stream]
+        final = (await stream.get_final_completion()).choices[0]
+    deltas = [
+        call
+        for event in events
+        if event.type == "chunk"
+        for call in event.chunk.choices[0].delta.tool_calls or []
+    ]
+    named = [(call.index, call.function.name) for call in deltas if call.function and call.function.name]
+    assert named == [(0, "stop_line"), (1, "stop_line")]
+    assert all(call.type == "function" and call.id for call in deltas if call.function and call.function.name)
+    assert final.finish_reason == "tool_calls"
+    assert [call.function.arguments for call in final.message.tool_calls or []] == [
+        '{"line": 3}',
+        '{"line": 4}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("choice", "trigger", "calls"),
+    [
+        ("required", None, True),
+        ({"type": "function", "function": {"name": "stop_line"}}, None, True),
+        ("auto", OPEN, True),
+        ("none", None, False),
+    ],
+)
+async def test_how_tools_are_chosen(choice: Any, trigger: str | None, calls: bool) -> None:
+    engine = ScriptedEngine()
+    async with client(engine) as ai:
+        await ai.chat.completions.create(model="smol", messages=MESSAGES, tools=TOOLS, tool_choice=choice)
+    sampling = engine.requests[0].sampling
+    assert (sampling.trigger, sampling.grammar is not None) == (trigger, calls)
+
+
+async def test_a_tool_that_cannot_be_held_is_refused() -> None:
+    odd: Any = [
+        {"type": "function", "function": {"name": "f", "parameters": {"propertyNames": {"maxLength": 2}}}}
+    ]
+    async with client(ScriptedEngine()) as ai:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await ai.chat.completions.create(model="smol", messages=MESSAGES, tools=odd)
+    assert (refused.value.code, refused.value.param) == ("unsupported_schema", "tools")
+
+
+FLAT: Any = [{"type": "function", "strict": True, **TOOLS[0]["function"]}]
+
+
+async def test_a_response_whole_and_streamed() -> None:
+    engine = ScriptedEngine("one two three")
+    async with client(engine) as ai:
+        whole = await ai.responses.create(model="smol", input="hello", instructions="Be brief.")
+        async with ai.responses.stream(model="smol", input="hello") as stream:
+            kinds = [event.type async for event in stream]
+            final = await stream.get_final_response()
+        short = await ai.responses.create(model="smol", input="hello", max_output_tokens=2)
+    assert (whole.output_text, whole.status) == ("one two three", "completed")
+    assert whole.usage and whole.usage.total_tokens == whole.usage.input_tokens + 3
+    assert engine.requests[0].prompt.startswith("system: Be brief.\n")
+    assert final.output_text == "one two three"
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        *["response.output_text.delta"] * 3,
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert short.status == "incomplete" and short.incomplete_details
+    assert short.incomplete_details.reason == "max_output_tokens"
+
+
+async def test_a_response_with_calls() -> None:
+    engine = ScriptedEngine(lambda request: CALLING)
+    async with client(engine) as ai:
+        whole = await ai.responses.create(model="smol", input="hello", tools=FLAT)
+        async with ai.responses.stream(model="smol", input="hello", tools=FLAT) as stream:
+            kinds = [event.type async for event in stream]
+            final = await stream.get_final_response()
+        outputs: Any = [
+            {"type": "function_call_output", "call_id": item.call_id, "output": "done"}
+            for item in whole.output
+            if item.type == "function_call"
+        ]
+        talk: Any = [
+            {"role": "user", "content": "hello"},
+            *(item.model_dump() for item in whole.output),
+            *outputs,
+        ]
+        await ai.responses.create(model="smol", input=talk, tools=FLAT)
+    for response in (whole, final):
+        assert [item.type for item in response.output] == ["message", "function_call", "function_call"]
+        assert [item.arguments for item in response.output if item.type == "function_call"] == [
+            '{"line": 3}',
+            '{"line": 4}',
+        ]
+    assert kinds.count("response.function_call_arguments.done") == 2
+    assert engine.requests[-1].prompt.count("done") == 2
+
+
+async def test_a_response_with_a_schema_and_log_probabilities() -> None:
+    engine = ScriptedEngine()
+    form: Any = {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}}}
+    async with client(engine) as ai:
+        answer = await ai.responses.create(
+            model="smol", input="x", text=form, include=["message.output_text.logprobs"], top_logprobs=1
+        )
+        form["format"]["schema"] = {"not": {}}
+        with pytest.raises(openai.BadRequestError) as refused:
+            await ai.responses.create(model="smol", input="x", text=form)
+    assert engine.requests[0].sampling.grammar
+    part: Any = answer.output[0]
+    assert [token.token for token in part.content[0].logprobs] == ['{"severity": ', '"stop"}']
+    assert (refused.value.code, refused.value.param) == ("unsupported_schema", "text.format")
+
+
+async def test_a_response_that_fails_half_way_is_an_error_for_the_client() -> None:
+    async with client(ScriptedEngine(fail_after=2, fail_with=EngineError("it broke"))) as ai:
+        stream = await ai.responses.create(model="smol", input="x", stream=True)
+        with pytest.raises(openai.APIError, match="It broke"):
+            async for _ in stream:
+                pass
+
+
+async def test_places_are_told_before_the_first_byte_and_with_errors() -> None:
+    engine = ScriptedEngine(fail_after=0)
+    async with running(edge_app(catalog_of(served(engine)))) as url, httpx.AsyncClient(base_url=url) as http:
+        failed = await http.post(CHAT, json={"model": "smol", "messages": MESSAGES})
+        engine.fail_after = None
+        async with http.stream(
+            "POST", CHAT, json={"model": "smol", "messages": MESSAGES, "stream": True}
+        ) as streamed:
+            pass
+    for response in (failed, streamed):
+        assert response.headers["x-ratelimit-limit-requests"] == "72"
+        assert response.headers["x-request-id"]
+    assert failed.headers["retry-after"]
+
+
+async def test_the_description_covers_every_route_and_is_openapi() -> None:
+    app = edge_app(catalog_of())
+    async with running(app) as url, httpx.AsyncClient(base_url=url) as http:
+        document = (await http.get("/openapi.json")).json()
+    assert document["openapi"].startswith("3.1")
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert "422" not in operation["responses"]
+            assert (method != "post") or operation["requestBody"]["content"], path
+    chat = document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert chat["required"] == ["model", "messages"]
+    assert "$ref" not in json.dumps(document)
