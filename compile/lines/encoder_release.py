@@ -8,78 +8,36 @@ from compile.errors import CompileError
 from compile.evaluate.judge import VariantResult
 from compile.evaluate.texts import read_measured
 from compile.findings import Findings
-from compile.forecast import fitting
-from compile.line import REFERENCE, speed_of
+from compile.line import REFERENCE
 from compile.lines.encoder import EncoderParts, engine_of, evaluated
-from compile.lines.encoder_findings import lineage
-from compile.lines.encoder_work import release_files, tensorrt_tokens
-from compile.lines.tensorrt import RECIPE, asked_variant, package_recipe
+from compile.lines.encoder_work import tensorrt_tokens
+from compile.lines.onnx_release import Built, Described, package_graphs
 from compile.onnx.export import TOKENIZER
-from compile.onnx.files import MODEL
-from compile.package import package_release
 from compile.recipe.encoder import ClassifyRecipe
 from compile.steps import Cache
 from models.digest import Digest
-from models.manifest import Engine, Kind, Manifest, Probe
+from models.manifest import Engine, Probe
 from models.probes import label_answer, vector_answer
 
 
 def package(line: EncoderParts, cache: Cache, findings: Findings, out: Path) -> dict[str, Path]:
     """Write the chosen variant's release. Raises ``CompileError`` when nothing can be probed."""
-    recipe = line.recipe
-    chosen = next(one for one in findings.variants if one.name == findings.chosen)
-    exported = cache.folder(line.exported)
-    files = release_files(cache.folder(line.variants[chosen.name].model), exported)
-    engine = engine_of(exported)
-    template = Manifest(
-        kind=Kind.MODEL,
-        name=recipe.release.name,
-        version=recipe.release.version,
-        format="onnx",
-        precision=chosen.precision,
-        files=(),
-        profiles=recipe.release.profiles
-        or fitting(files[MODEL], chosen.precision, corrections=line.workshop.corrections),
-        engine=engine.model_copy(update={"tokenizer": Digest.of((exported / TOKENIZER).read_bytes())}),
-        lineage=lineage(line, cache) | {"settings": dict(chosen.settings)},
-        quality=tuple(verdict.quality for verdict in chosen.verdicts),
-        speed=(speed_of(findings.device, chosen),),
-        fallback_ledger=chosen.ledger,
-        probes=_probes(line, cache, chosen, engine),
-        license=recipe.release.license,
-    )
-    folder = out / f"{recipe.release.name}-{recipe.release.version}"
-    manifest = package_release(folder, template, files)
-    return {chosen.name: folder} | _tensorrt(line, cache, findings, manifest, out)
+    exported, section = cache.folder(line.exported), line.recipe.tensorrt
+    tokenizer = exported / TOKENIZER
+    read = engine_of(exported).model_copy(update={"tokenizer": Digest.of(tokenizer.read_bytes())})
 
+    def describe(one: VariantResult, on_device: bool) -> Described:
+        engine = read
+        if on_device and section is not None and engine.text is not None:
+            longest = tensorrt_tokens(section, exported)[2]
+            engine = read.model_copy(update={"text": engine.text.model_copy(update={"max_tokens": longest})})
+        return Described(engine, _probes(line, cache, one, engine), {TOKENIZER: tokenizer})
 
-def _tensorrt(
-    line: EncoderParts, cache: Cache, findings: Findings, beside: Manifest, out: Path
-) -> dict[str, Path]:
-    """The recipe of an engine, where one is wanted and its variant passed."""
-    section, exported = line.recipe.tensorrt, cache.folder(line.exported)
-    if section is None or line.tensorrt is None:
-        return {}
-    one = asked_variant(section, findings)
-    if not one.passed:
-        return {}
-    engine = beside.engine
-    if engine.text is not None:
-        longest = tensorrt_tokens(section, exported)[2]
-        engine = engine.model_copy(update={"text": engine.text.model_copy(update={"max_tokens": longest})})
-    probes = _probes(line, cache, one, engine)
-    place = package_recipe(
-        out,
-        beside,
-        line.recipe.release.profiles,
-        one,
-        section,
-        cache.folder(line.tensorrt) / RECIPE,
-        engine,
-        probes,
-        {TOKENIZER: exported / TOKENIZER},
+    models = {name: cache.folder(one.model) for name, one in line.variants.items()}
+    tensorrt = cache.folder(line.tensorrt) if line.tensorrt is not None else None
+    return package_graphs(
+        line.recipe, findings, Built(models, tensorrt), describe, line.workshop.corrections, out
     )
-    return {place.name.removesuffix(f"-{beside.version}"): place}
 
 
 def _probes(line: EncoderParts, cache: Cache, chosen: VariantResult, engine: Engine) -> tuple[Probe, ...]:

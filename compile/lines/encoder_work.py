@@ -26,7 +26,7 @@ from compile.lines.encoder import (
     seeks_answers,
 )
 from compile.onnx.export import TOKENIZER, ExportSettings, check_folder, export_encoder
-from compile.onnx.files import MODEL, files_of
+from compile.onnx.files import MODEL
 from compile.recipe.encoder import ClassifyRecipe, EmbedRecipe
 from compile.recipe.tensorrt import TextTensorRt
 from compile.steps import Report
@@ -188,8 +188,3 @@ def _engine(recipe: Recipe, folder: Path) -> Engine:
         raise BadRecipe(f"base: made to {found.task}, and the recipe's task is {recipe.task}")
     text = TextInput.model_validate((found.text or TextInput(max_tokens=1)).model_dump() | asked)
     return Engine(task=recipe.task, labels=found.labels, text=text)
-
-
-def release_files(model: Path, exported: Path) -> dict[str, Path]:
-    """What a release holds, by its path in it."""
-    return files_of(model / MODEL) | {TOKENIZER: exported / TOKENIZER}

@@ -14,7 +14,7 @@ def make_line(path: Path, workshop: Workshop) -> Line:
 
         return EncoderLine.make(recipe, path, beside, workshop)
     if recipe.task in ("inspect", "classify-image"):
-        from compile.lines.vision import VisionLine
+        from compile.lines.vision_line import VisionLine
 
         return VisionLine.make(recipe, path, beside, workshop)
     from compile.lines.language_line import LanguageLine

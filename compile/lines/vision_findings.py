@@ -14,8 +14,8 @@ from compile.evaluate.pictures import Seen, read_seen
 from compile.findings import Answer, Case, Compared, Findings, Flips, Picture
 from compile.line import REFERENCE, device_name, size_ratio, tools_of
 from compile.lines.tensorrt import note as tensorrt_note
-from compile.lines.vision import BASELINES, LEDGER, MIXTURE, VariantSteps, VisionLine
-from compile.onnx.files import open_model, size_of, weighted
+from compile.lines.vision import BASELINES, LEDGER, MIXTURE, VariantSteps, VisionParts
+from compile.onnx.files import MODEL, open_model, size_of, weighted
 from compile.onnx.vision_head import CHOICES
 from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
 from compile.steps import Cache
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float32]
 
-MODEL = "model.onnx"
 _SEED = 7
 _PRECISION = {"fp32": "FP32", "int8-static": "INT8", "int8-dynamic": "INT8-dynamic"}
 _REFERENCE_NOTE = "the weights as they came, in float32, on the same pictures through the same engine"
@@ -49,14 +48,14 @@ class Inspected:
         return found
 
 
-def find(line: VisionLine, cache: Cache, command: str) -> Findings:
+def find(line: VisionParts, cache: Cache, command: str) -> Findings:
     """Judge what was measured. Raises ``Refused`` where no threshold can keep its promise."""
     if isinstance(line.recipe, InspectRecipe):
         return _find_inspection(line, line.recipe, cache, command)
     return _find_classes(line, line.recipe, cache, command)
 
 
-def inspected(line: VisionLine, recipe: InspectRecipe, cache: Cache, name: str) -> Inspected:
+def inspected(line: VisionParts, recipe: InspectRecipe, cache: Cache, name: str) -> Inspected:
     """What a variant of an inspection said."""
     seen = read_seen(cache.folder(line.variants[name].seen))
     parts = len(line.splits(cache).calibration)
@@ -65,7 +64,7 @@ def inspected(line: VisionLine, recipe: InspectRecipe, cache: Cache, name: str) 
     return Inspected(seen, scores, seen.answers[parts:], threshold)
 
 
-def _find_inspection(line: VisionLine, recipe: InspectRecipe, cache: Cache, command: str) -> Findings:
+def _find_inspection(line: VisionParts, recipe: InspectRecipe, cache: Cache, command: str) -> Findings:
     splits = line.splits(cache)
     labels = [image.label for image in splits.test]
     said = {name: inspected(line, recipe, cache, name) for name in line.variants}
@@ -151,7 +150,7 @@ def _inspection_answers(labels: Sequence[str], good: str, said: Inspected) -> li
 
 
 def _inspection_baselines(
-    line: VisionLine, recipe: InspectRecipe, cache: Cache, labels: Sequence[str]
+    line: VisionParts, recipe: InspectRecipe, cache: Cache, labels: Sequence[str]
 ) -> tuple[Compared, ...]:
     stored = json.loads((cache.folder(line.baselines) / BASELINES).read_text(encoding="utf-8"))
     compared = []
@@ -172,7 +171,7 @@ def _inspection_baselines(
 
 
 def _pictures(
-    line: VisionLine, recipe: InspectRecipe, splits: ImageSplits, name: str, said: Inspected
+    line: VisionParts, recipe: InspectRecipe, splits: ImageSplits, name: str, said: Inspected
 ) -> tuple[Picture, ...]:
     """The first test pictures of each label, and the parts that were judged wrong by the widest margin."""
     from compile.anomaly.show import beside
@@ -186,7 +185,7 @@ def _pictures(
         heat = said.seen.heat_maps[parts + at].astype("float32")
         return Picture(
             f"{why}{image.label}: score {said.test[at]:.2f}, threshold {threshold:.2f}: {verdict} ({name})",
-            beside((line.root / image.file).read_bytes(), heat, threshold, limit),
+            beside((line.sources.root / image.file).read_bytes(), heat, threshold, limit),
         )
 
     first = []
@@ -213,7 +212,7 @@ def _notes(recipe: InspectRecipe, name: str, said: Inspected) -> tuple[str, ...]
     )
 
 
-def _find_classes(line: VisionLine, recipe: ClassifyImageRecipe, cache: Cache, command: str) -> Findings:
+def _find_classes(line: VisionParts, recipe: ClassifyImageRecipe, cache: Cache, command: str) -> Findings:
     splits, labels = line.splits(cache), recipe.data.labels
     truth = [image.label for image in splits.test]
     said = {name: _probabilities(line, cache, name, splits) for name in line.variants}
@@ -251,7 +250,7 @@ def _find_classes(line: VisionLine, recipe: ClassifyImageRecipe, cache: Cache, c
     )
 
 
-def _head_notes(line: VisionLine, cache: Cache) -> tuple[str, ...]:
+def _head_notes(line: VisionParts, cache: Cache) -> tuple[str, ...]:
     if line.head is None:
         return ()
     tried = json.loads((cache.folder(line.head) / CHOICES).read_text(encoding="utf-8"))
@@ -259,7 +258,7 @@ def _head_notes(line: VisionLine, cache: Cache) -> tuple[str, ...]:
     return (f"The head's strength was chosen on the calibration pictures (accuracy by strength: {said}).",)
 
 
-def _probabilities(line: VisionLine, cache: Cache, name: str, splits: ImageSplits) -> "tuple[Seen, Array]":
+def _probabilities(line: VisionParts, cache: Cache, name: str, splits: ImageSplits) -> "tuple[Seen, Array]":
     seen = read_seen(cache.folder(line.variants[name].seen))
     return seen, seen.answers[len(splits.calibration) :]
 
@@ -304,7 +303,7 @@ def _alone(
 
 
 def _result(
-    line: VisionLine,
+    line: VisionParts,
     cache: Cache,
     name: str,
     steps: VariantSteps,
@@ -352,7 +351,7 @@ def ledger_of(cache: Cache, steps: VariantSteps) -> tuple[Fallback, ...]:
 
 
 def _findings(
-    line: VisionLine,
+    line: VisionParts,
     cache: Cache,
     command: str,
     results: Mapping[str, VariantResult],
@@ -386,16 +385,16 @@ def _findings(
     )
 
 
-def lineage(line: VisionLine, cache: Cache) -> dict[str, Any]:
+def lineage(line: VisionParts, cache: Cache) -> dict[str, Any]:
     """Where a release comes from."""
     card = json.loads((cache.folder(line.data) / CARD_FILE).read_text(encoding="utf-8"))
     splits = line.splits(cache)
     return {
-        "base_weights": line.digests["base"],
+        "base_weights": line.sources.digests["base"],
         "reference": _REFERENCE_NOTE,
-        "images": line.digests["data"],
+        "images": line.sources.digests["data"],
         "dataset": card["digest"],
         "calibration_images": len(splits.calibration),
-        "recipe": line.digests["recipe"],
+        "recipe": line.sources.digests["recipe"],
         "tools": tools_of(line.steps),
     }

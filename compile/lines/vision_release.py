@@ -9,99 +9,60 @@ from compile.data.images import LabelledImage
 from compile.evaluate.judge import VariantResult
 from compile.evaluate.pictures import read_seen
 from compile.findings import Findings
-from compile.forecast import fitting
-from compile.line import speed_of
-from compile.lines.tensorrt import RECIPE, asked_variant, package_recipe
-from compile.lines.vision import VisionLine
-from compile.lines.vision_findings import MODEL, inspected, lineage
-from compile.onnx.files import files_of
-from compile.package import package_release
+from compile.lines.onnx_release import Built, Described, package_graphs
+from compile.lines.vision import VisionParts
+from compile.lines.vision_findings import inspected
 from compile.recipe.vision import InspectRecipe
 from compile.steps import Cache
 from models.engines.onnx_vision import decode
-from models.manifest import Engine, Kind, Manifest, Probe
+from models.manifest import Engine, Probe
 from models.probes import label_answer, score_answer
 
 _MARGIN = 0.1
 """A probe's score lies at least this share from the threshold: a verdict must not hang on the last digit."""
 
 
-def package(line: VisionLine, cache: Cache, findings: Findings, out: Path) -> dict[str, Path]:
+def package(line: VisionParts, cache: Cache, findings: Findings, out: Path) -> dict[str, Path]:
     """Write the release of what was chosen; by its name."""
-    recipe = line.recipe
-    chosen = next(one for one in findings.variants if one.name == findings.chosen)
-    model = cache.folder(line.variants[chosen.name].model) / MODEL
-    manifest = Manifest(
-        kind=Kind.MODEL,
-        name=recipe.release.name,
-        version=recipe.release.version,
-        format="onnx",
-        precision=chosen.precision,
-        files=(),
-        profiles=recipe.release.profiles
-        or fitting(model, chosen.precision, corrections=line.workshop.corrections),
-        engine=_engine(line, cache, chosen),
-        lineage=lineage(line, cache),
-        quality=tuple(verdict.quality for verdict in chosen.verdicts),
-        speed=(speed_of(findings.device, chosen),),
-        fallback_ledger=chosen.ledger,
-        license=recipe.release.license,
-    )
-    folder = out / f"{recipe.release.name}-{recipe.release.version}"
+    models = {name: cache.folder(one.model) for name, one in line.variants.items()}
+    tensorrt = cache.folder(line.tensorrt) if line.tensorrt is not None else None
     with tempfile.TemporaryDirectory() as scratch:
-        probes, pictures = _asked(line, cache, chosen, Path(scratch))
-        template = manifest.model_copy(update={"probes": probes})
-        manifest = package_release(folder, template, files_of(model) | pictures)
-        return {recipe.release.name: folder} | _tensorrt(line, cache, findings, manifest, out, Path(scratch))
 
+        def describe(one: VariantResult, on_device: bool) -> Described:
+            return Described(_engine(line, cache, one), *_asked(line, cache, one, Path(scratch)))
 
-def _tensorrt(
-    line: VisionLine, cache: Cache, findings: Findings, beside: Manifest, out: Path, scratch: Path
-) -> dict[str, Path]:
-    """The recipe of an engine, where one is wanted and its variant passed."""
-    section = line.recipe.tensorrt
-    if section is None or line.tensorrt is None:
-        return {}
-    one = asked_variant(section, findings)
-    if not one.passed:
-        return {}
-    probes, pictures = _asked(line, cache, one, scratch)
-    place = package_recipe(
-        out,
-        beside,
-        line.recipe.release.profiles,
-        one,
-        section,
-        cache.folder(line.tensorrt) / RECIPE,
-        _engine(line, cache, one),
-        probes,
-        pictures,
-    )
-    return {place.name.removesuffix(f"-{beside.version}"): place}
+        return package_graphs(
+            line.recipe,
+            findings,
+            Built(models, tensorrt),
+            describe,
+            line.workshop.corrections,
+            out,
+        )
 
 
 def _asked(
-    line: VisionLine, cache: Cache, one: VariantResult, scratch: Path
+    line: VisionParts, cache: Cache, one: VariantResult, scratch: Path
 ) -> tuple[tuple[Probe, ...], dict[str, Path]]:
     """The probes of a variant, and their pictures by name, which are written into ``scratch``."""
     release, probes, pictures = line.recipe.release, [], {}
     for number, (image, expected) in enumerate(_probes(line, cache, one), 1):
         name = f"probes/{number}-{image.label}.png"
         path = scratch / f"{one.name}-{number}.png"
-        path.write_bytes(_png((line.root / image.file).read_bytes(), line.recipe.data.max_pixels))
+        path.write_bytes(_png((line.sources.root / image.file).read_bytes(), line.recipe.data.max_pixels))
         pictures[name] = path
         probes.append(Probe(image=name, expected=expected, tolerance=release.tolerance))
     return tuple(probes), pictures
 
 
-def _engine(line: VisionLine, cache: Cache, chosen: VariantResult) -> Engine:
+def _engine(line: VisionParts, cache: Cache, chosen: VariantResult) -> Engine:
     if not isinstance(line.recipe, InspectRecipe):
         return line.engine()
     threshold = inspected(line, line.recipe, cache, chosen.name).threshold
     return line.engine(threshold.value, threshold.expected, threshold.parts)
 
 
-def _probes(line: VisionLine, cache: Cache, chosen: VariantResult) -> list[tuple[LabelledImage, str]]:
+def _probes(line: VisionParts, cache: Cache, chosen: VariantResult) -> list[tuple[LabelledImage, str]]:
     """Test pictures with what the chosen variant says of them, labels in turn, right and sure ones first."""
     recipe, splits = line.recipe, line.splits(cache)
     ranked: list[tuple[bool, float, int, str]] = []
