@@ -89,7 +89,7 @@ def _judged(probe: Probe, answer: str) -> dict[str, Any]:
 def _answers(home: Path, adapter: Path | None, asked: Manifest, threads: int) -> list[str] | None:
     """What the model in ``home`` answers to the probes of ``asked``; None when no engine here reads it."""
     manifest, _ = read_release(home)
-    if manifest.format == "onnx" and manifest.engine.task is not None:
+    if manifest.format in ("onnx", "ctranslate2") and manifest.engine.task is not None:
         encoder = open_encoder(files_of_release(home, manifest), OnnxSettings(threads=threads))
         try:
             return [probe_answer(encoder, probe, home) for probe in asked.probes]

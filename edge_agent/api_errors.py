@@ -16,6 +16,7 @@ from models.errors import (
     AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
+    InvalidAudio,
     InvalidImage,
     InvalidTemplate,
     ModelsError,
@@ -77,6 +78,8 @@ def to_api_error(error: EdgeError | ModelsError | SyncError, named: Named) -> Ap
             return ApiError(400, _sentence(message), code="invalid_value", param=named.prompt)
         case InvalidImage():
             return ApiError(400, _sentence(message), code="invalid_image", param=named.prompt)
+        case InvalidAudio():
+            return ApiError(400, _sentence(message), code="invalid_audio", param="file")
         case InvalidTemplate():
             return ApiError(400, _sentence(message), code="invalid_value", param=named.prompt)
         case EngineError():

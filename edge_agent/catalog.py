@@ -22,8 +22,11 @@ ROUTES: dict[Task | None, str] = {
     None: "/v1/chat/completions",
     "embed": "/v1/embeddings",
     "classify": "/v1/classify",
+    "rerank": "/v1/rerank",
     "classify-image": "/v1/classify",
     "inspect": "/v1/inspect",
+    "ocr": "/v1/ocr",
+    "transcribe": "/v1/audio/transcriptions",
 }
 """Where a model of each task is asked."""
 
@@ -39,7 +42,7 @@ class TextEngine(Protocol):
 
 
 class EncoderEngine(Protocol):
-    """What answers texts or pictures with numbers: an encoder's process, or what behaves like one."""
+    """What answers texts, pictures or recordings: an encoder's process, or what behaves like one."""
 
     @property
     def facts(self) -> EncoderFacts:
@@ -94,9 +97,9 @@ class Served:
         return cast(TextEngine, self.engine)
 
     def encoder(self, *tasks: Task) -> EncoderEngine:
-        """The engine of a model for one of ``tasks``. Raises ``WrongTask``."""
-        if self.task is None or self.task not in tasks:
-            wanted = " or ".join(tasks)
+        """The engine of a model for one of ``tasks``, or for any but text. Raises ``WrongTask``."""
+        if self.task is None or (tasks and self.task not in tasks):
+            wanted = " or ".join(tasks) or "do that"
             raise WrongTask(f"{self.model_id!r} is not made to {wanted}; ask it at {ROUTES[self.task]}")
         return cast(EncoderEngine, self.engine)
 

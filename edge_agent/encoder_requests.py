@@ -23,7 +23,8 @@ MAX_IMAGES = 64
 Json = dict[str, Any]
 
 
-def _read_images(value: Any) -> Any:
+def read_images(value: Any) -> Any:
+    """One picture or a list of them, as bytes or base64. Raises ``ApiError`` (400)."""
     images = [value] if isinstance(value, str | bytes) else value
     if not isinstance(images, list) or not images:
         raise bad_request("'image' must be base64, or a list of such.", "image", "invalid_type")
@@ -47,6 +48,20 @@ def _read_image(value: Any) -> bytes:
         ) from error
 
 
+def fields_of_form(parts: Sequence[Part], file: str, texts: Sequence[str]) -> tuple[Json, list[bytes]]:
+    """The texts of a form, and the files called ``file``. Raises ``ApiError`` (400) for anything else."""
+    given: Json = {}
+    for part in parts:
+        if part.name == file:
+            continue
+        if part.name in given or part.name not in texts:
+            raise bad_request(f"Unknown parameter: '{part.name:.100}'.", part.name, "unknown_parameter")
+        given[part.name] = part.data.decode("utf-8", "replace")
+    if not given.get("model"):
+        raise bad_request("Missing required parameter: 'model'.", "model", "missing_required_parameter")
+    return given, [part.data for part in parts if part.name == file]
+
+
 class EncoderRequest(BaseModel):
     """Texts or pictures for a model. ``heat_map``: an inspection shows where it looked."""
 
@@ -54,7 +69,7 @@ class EncoderRequest(BaseModel):
 
     model: StrictStr = Field(min_length=1, max_length=200)
     input: Annotated[tuple[str, ...], BeforeValidator(read_texts)] = ()
-    image: Annotated[tuple[bytes, ...], BeforeValidator(_read_images)] = ()
+    image: Annotated[tuple[bytes, ...], BeforeValidator(read_images)] = ()
     heat_map: StrictBool = False
     user: StrictStr | None = Field(default=None, max_length=512)
 
@@ -72,20 +87,11 @@ class EncoderRequest(BaseModel):
     @classmethod
     def of_form(cls, parts: Sequence[Part]) -> Self:
         """Read a form. Raises ``ApiError`` (400) that names the parameter."""
-        given: Json = {}
-        images = [part.data for part in parts if part.name == "image"]
-        for part in parts:
-            if part.name == "image":
-                continue
-            if part.name in given or part.name not in ("model", "heat_map", "user"):
-                raise bad_request(f"Unknown parameter: '{part.name:.100}'.", part.name, "unknown_parameter")
-            given[part.name] = part.data.decode("utf-8", "replace")
+        given, images = fields_of_form(parts, "image", ("model", "heat_map", "user"))
         if "heat_map" in given:
             if given["heat_map"] not in ("true", "false"):
                 raise bad_request("'heat_map' must be true or false.", "heat_map", "invalid_value")
             given["heat_map"] = given["heat_map"] == "true"
-        if not given.get("model"):
-            raise bad_request("Missing required parameter: 'model'.", "model", "missing_required_parameter")
         return validated(cls, {**given, "image": images})
 
     @property

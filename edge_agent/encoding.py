@@ -20,7 +20,7 @@ from edge_agent.questions import ANONYMOUS, Question, Rules, decide, intent_fact
 from edge_agent.receipt import Receipt
 from models.digest import Digest
 from models.engines.base import Usage
-from models.errors import ContextLengthExceeded, EngineError, InvalidImage, UnsupportedRequest
+from models.errors import ContextLengthExceeded, EngineError, InvalidAudio, InvalidImage, UnsupportedRequest
 from models.manifest import Task
 from sync.errors import SyncError
 
@@ -62,6 +62,10 @@ class EncoderService:
         self._metrics = metrics
         self._monotonic = monotonic
 
+    def task_of(self, model: str) -> Task | None:
+        """What a published model is made for; None for text, and for a model that is not published."""
+        return next((one.task for one in self._catalog.list() if one.model_id == model), None)
+
     async def answer(self, ask: EncoderAsk, kept: Callable[[EncoderAnswer, Served], Any]) -> Encoded:
         """Ask and record. ``kept`` is what the journal keeps of an answer, as JSON.
 
@@ -98,10 +102,10 @@ class EncoderService:
 
     async def _ask(self, served: Served, call: EncoderCall) -> EncoderAnswer:
         began = self._monotonic()
-        engine = served.encoder("embed", "classify", "classify-image", "inspect")
+        engine = served.encoder()
         try:
             answer = await engine.ask(call)
-        except (ContextLengthExceeded, UnsupportedRequest, InvalidImage):
+        except (ContextLengthExceeded, UnsupportedRequest, InvalidImage, InvalidAudio):
             raise  # the caller's doing: says nothing about the model
         except EngineError:
             self._observe(Outcome(served, False, self._monotonic() - began, 0))
@@ -114,10 +118,13 @@ class EncoderService:
         self._catalog.record(outcome)
 
 
-def keep_pictures(fields: dict[str, Any], images: tuple[bytes, ...]) -> bytes:
-    """What the journal keeps of a call with pictures: its fields, and of each picture its digest and size."""
-    shown = [{"sha256": Digest.of(image).hex, "bytes": len(image)} for image in images]
-    return json.dumps({**fields, "images": shown}, ensure_ascii=False).encode()
+def keep_files(fields: dict[str, Any], **files: tuple[bytes, ...]) -> bytes:
+    """What the journal keeps of a call with files: its fields, and of each file its digest and size."""
+    shown = {
+        name: [{"sha256": Digest.of(data).hex, "bytes": len(data)} for data in several]
+        for name, several in files.items()
+    }
+    return json.dumps(fields | shown, ensure_ascii=False).encode()
 
 
 def _facts(

@@ -24,7 +24,7 @@ from models.engines.llama_cpp import LlamaEngine, LlamaSettings
 from models.engines.onnx_encoder import open_encoder
 from models.engines.onnx_genai import GenaiEngine, GenaiSettings
 from models.engines.onnx_session import OnnxSettings
-from models.engines.whisper import SpeechSettings, WhisperEngine
+from models.engines.whisper import WhisperEngine
 from models.errors import ModelsError
 
 _PR_SET_PDEATHSIG = 1
@@ -87,9 +87,9 @@ def _load(message: Mapping[str, Any]) -> Desk:
     files = EngineFiles.from_wire(message["files"])
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     if files.encoder is not None:
-        if files.format == "ctranslate2":
-            return SpeechDesk(WhisperEngine(files.path, files.encoder.name, SpeechSettings(threads=threads)))
         engine = open_encoder(files.encoder, OnnxSettings(threads=threads))
+        if isinstance(engine, WhisperEngine):
+            return SpeechDesk(engine)
         return EncoderDesk(engine, settings.encoder_batch)
     sizes = {
         "threads": threads,

@@ -112,12 +112,7 @@ def _leave_to_the_engine(path: Path) -> None:
 
 def of_encoder(files: EncoderFiles) -> EngineFiles:
     """An encoder's files as what a process loads."""
-    return EngineFiles("onnx", files.model, files)
-
-
-def of_speech(folder: Path, name: str) -> EngineFiles:
-    """A folder of CTranslate2 as what a process loads."""
-    return EngineFiles("ctranslate2", folder, EncoderFiles(folder, Engine(task="transcribe"), None, name))
+    return EngineFiles("ctranslate2" if files.engine.task == "transcribe" else "onnx", files.model, files)
 
 
 def of_release(folder: Path, manifest: Manifest) -> EngineFiles:
@@ -126,13 +121,12 @@ def of_release(folder: Path, manifest: Manifest) -> EngineFiles:
     Raises ``UnfitRelease`` for what no engine here serves, ``UnsafeFile`` for a release that lacks a file.
     """
     check_served(manifest)
-    if manifest.format == "onnx":
+    reads_what_it_finds = manifest.format in ("onnx-genai", "ctranslate2")
+    if reads_what_it_finds and (strangers := unlisted(folder, manifest)):
+        raise UnfitRelease(f"{manifest.name}: {strangers[0]} is no file of the release")
+    if manifest.format in ("onnx", "ctranslate2"):
         return of_encoder(files_of_release(folder, manifest))
-    if manifest.format in ("onnx-genai", "ctranslate2"):
-        if strangers := unlisted(folder, manifest):  # these engines read what they find
-            raise UnfitRelease(f"{manifest.name}: {strangers[0]} is no file of the release")
-        if manifest.format == "ctranslate2":
-            return of_speech(folder, f"{manifest.name} {manifest.version}")
+    if manifest.format == "onnx-genai":
         return EngineFiles("onnx-genai", folder)
     return EngineFiles("gguf", folder / weights_of(manifest).path)
 
@@ -152,7 +146,7 @@ def of_path(path: Path) -> EngineFiles:
         if (path / CONFIG_FILE).is_file():
             return EngineFiles("onnx-genai", path)
         if (path / MODEL_FILE).is_file():
-            return of_speech(path, path.resolve().name)
+            return of_encoder(EncoderFiles(path, Engine(task="transcribe"), None, path.resolve().name))
         return of_encoder(files_of_folder(path))
     refuse_pickle(path)
     if path.suffix.lower() == ".onnx":

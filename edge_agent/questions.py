@@ -22,7 +22,17 @@ ANONYMOUS = "anonymous"
 UNKNOWN = "unknown"
 """Stands in leaves for a model that is not published on this device."""
 
-Endpoint = Literal["chat", "completions", "responses", "embeddings", "classify", "inspect"]
+Endpoint = Literal[
+    "chat",
+    "completions",
+    "responses",
+    "embeddings",
+    "classify",
+    "rerank",
+    "inspect",
+    "ocr",
+    "transcriptions",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,17 @@
 
 import asyncio
 import base64
+import struct
 from contextlib import aclosing
+from typing import cast
 from weakref import WeakSet
 
 from edge_agent.catalog import Catalog, Outcome, Served, run
 from edge_agent.encoder_calls import EncoderCall
 from models.engines.base import GenerateRequest, Sampling
+from models.engines.readings import Recording
 from models.errors import EngineError
+from models.manifest import Task
 
 _PATIENCE = 10.0
 """Seconds for one token, text or picture; a model that takes longer is not ready."""
@@ -17,6 +21,26 @@ _DOT = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
 )
 """A PNG of one grey pixel."""
+
+
+_SILENCE = b"".join(
+    (
+        b"RIFF" + struct.pack("<I", 3236) + b"WAVEfmt ",
+        struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16),
+        b"data" + struct.pack("<I", 3200) + bytes(3200),
+    )
+)
+"""A WAV of a tenth of a second."""
+
+_LITTLE: dict[Task, EncoderCall] = {
+    "embed": EncoderCall(("Hello",)),
+    "classify": EncoderCall(("Hello",)),
+    "rerank": EncoderCall(("Hello",), query="Hello"),
+    "classify-image": EncoderCall(images=(_DOT,)),
+    "inspect": EncoderCall(images=(_DOT,)),
+    "ocr": EncoderCall(images=(_DOT,)),
+    "transcribe": EncoderCall(recording=Recording(_SILENCE)),
+}
 
 
 class Readiness:
@@ -56,7 +80,5 @@ class Readiness:
                     self._answered.add(served)
 
     async def _ask_encoder(self, served: Served) -> None:
-        sees = served.task in ("classify-image", "inspect")
-        call = EncoderCall(images=(_DOT,)) if sees else EncoderCall(("Hello",))
-        await served.encoder("embed", "classify", "classify-image", "inspect").ask(call)
+        await served.encoder().ask(_LITTLE[cast(Task, served.task)])
         self._answered.add(served)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edge_agent.catalog import Catalog, EncoderEngine, Served
-from edge_agent.encoder_calls import EncoderCall, floats
+from edge_agent.encoder_probes import answer_of, call_of
 from edge_agent.engine_files import EngineFiles, check_served, of_release, weights_of
 from edge_agent.errors import ProbeFailed, UnfitRelease
 from edge_agent.figures import Timed, Weigh, figures_of
@@ -20,16 +20,17 @@ from edge_agent.state import Release
 from models import canonical
 from models.digest import Digest
 from models.engines.base import EncoderFacts, Event, GenerateRequest, ModelFacts, Sampling, Usage
-from models.engines.onnx_encoder import probe_picture
+from models.engines.onnx_encoder import probe_file
 from models.errors import (
     ContextLengthExceeded,
     EngineError,
+    InvalidAudio,
     InvalidImage,
     InvalidTemplate,
     UnsupportedRequest,
 )
 from models.manifest import Manifest, Probe
-from models.probes import judge, label_answer, score_answer, vector_answer
+from models.probes import judge
 from models.prompts import ChatTemplate
 from models.store import BlobStore
 from sync.protocol import Figures
@@ -238,8 +239,8 @@ class Stage:
         folder = self._bases[served.release].folder if served.release is not None else None
         if folder is None:
             raise UnfitRelease(f"{served.model_id} has probes, and its files are not laid out")
-        picture = await asyncio.to_thread(probe_picture, folder, probe) if probe.image is not None else None
-        return await _ask_encoder(served, probe, picture)
+        data = None if probe.text is not None else await asyncio.to_thread(probe_file, folder, probe)
+        return await _ask_encoder(served, probe, data)
 
     def _retire(self, served: Served | None) -> None:
         if served is not None:
@@ -301,22 +302,16 @@ def _clock() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def _ask_encoder(served: Served, probe: Probe, picture: bytes | None) -> tuple[str, Timed]:
+async def _ask_encoder(served: Served, probe: Probe, data: bytes | None) -> tuple[str, Timed]:
     """One answer as ``models.probes`` judges it, asked as the API would ask it, and how long it took."""
-    call = EncoderCall(images=(picture,)) if picture is not None else EncoderCall((probe.text or "",))
-    engine = served.encoder("embed", "classify", "classify-image", "inspect")
+    engine = served.encoder()
     began = _clock()
     try:
-        answer = await engine.ask(call)
-    except (ContextLengthExceeded, InvalidImage) as error:
+        answer = await engine.ask(call_of(probe, data))
+    except (ContextLengthExceeded, InvalidImage, InvalidAudio) as error:
         raise UnfitRelease(f"a probe cannot be asked: {error}") from error
     timed = Timed(item_seconds=_clock() - began)
-    if answer.inspections:
-        return score_answer(answer.inspections[0].score, answer.inspections[0].is_defect), timed
-    numbers = floats(answer.rows[0])
-    if served.task == "embed":
-        return vector_answer(numbers), timed
-    return label_answer(engine.facts.labels, numbers), timed
+    return answer_of(answer, engine.facts.task, engine.facts.labels), timed
 
 
 async def _ask_for_text(served: Served, request_id: str, probe: Probe) -> tuple[str, Timed]:

@@ -6,7 +6,10 @@ to load weights.
 
 from pathlib import Path
 
+from models.ctranslate2 import MODEL_FILE
+from models.ctranslate2 import read_header as read_header_of_speech
 from models.engines.llama_cpp import LlamaSettings
+from models.engines.onnx_files import OCR_FILES
 from models.engines.onnx_genai import check_folder, parameters_of
 from models.forecast import Workload
 from models.gguf import read_header
@@ -28,11 +31,18 @@ def computes_in(format: str, precision: str) -> str:
 
 
 def workload_of(path: Path, precision: str, context_tokens: int) -> Workload:
-    """A variant as it is served: a GGUF, a GenAI folder, or an ONNX file, from headers alone.
+    """A variant as it is served: a GGUF, an ONNX file, or a folder of several files, from headers alone.
 
     ``precision`` as a recipe or a manifest says it. Raises ``UnsafeFile``.
     """
     precision = precision.removeprefix("genai-").lower()
+    if (path / OCR_FILES[0]).is_file():
+        graphs = [read_model(path / name) for name in OCR_FILES if name.endswith(".onnx")]
+        weights = sum(tensor.size for graph in graphs for tensor in graph.initializers)
+        return Workload("onnx", precision, sum(map(parameters_of, graphs)), weights)
+    if (path / MODEL_FILE).is_file():
+        speech = read_header_of_speech(path / MODEL_FILE)
+        return Workload("ctranslate2", precision, speech.parameters, sum(v.size for v in speech.variables))
     if path.is_dir():
         checked = check_folder(path)
         decoder = checked.config["model"]["decoder"]
@@ -53,20 +63,12 @@ def workload_of(path: Path, precision: str, context_tokens: int) -> Workload:
         weights = sum(tensor.size for tensor in model.initializers)
         return Workload("onnx", precision, max(parameters_of(model), 1), weights)
     header = read_header(path)
-    name = header.architecture
-
-    def number(key: str, otherwise: int) -> int:
-        return header.integer(f"{name}.{key}") or otherwise
-
-    heads = number("attention.head_count", 1)
-    size = number("attention.key_length", number("embedding_length", 1) // heads)
-    numbers = number("block_count", 1) * number("attention.head_count_kv", heads) * size
     return Workload(
         "gguf",
         precision,
         sum(tensor.elements for tensor in header.tensors),
         path.stat().st_size,
-        kv_bytes=2 * numbers * 2,  # llama.cpp keeps float16
+        kv_bytes=header.kv_bytes_per_token,
         context_tokens=context_tokens,
         sequences=held_sequences("gguf", context_tokens),
         computes=computes_in("gguf", precision),

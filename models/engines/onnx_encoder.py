@@ -1,4 +1,4 @@
-"""The engine of a model on ONNX Runtime, whatever its task; and how a probe is asked of it."""
+"""The engine of a model that does not generate text, whatever its task; and how a probe is asked of it."""
 
 from pathlib import Path
 
@@ -7,34 +7,40 @@ from models.engines.onnx_session import OnnxSettings
 from models.engines.onnx_text import OnnxText
 from models.engines.onnx_vision import OnnxVision
 from models.engines.rapid_ocr import RapidOcr
+from models.engines.readings import Recording
+from models.engines.whisper import SpeechSettings, WhisperEngine, whole
 from models.errors import EngineError
 from models.manifest import Probe
 from models.probes import label_answer, relevance_answer, score_answer, text_answer, vector_answer
 
-MAX_PICTURE = 64 << 20
-"""Bytes of one encoded picture."""
+MAX_PROBE = 64 << 20
+"""Bytes of one encoded picture or recording."""
 
 
-OnnxEngine = OnnxText | OnnxVision | RapidOcr
+EncoderEngine = OnnxText | OnnxVision | RapidOcr | WhisperEngine
 
 
-def open_encoder(files: EncoderFiles, settings: OnnxSettings = OnnxSettings()) -> OnnxEngine:
+def open_encoder(files: EncoderFiles, settings: OnnxSettings = OnnxSettings()) -> EncoderEngine:
     """Load an encoder. Raises ``UnsafeFile``, ``EngineError``."""
     if files.engine.task == "ocr":
         return RapidOcr(files, settings)
+    if files.engine.task == "transcribe":
+        return WhisperEngine(files.model, files.name, SpeechSettings(threads=settings.threads))
     return (OnnxVision if files.engine.image is not None else OnnxText)(files, settings)
 
 
-def probe_answer(engine: OnnxEngine, probe: Probe, folder: Path) -> str:
+def probe_answer(engine: EncoderEngine, probe: Probe, folder: Path) -> str:
     """What the engine answers to a probe of its release, as ``models.probes`` judges it.
 
     ``folder`` holds the release's files. Raises ``EngineError``, also for a probe of another kind of model.
     """
     task, labels = engine.facts.task, engine.facts.labels
+    if isinstance(engine, WhisperEngine):
+        return text_answer(whole(*engine.transcribe(Recording(probe_file(folder, probe)))).text)
     if isinstance(engine, RapidOcr):
-        return text_answer(engine.read([probe_picture(folder, probe)])[0].text)
+        return text_answer(engine.read([probe_file(folder, probe)])[0].text)
     if isinstance(engine, OnnxVision):
-        picture = probe_picture(folder, probe)
+        picture = probe_file(folder, probe)
         if task == "inspect":
             (found,) = engine.inspect([picture])
             return score_answer(found.score, found.is_defect)
@@ -48,15 +54,16 @@ def probe_answer(engine: OnnxEngine, probe: Probe, folder: Path) -> str:
     return label_answer(labels, engine.classify([probe.text])[0].tolist())
 
 
-def probe_picture(folder: Path, probe: Probe) -> bytes:
-    """The picture of a probe. Raises ``EngineError`` when it has none, or none that can be read."""
-    if probe.image is None:
-        raise EngineError("a vision model has a probe that is no picture")
+def probe_file(folder: Path, probe: Probe) -> bytes:
+    """The picture or recording of a probe. Raises ``EngineError`` when it has none, or cannot be read."""
+    path = probe.image or probe.audio
+    if path is None:
+        raise EngineError("a model of pictures or speech has a probe that is neither")
     try:
-        with (folder / probe.image).open("rb") as stream:
-            data = stream.read(MAX_PICTURE + 1)
+        with (folder / path).open("rb") as stream:
+            data = stream.read(MAX_PROBE + 1)
     except OSError as error:
-        raise EngineError(f"{probe.image}: cannot be read: {error.strerror}") from error
-    if len(data) > MAX_PICTURE:
-        raise EngineError(f"{probe.image}: more than {MAX_PICTURE} bytes")
+        raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > MAX_PROBE:
+        raise EngineError(f"{path}: more than {MAX_PROBE} bytes")
     return data

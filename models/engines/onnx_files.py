@@ -40,12 +40,14 @@ class EncoderFiles:
 
 
 def files_of_release(folder: Path, manifest: Manifest) -> EncoderFiles:
-    """The files of an ONNX release in ``folder``. Raises ``UnsafeFile`` that says what is missing.
+    """The files of a release of ONNX or CTranslate2. Raises ``UnsafeFile`` that says what is missing.
 
     Weights beside the graph must be files of the release too: nobody has vouched for others.
     """
     paths = {file.path for file in manifest.files}
     name = f"{manifest.name} {manifest.version}"
+    if manifest.format == "ctranslate2":
+        return EncoderFiles(folder, manifest.engine, None, name)
     if manifest.format == "onnx" and manifest.engine.task == "ocr":
         if missing := [one for one in OCR_FILES if one not in paths]:
             raise UnsafeFile(f"{manifest.name}: {missing[0]} is no file of the release")
