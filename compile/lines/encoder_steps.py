@@ -29,8 +29,8 @@ _READ_SECONDS = 0.03
 """Per text that is measured."""
 _ASK_SECONDS = 1.0
 """Per answer of a teacher that answers in text."""
-_ROWS = 2000
-"""To train on, where the recipe does not say."""
+_ROW_BYTES = 400
+"""What 100 tokens take in a source, with their keys."""
 
 
 class EncoderSteps:
@@ -229,7 +229,10 @@ class EncoderSteps:
 
     @property
     def _train_rows(self) -> int:
-        return self._recipe.data.train_rows or _ROWS
+        """Rows of 100 tokens that are learned from, by the size of what holds them."""
+        held = 8 * self._rows_bytes // (10 * _ROW_BYTES)
+        more = self._more.stat().st_size // _ROW_BYTES if self._more is not None else 0
+        return min(held, self._recipe.data.train_rows or held) + more
 
     @property
     def _train_seconds(self) -> float:

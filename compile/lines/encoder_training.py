@@ -281,7 +281,10 @@ def _write_answers(lesson: Lesson, model: Path, folder: Path, report: Report) ->
     else:
         from compile.training.distil_encoder import embed
 
-        _save(folder, embed(model, texts, lesson.longest(), lesson.threads, report).numpy())
+        def told(done: float, note: str) -> None:
+            report(done, "reading what is tested")
+
+        _save(folder, embed(model, texts, lesson.longest(), lesson.threads, told).numpy())
 
 
 def _save(folder: Path, answers: "Array") -> None:
