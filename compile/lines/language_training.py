@@ -32,6 +32,7 @@ _WINDOW = 128
 """Tokens of a piece of plain text, where text without rows is learned from."""
 _TYPICAL_ROW = 128
 """Tokens of a row, for forecasts."""
+_NO_LESSON = "distil: the rows are preferences, which are learned without a teacher"
 
 
 class TrainingSteps:
@@ -96,11 +97,11 @@ class TrainingSteps:
     def _learn(self, inputs: Folders, settings: FineTune, run: TrainingRun) -> None:
         """From pairs of answers where the rows have them, from a teacher's logits, or from the answers."""
         recipe, start = self._recipe, inputs["root"] / HF
-        if "data" in inputs and any(row.rejected for row in read_splits(inputs["data"]).train):
+        if "data" in inputs and _are_pairs(read_splits(inputs["data"])):
             from compile.training.preferences import train_preferences
 
             if recipe.distil is not None:
-                raise BadRecipe("distil: the rows are preferences, which are learned without a teacher")
+                raise BadRecipe(_NO_LESSON)
             pairs = self._pairs(inputs, settings)
             train_preferences(start, *pairs, settings, run, start_from=inputs.get("previous"))
             return
@@ -125,6 +126,8 @@ class TrainingSteps:
             from compile.training.teacher import ANSWERS, ask, open_teacher
 
             splits, parts = read_splits(inputs["data"]), {}
+            if _are_pairs(splits):
+                raise BadRecipe(_NO_LESSON)
             with open_teacher(teacher, place, workshop.environment, workshop.threads) as asked:
                 for name in ("train", "validation"):
                     rows = getattr(splits, name)
@@ -247,3 +250,8 @@ class TrainingSteps:
             if encoded.note:
                 report(0.0, f"{name}: {encoded.note}")
         return lists
+
+
+def _are_pairs(splits: Splits) -> bool:
+    """Whether the rows are preferences: a chosen and a rejected answer each."""
+    return any(row.rejected for row in splits.train)

@@ -4,11 +4,13 @@ import hashlib
 import json
 import random
 import shutil
+import time
 
 import pytest
 import yaml
 from small_base import ROOT, compile_, make_base
 
+from compile.errors import BadRecipe
 from models.manifest import Kind
 from models.store import verify_release
 
@@ -46,10 +48,11 @@ def place(tmp_path_factory):
     make_base(folder)
     rows = [(part, where) for part in PARTS for where in PLACES]
     random.Random(0).shuffle(rows)
-    with (folder / "pairs.jsonl").open("w") as pairs:
-        for part, where in rows:
-            row = {"prompt": f"The {part} of {where} is loud.", "chosen": CHOSEN, "rejected": REJECTED}
-            pairs.write(json.dumps(row) + "\n")
+    asked = [f"The {part} of {where} is loud." for part, where in rows]
+    pairs = [{"prompt": text, "chosen": CHOSEN, "rejected": REJECTED} for text in asked]
+    plain = [{"question": text, "answer": CHOSEN} for text in asked]
+    for name, some in (("pairs", pairs), ("plain", plain)):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in some))
     return folder
 
 
@@ -190,21 +193,25 @@ def test_a_student_is_trained_on_what_a_teacher_here_answers(calm):
     (merged,) = (place / "cache").glob("merge-*/reference-f32.gguf")
     shutil.copyfile(merged, place / "teacher.gguf")
     teacher = {"file": {"file": "teacher.gguf"}, "max_tokens": 4}
-    recipe = {
-        "base": BASE,
-        "data": {"path": "pairs.jsonl", "near_duplicate": 1.0},
+    recipe = PREFERENCES | {
         "distil": {"kind": "sequences", "keep_answers": False, "teacher": teacher},
         "finetune": {"method": "full", "epochs": 1, "learning_rate": 0.002},
         "variants": [{"name": "q8_0", "type": "Q8_0"}],
-        "evaluate": EVALUATE,
         "budgets": {"kl_mean": {"max_rise": 0.05}},
-        "release": {"name": "pupil", "version": "1.0.0"},
     }
-    (place / "pupil.yaml").write_text(yaml.safe_dump(recipe))
     cache = Cache(place / "cache")
-    line = LanguageLine.make(place / "pupil.yaml", Workshop(ROOT / ".cache" / "llama.cpp-0.3.36", 1, float))
-    for step in in_order([line.tuned]):
-        cache.run(step, lambda done, note: None)
-    answered = read_splits(cache.folder(line.tuned.after["data"])).train
+
+    def tuned(rows):
+        (place / "pupil.yaml").write_text(yaml.safe_dump(recipe | {"data": PREFERENCES["data"] | rows}))
+        workshop = Workshop(ROOT / ".cache" / "llama.cpp-0.3.36", 1, time.monotonic)
+        line = LanguageLine.make(place / "pupil.yaml", workshop)
+        for step in in_order([line.tuned]):
+            cache.run(step, lambda done, note: None)
+        return line.tuned
+
+    step = tuned({"path": "plain.jsonl"})
+    answered = read_splits(cache.folder(step.after["data"])).train
     assert answered and not {row.answer for row in answered} & {CHOSEN, REJECTED}
-    assert (cache.folder(line.tuned) / "model.safetensors").is_file()
+    assert (cache.folder(step) / "model.safetensors").is_file()
+    with pytest.raises(BadRecipe, match="preferences, which are learned without a teacher"):
+        tuned({"path": "pairs.jsonl"})
