@@ -172,6 +172,18 @@ class GgufHeader:
         return self.text("general.architecture") or ""
 
     @property
+    def kv_bytes_per_token(self) -> int:
+        """What llama.cpp keeps of one token of one sequence: a key and a value per layer, in float16."""
+
+        def number(key: str, otherwise: int) -> int:
+            return self.integer(f"{self.architecture}.{key}") or otherwise
+
+        heads = number("attention.head_count", 1)
+        width = number("embedding_length", 1) // heads
+        sizes = number("attention.key_length", width) + number("attention.value_length", width)
+        return number("block_count", 1) * number("attention.head_count_kv", heads) * sizes * 2
+
+    @property
     def is_adapter(self) -> bool:
         """Whether the file holds an adapter rather than a model."""
         return self.text("general.type") == "adapter"

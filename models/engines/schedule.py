@@ -1,108 +1,67 @@
-"""What to compute next: where a new sequence goes, and which tokens fill the next batch.
+"""What to compute next: who waits for whose prompt, and which tokens fill the next batch. Pure."""
 
-Pure decisions over plain values. A *slot* is one sequence id of a context; the *cache* is the pool of
-KV cells that all slots of a context share. A slot keeps its cells after its request has ended, so that
-a later prompt with the same beginning need not be computed again; they are the first to be given up.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from models.engines.prefixes import common_prefix
 
-@dataclass(frozen=True, slots=True)
-class SlotView:
-    """A slot as the decision sees it.
+WORTH_WAITING = 32
+"""Tokens; a shorter prefix is computed again rather than waited for."""
 
-    ``tokens`` are those whose KV is in the cache, at positions 0, 1, ...; ``reserved`` is the number of
-    cells promised to the running request (0 when idle); ``used`` orders slots by last use.
+
+def is_coming(prompt: list[int], known: int, ahead: Iterable[tuple[list[int], int]]) -> bool:
+    """Whether more of a prompt than the ``known`` first tokens is being computed by others, and worth a wait.
+
+    ``ahead``: the prompts of running requests that came earlier, and how many of their tokens are computed.
+    (Were later ones among them, a request could be overtaken without end.)
     """
-
-    index: int
-    tokens: Sequence[int]
-    reserved: int
-    used: int
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Put the sequence into slot ``target``; its first ``reuse`` tokens come from slot ``source``.
-
-    After that copy the slots in ``evict`` give up their cells.
-    """
-
-    target: int
-    source: int
-    reuse: int
-    evict: tuple[int, ...] = ()
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences share from the start."""
-    size = min(len(a), len(b))
-    for index in range(size):
-        if a[index] != b[index]:
-            return index
-    return size
-
-
-def place(slots: Sequence[SlotView], prompt: Sequence[int], reserve: int, cache: int) -> Placement | None:
-    """Where a prompt that will need ``reserve`` of the ``cache`` cells goes; ``None``: not yet.
-
-    The cells of running requests are counted as if nothing were shared, so that what is promised is
-    always there. At least the last token of the prompt is left to compute: its logits are needed.
-    """
-    idle = [slot for slot in slots if not slot.reserved]
-    promised = sum(slot.reserved for slot in slots)
-    if not idle or promised + reserve > cache:
-        return None
-    # Among equals the one that was not used for longest: it may be the one to be overwritten.
-    source = max(slots, key=lambda slot: (common_prefix(slot.tokens, prompt), not slot.reserved, -slot.used))
-    reuse = min(common_prefix(source.tokens, prompt), len(prompt) - 1)
-    target = min(idle, key=lambda slot: (bool(slot.tokens), slot.used))
-    # A text that is mostly reused is continued in place, and so is any when no slot is empty: what else
-    # stood in the source is lost, but no other slot's text is.
-    if not source.reserved and (2 * reuse >= len(source.tokens) or target.tokens):
-        target = source
-    kept = [slot for slot in idle if slot is not target]
-    free = cache - promised - reserve - sum(len(slot.tokens) for slot in kept)
-    evict = []
-    for slot in sorted(kept, key=lambda slot: (slot is source, slot.used)):
-        if free >= 0:
-            break
-        evict.append(slot.index)
-        free += len(slot.tokens)
-    return Placement(target.index, source.index, reuse, tuple(evict))
+    useful = len(prompt) - 1  # the last token is computed in any case
+    return any(
+        done < (size := min(common_prefix(other, prompt), useful)) and size - known >= WORTH_WAITING
+        for other, done in ahead
+        if done < len(other)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
     """A running sequence with ``tokens`` still to compute; ``arrival`` orders requests."""
 
-    slot: int
+    id: int
     tokens: int
     arrival: int
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Compute the next ``size`` tokens of a slot; ``last``: nothing is left after them."""
+    """Compute the next ``size`` tokens of a sequence; ``last``: nothing is left after them."""
 
-    slot: int
+    id: int
     size: int
     last: bool
 
 
-def fill(pending: Sequence[Pending], batch: int) -> tuple[Chunk, ...]:
+def fill(pending: Sequence[Pending], batch: int, beside: int) -> tuple[Chunk, ...]:
     """The next batch of at most ``batch`` tokens.
 
-    Sequences that already answer (one token each) go first, so that a long prompt never stops them;
-    what room is left takes prompts in order of arrival.
+    Sequences that already answer (one token each) go first, so that a long prompt never stops them, and if
+    there are any, prompts take at most ``beside`` tokens together, so that it does not slow them much.
+    What room is left takes prompts in order of arrival.
     """
-    chunks = []
-    for item in sorted(pending, key=lambda item: (item.tokens > 1, item.arrival)):
-        size = min(item.tokens, batch)
+    answering = [item for item in pending if item.tokens == 1]
+    prompts = [item for item in pending if item.tokens > 1]
+    chunks = [Chunk(item.id, 1, True) for item in sorted(answering, key=_arrival)[:batch]]
+    room = batch - len(chunks)
+    if answering:
+        room = min(room, beside)
+    for item in sorted(prompts, key=_arrival):
+        size = min(item.tokens, room)
         if not size:
             break
-        chunks.append(Chunk(item.slot, size, size == item.tokens))
-        batch -= size
+        chunks.append(Chunk(item.id, size, size == item.tokens))
+        room -= size
     return tuple(chunks)
+
+
+def _arrival(item: Pending) -> int:
+    return item.arrival

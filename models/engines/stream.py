@@ -33,6 +33,8 @@ class TextStream:
     def _take(self, text: str) -> str:
         if self.stopped:
             return ""
+        if not self._stop:
+            return text
         shown = []
         # One character at a time, so that the first stop to be completed wins whatever the pieces are.
         for character in text:

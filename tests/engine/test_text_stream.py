@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.engines.schedule import Pending, SlotView, fill, place
+from models.engines.schedule import Pending, fill, is_coming
 from models.engines.stream import TextStream
 
 
@@ -40,36 +40,26 @@ def test_any_bytes_become_the_text_that_replacing_decodes(data: bytes, at: list[
     assert "".join([*map(stream.push, cut(data, at)), stream.flush()]) == data.decode("utf-8", "replace")
 
 
-@given(
-    st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=8), st.booleans()), min_size=1, max_size=5),
-    st.lists(st.integers(0, 2), min_size=1, max_size=8),
-    st.integers(1, 8),
-)
-def test_a_placement_never_promises_more_than_there_is(
-    slots: list[tuple[list[int], bool]], prompt: list[int], answer: int
-) -> None:
-    cache = 40
-    views = [
-        SlotView(index, tokens, len(tokens) + 2 if running else 0, index)
-        for index, (tokens, running) in enumerate(slots)
-    ]
-    reserve = len(prompt) + answer
-    placed = place(views, prompt, reserve, cache)
-    promised = sum(view.reserved for view in views)
-    if placed is None:
-        assert promised + reserve > cache or all(view.reserved for view in views)
-        return
-    assert not views[placed.target].reserved, "a running request keeps its slot"
-    assert list(views[placed.source].tokens[: placed.reuse]) == prompt[: placed.reuse]
-    assert placed.reuse < len(prompt), "the last token is computed, for its logits"
-    assert all(not views[index].reserved and index != placed.target for index in placed.evict)
-    kept = [v for v in views if not v.reserved and v.index not in (placed.target, *placed.evict)]
-    assert promised + reserve + sum(len(view.tokens) for view in kept) <= cache
+@given(st.lists(st.integers(1, 50), max_size=8), st.integers(8, 64), st.integers(1, 64))
+def test_a_batch_is_full_and_answers_go_before_prompts(sizes: list[int], batch: int, beside: int) -> None:
+    chunks = fill([Pending(index, size, index) for index, size in enumerate(sizes)], batch, beside)
+    answers = sizes.count(1)
+    prompts = sum(sizes) - answers
+    room = min(batch - answers, beside) if answers else batch
+    assert sum(chunk.size for chunk in chunks) == answers + min(prompts, room)
+    assert {chunk.id for chunk in chunks} >= {index for index, size in enumerate(sizes) if size == 1}
+    assert all(chunk.last == (chunk.size == sizes[chunk.id]) for chunk in chunks)
+    begun = [chunk.id for chunk in chunks if sizes[chunk.id] > 1]
+    assert begun == [index for index, size in enumerate(sizes) if size > 1][: len(begun)]
 
 
-@given(st.lists(st.integers(1, 50), max_size=8), st.integers(8, 64))
-def test_a_batch_is_full_and_answers_go_before_prompts(sizes: list[int], batch: int) -> None:
-    chunks = fill([Pending(index, size, index) for index, size in enumerate(sizes)], batch)
-    assert sum(chunk.size for chunk in chunks) == min(batch, sum(sizes))
-    assert {chunk.slot for chunk in chunks} >= {index for index, size in enumerate(sizes) if size == 1}
-    assert all(chunk.last == (chunk.size == sizes[chunk.slot]) for chunk in chunks)
+def test_a_prefix_that_is_being_computed_is_waited_for_when_it_is_long_enough() -> None:
+    system = list(range(100))
+    prompt, other = [*system, 500, 501], [*system, 600, 601]
+    assert is_coming(prompt, 0, [(other, 0)])
+    assert is_coming(prompt, 68, [(other, 68)])
+    assert not is_coming(prompt, 69, [(other, 69)]), "little of it is left"
+    assert not is_coming(prompt, 0, [(other, 100)]), "it is there"
+    assert not is_coming(prompt, 0, [([*range(31), 7, *other], 0)]), "little of it is the same"
+    assert not is_coming(prompt, 101, [(prompt, 101)]), "the last token is computed in any case"
+    assert not is_coming(prompt, 0, [])

@@ -1,0 +1,139 @@
+"""A native context: KV cells under sequence ids, and the batch that is computed next. It decides nothing."""
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from models.engines.llama_cpp.library import last_error
+from models.engines.llama_cpp.settings import LlamaSettings
+from models.engines.prefixes import Change, Copy
+from models.errors import EngineError
+from models.gguf import GgufHeader
+
+_LOGIT = 4
+"""Bytes; llama.cpp computes logits in float32."""
+
+
+def context_bytes(settings: LlamaSettings, header: GgufHeader, vocabulary: int) -> int:
+    """What a context takes: its KV cells, and the logits of a batch in and out of the compute buffer."""
+    rows = settings.batch_tokens + settings.ids
+    return settings.cache_tokens * header.kv_bytes_per_token + rows * vocabulary * _LOGIT
+
+
+class Context:
+    """Over a loaded model, with at most one adapter.
+
+    ``observe`` is shown every computed node: a ``ggml_backend_sched_eval_callback``, kept alive by the
+    caller. Raises ``EngineError`` when llama.cpp cannot make it.
+    """
+
+    def __init__(self, lib: Any, model: Any, settings: LlamaSettings, adapter: Any, observe: Any) -> None:
+        self._lib = lib
+        parameters = lib.llama_context_default_params()
+        parameters.n_ctx = settings.cache_tokens
+        # llama.cpp aborts when one token of each sequence id does not fit a batch.
+        parameters.n_batch = parameters.n_ubatch = max(settings.batch_tokens, settings.ids)
+        parameters.n_seq_max = settings.ids
+        parameters.n_threads = parameters.n_threads_batch = settings.threads
+        parameters.kv_unified = True  # sequences share prefixes cell by cell
+        parameters.swa_full = True  # a sliding window would lose the prefix that is to be reused
+        parameters.no_perf = True
+        if observe is not None:
+            parameters.cb_eval = observe
+        self.handle = lib.llama_init_from_model(model, parameters)
+        if not self.handle:
+            raise EngineError(last_error())
+        if adapter is not None:
+            adapters = (lib.llama_adapter_lora_p_ctypes * 1)(adapter)
+            if lib.llama_set_adapters_lora(self.handle, adapters, 1, (ctypes.c_float * 1)(1.0)):
+                lib.llama_free(self.handle)
+                raise EngineError(f"the adapter cannot be used in a context: {last_error()}")
+        self._memory = lib.llama_get_memory(self.handle)
+        self._batch = _Batch(lib, settings.batch_tokens)
+
+    def add(self, id: int, start: int, tokens: Sequence[int], outputs: int) -> int:
+        """Put tokens at positions from ``start`` on into the batch; return the row of the last one.
+
+        Logits are computed for the last ``outputs`` of them.
+        """
+        return self._batch.add(id, start, tokens, outputs)
+
+    def compute(self) -> None:
+        """Compute the batch, and empty it. Raises ``EngineError``; the cells are in doubt then."""
+        status = self._lib.llama_decode(self.handle, self._batch.take())
+        if status:
+            raise EngineError(f"llama.cpp could not compute a batch ({status}): {last_error()}")
+
+    def carry_out(self, changes: Iterable[Change]) -> None:
+        """Do to the cells what the tree of prefixes decided. Raises ``EngineError``."""
+        for change in changes:
+            if isinstance(change, Copy):
+                self._lib.llama_memory_seq_cp(
+                    self._memory, change.source, change.target, change.first, change.last
+                )
+            elif not self._lib.llama_memory_seq_rm(self._memory, change.id, change.first, change.last):
+                raise EngineError(f"llama.cpp could not drop cells of sequence {change.id}")
+
+    def clear(self) -> None:
+        """Forget every cell, and what was put into the batch."""
+        self._lib.llama_memory_clear(self._memory, False)
+        self._batch.take()
+
+    def state_bytes(self, id: int) -> int:
+        """How many bytes ``read_state`` will return."""
+        size: int = self._lib.llama_state_seq_get_size(self.handle, id)
+        return size
+
+    def read_state(self, id: int) -> bytes:
+        """The cells of a sequence id, as llama.cpp writes them."""
+        size = self.state_bytes(id)
+        buffer = (ctypes.c_uint8 * size)()
+        return bytes(buffer)[: self._lib.llama_state_seq_get_data(self.handle, buffer, size, id)]
+
+    def write_state(self, id: int, state: bytes, tokens: int) -> bool:
+        """Put the cells of ``tokens`` tokens that ``read_state`` returned into a sequence id.
+
+        Whether llama.cpp took them; if not, the cells are in doubt.
+        """
+        lib = self._lib
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if lib.llama_state_seq_set_data(self.handle, buffer, len(state), id) != len(state):
+            return False
+        ends = lib.llama_memory_seq_pos_min(self._memory, id), lib.llama_memory_seq_pos_max(self._memory, id)
+        return bool(ends == (0, tokens - 1))
+
+    def close(self) -> None:
+        """Free everything native."""
+        self._lib.llama_free(self.handle)
+
+
+class _Batch:
+    """A ``llama_batch`` over arrays of our own, filled by slices: ctypes is slow element by element."""
+
+    def __init__(self, lib: Any, size: int) -> None:
+        self._tokens = (ctypes.c_int32 * size)()
+        self._positions = (ctypes.c_int32 * size)()
+        self._ids = (ctypes.c_int32 * size)()
+        self._outputs = (ctypes.c_int8 * size)()
+        one_each = (ctypes.c_int32 * size)(*[1] * size)
+        id_type = ctypes.POINTER(ctypes.c_int32)
+        first, width = ctypes.addressof(self._ids), ctypes.sizeof(ctypes.c_int32)
+        id_lists = (id_type * size)(*(ctypes.cast(first + width * row, id_type) for row in range(size)))
+        self._native = lib.llama_batch(
+            token=self._tokens, pos=self._positions, n_seq_id=one_each, seq_id=id_lists, logits=self._outputs
+        )
+        self._rows = 0
+
+    def add(self, id: int, start: int, tokens: Sequence[int], outputs: int) -> int:
+        size, first = len(tokens), self._rows
+        self._rows = last = first + size
+        self._tokens[first:last] = list(tokens)
+        self._positions[first:last] = list(range(start, start + size))
+        self._ids[first:last] = [id] * size
+        self._outputs[first:last] = [*[0] * (size - outputs), *[1] * outputs]
+        return last - 1
+
+    def take(self) -> Any:
+        """The native batch; what is added next begins another."""
+        self._native.n_tokens, self._rows = self._rows, 0
+        return self._native

@@ -1,0 +1,315 @@
+"""One base model under llama.cpp, with adapters over the same weights.
+
+Owns the native model, a lane for the base and for each adapter, which of them have a context, and the order
+in which they are stepped. Refuses a file that ``models.gguf`` has not passed. One thread owns an engine.
+
+An adapter is loaded before its context is made, because llama.cpp sizes the compute graph then; KV is never
+shared between contexts, so an answer can never contain another adapter's state (llama.cpp#26207).
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.engines.base import Event, GenerateRequest, ModelFacts
+from models.engines.llama_cpp.context import context_bytes
+from models.engines.llama_cpp.lane import Job, Lane
+from models.engines.llama_cpp.library import build, last_error, library
+from models.engines.llama_cpp.sampler import Sampler, check_sampling
+from models.engines.llama_cpp.saved import MOST_BYTES, SavedPrefixes
+from models.engines.llama_cpp.settings import LlamaSettings
+from models.engines.llama_cpp.vocabulary import Vocabulary
+from models.engines.stream import TextStream
+from models.errors import (
+    AnswerTooLong,
+    ContextLengthExceeded,
+    EngineError,
+    UnknownAdapter,
+    UnsupportedRequest,
+)
+from models.gguf import check_adapter, check_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class LlamaEngine:
+    """One base model. Implements ``Generate`` and ``TakeAdapters``.
+
+    ``observe`` is shown every computed node: a ``ggml_backend_sched_eval_callback``, kept alive by the
+    caller. ``saved``: where prefixes are kept from one run to the next. Raises ``UnsafeFile`` for a file
+    that is not sound, ``EngineError`` when it cannot be loaded or has no room for a context.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: LlamaSettings,
+        observe: Any = None,
+        saved: SavedPrefixes | None = None,
+    ) -> None:
+        self._header = check_model(path)
+        self._lib = library()
+        parameters = self._lib.llama_model_default_params()
+        self._model = self._lib.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            raise EngineError(f"{path.name} cannot be loaded: {last_error()}")
+        self._vocabulary = Vocabulary(self._lib, self._model)
+        self._lanes: dict[str | None, Lane] = {}
+        self._leaving: list[Lane] = []
+        self._requests: dict[str, Lane] = {}
+        self._arrivals = 0
+        self._saved = saved
+        try:
+            if self._lib.llama_model_has_encoder(self._model):
+                raise EngineError(f"{path.name} is an encoder: it does not generate text")
+            trained = self._lib.llama_model_n_ctx_train(self._model)
+            self._settings = settings.fitted(trained)
+            self.facts = self._facts(path, trained)
+            self.context_bytes = context_bytes(self._settings, self._header, self._vocabulary.size)
+            self._most_contexts = self._affordable()
+            self._lanes[None] = self._new_lane(observe=observe)
+            self._open(self._lanes[None])
+        except BaseException:
+            self._free()
+            raise
+
+    # TakeAdapters
+
+    def attach(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter under ``name``, beside the base weights that are already there.
+
+        Raises ``UnsafeFile``, or ``EngineError`` when it does not fit the base or the name is taken.
+        """
+        if name in self._lanes:
+            raise EngineError(f"an adapter {name!r} is already attached")
+        check_adapter(path, self._header)
+        adapter = self._lib.llama_adapter_lora_init(self._model, str(path).encode())
+        if not adapter:
+            raise EngineError(f"{path.name} does not fit the base: {last_error()}")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if self._saved else None
+        self._lanes[name] = self._new_lane(adapter, digest=digest)
+
+    def detach(self, name: str) -> None:
+        """Take no more requests for an adapter; free it when those that run have ended.
+
+        Raises ``UnknownAdapter``.
+        """
+        self._lane(name)
+        self._leaving.append(self._lanes.pop(name))
+        self._free_idle_leavers()
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that take requests."""
+        return tuple(name for name in self._lanes if name is not None)
+
+    @property
+    def contexts(self) -> tuple[str | None, ...]:
+        """The adapters that have a context, ``None`` for the base."""
+        return tuple(name for name, lane in self._lanes.items() if lane.is_open)
+
+    # Generate
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queue a request. Raises ``ContextLengthExceeded``, ``UnknownAdapter``, ``UnsupportedRequest``."""
+        lane = self._lane(request.adapter)
+        if request.id in self._requests:
+            raise EngineError(f"a request {request.id!r} is already running")
+        sampling = request.sampling
+        check_sampling(sampling, self._vocabulary)
+        prompt = self.prompt_tokens(request.prompt, request.literal)
+        if not prompt:
+            raise UnsupportedRequest("the prompt is empty")
+        room = self._settings.context_tokens - len(prompt)
+        most = room if sampling.max_tokens is None else sampling.max_tokens
+        if most > room or room < 1:
+            raise (AnswerTooLong if room >= 1 else ContextLengthExceeded)(
+                f"the context has {self._settings.context_tokens} tokens; the prompt takes {len(prompt)}"
+                + (f" and the answer may take {sampling.max_tokens}" if sampling.max_tokens else "")
+            )
+        sampler = Sampler(self._lib, self._vocabulary, sampling, prompt, most)
+        self._arrivals += 1
+        stream = TextStream(sampling.stop)
+        lane.waiting.append(Job(request.id, prompt, len(prompt), most, stream, sampler, self._arrivals))
+        self._requests[request.id] = lane
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request within one step; unknown ids are ignored."""
+        lane = self._requests.get(request_id)
+        if lane is not None:
+            lane.cancel(request_id)
+
+    def step(self) -> list[Event]:
+        """Advance every context that has work by one batch.
+
+        A sequence whose prompt is still being read gives an event without text; so an empty list means
+        that there is nothing to do.
+        """
+        events: list[Event] = []
+        lanes = (*self._lanes.values(), *self._leaving)
+        for lane in lanes:
+            events += lane.drop_cancelled()
+        held_up = math.inf
+        for lane in sorted((lane for lane in lanes if lane.waiting), key=_first_arrival):
+            if not lane.is_open and not self._make_way():
+                held_up = _first_arrival(lane)
+                break
+            try:
+                self._open(lane)
+            except EngineError as error:
+                events += lane.refuse_waiting(error)
+        for lane in lanes:
+            if lane.busy:
+                lane.used = self._arrivals
+                events += lane.step(held_up)
+        for event in events:
+            if event.done:
+                del self._requests[event.id]
+        self._free_idle_leavers()
+        return events
+
+    # Evaluation
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids. ``add_special``: BOS/EOS as the model asks; ``parse_special``: read special tokens."""
+        return self._vocabulary.tokenize(text, add_special, parse_special)
+
+    def prompt_tokens(
+        self, prompt: str | Sequence[int], literal: Sequence[tuple[int, int]] = ()
+    ) -> list[int]:
+        """See ``Vocabulary.prompt_tokens``."""
+        return self._vocabulary.prompt_tokens(prompt, literal)
+
+    def score(
+        self, tokens: Sequence[int], first: int = 0, adapter: str | None = None
+    ) -> "npt.NDArray[np.float32]":
+        """Logits of one sequence, from position ``first`` on: float32 [len(tokens) - first, vocabulary].
+
+        Row ``i`` predicts the token after ``tokens[first + i]``. Raises ``ContextLengthExceeded``,
+        ``UnknownAdapter``, and ``EngineError`` while requests run.
+        """
+        lane = self._lane(adapter)
+        if len(tokens) > self._settings.context_tokens:
+            raise ContextLengthExceeded(
+                f"{len(tokens)} tokens to score; the context has {self._settings.context_tokens}"
+            )
+        if not 0 <= first < len(tokens):
+            raise EngineError(f"cannot score from position {first} of {len(tokens)} tokens")
+        if any(not 0 <= token < self.facts.vocabulary for token in tokens):
+            raise EngineError("a token to score is outside the vocabulary")
+        if not lane.is_open and not self._make_way():
+            raise EngineError("every context is in use")
+        self._open(lane)
+        return lane.score(tokens, first)
+
+    def close(self) -> None:
+        """Save prefixes, and free everything native. Safe to call twice; nothing else may follow."""
+        try:
+            for lane in self._lanes.values():
+                self._save(lane)
+        finally:
+            self._free()
+
+    # Contexts
+
+    def _affordable(self) -> float:
+        """How many contexts there may be at once. Raises ``EngineError`` when not even one."""
+        budget = self._settings.context_bytes
+        if budget is None:
+            return math.inf
+        if self.context_bytes > budget:
+            raise EngineError(
+                f"a context of {self._settings.cache_tokens} tokens takes {self.context_bytes >> 20} MiB; "
+                f"{budget >> 20} MiB are allowed"
+            )
+        return budget // self.context_bytes
+
+    def _make_way(self) -> bool:
+        """Whether one more context may be made, if need be in place of the idle one used longest ago."""
+        lanes = [lane for lane in (*self._lanes.values(), *self._leaving) if lane.is_open]
+        idle = [lane for lane in lanes if not lane.busy]
+        if len(lanes) >= self._most_contexts and idle:
+            lane = min(idle, key=lambda lane: lane.used)
+            self._save(lane)
+            lane.shut()
+            lanes.remove(lane)
+        return len(lanes) < self._most_contexts
+
+    def _open(self, lane: Lane) -> None:
+        """Make a lane's context, and give it the prefixes of the last time. Raises ``EngineError``."""
+        if lane.is_open:
+            return
+        try:
+            lane.open()
+        except EngineError as error:
+            raise EngineError(
+                f"no context of {self._settings.cache_tokens} tokens ({self.context_bytes >> 20} MiB) "
+                f"can be made: {error}"
+            ) from error
+        if self._saved is not None:
+            lane.restore(self._saved.load(self._made_for(lane)))
+
+    def _save(self, lane: Lane) -> None:
+        if self._saved is not None and lane.is_open:
+            self._saved.save(self._made_for(lane), lane.save(MOST_BYTES))
+
+    def _made_for(self, lane: Lane) -> dict[str, object]:
+        """What saved state depends on; whatever differs makes it another's."""
+        return {
+            "weights": self._saved.weights if self._saved else "",
+            "adapter": lane.digest,
+            "llama.cpp": build(self._lib),
+            "cells": self._settings.cache_tokens,
+            "ids": self._settings.ids,
+            "context": self._settings.context_tokens,
+        }
+
+    # Inside
+
+    def _new_lane(self, adapter: Any = None, observe: Any = None, digest: str | None = None) -> Lane:
+        return Lane(self._lib, self._model, self._vocabulary, self._settings, adapter, observe, digest)
+
+    def _lane(self, adapter: str | None) -> Lane:
+        lane = self._lanes.get(adapter)
+        if lane is None:
+            raise UnknownAdapter(f"no adapter {adapter!r} is attached")
+        return lane
+
+    def _free(self) -> None:
+        for lane in (*self._lanes.values(), *self._leaving):
+            lane.close()
+        self._lanes.clear()
+        self._leaving.clear()
+        self._requests.clear()
+        if self._model:
+            self._lib.llama_model_free(self._model)
+            self._model = None
+
+    def _free_idle_leavers(self) -> None:
+        for lane in [lane for lane in self._leaving if not lane.busy]:
+            self._leaving.remove(lane)
+            lane.close()
+
+    def _facts(self, path: Path, trained: int) -> ModelFacts:
+        header, lib, vocabulary = self._header, self._lib, self._vocabulary
+        return ModelFacts(
+            architecture=header.architecture,
+            name=header.text("general.name") or path.stem,
+            parameters=lib.llama_model_n_params(self._model),
+            context_length=trained,
+            context_tokens=self._settings.context_tokens,
+            vocabulary=vocabulary.size,
+            bos=vocabulary.text(lib.llama_vocab_bos(vocabulary.handle)),
+            eos=vocabulary.text(lib.llama_vocab_eos(vocabulary.handle)),
+            chat_template=header.text("tokenizer.chat_template"),
+            file_bytes=path.stat().st_size,
+            control_tokens=vocabulary.controls(),
+        )
+
+
+def _first_arrival(lane: Lane) -> int:
+    return lane.waiting[0].arrival

@@ -1,0 +1,318 @@
+"""The requests for the base, or for one adapter, and the context in which they run.
+
+A lane decides nothing itself: ``models.engines.schedule`` and ``models.engines.prefixes`` do. It lives on
+without a context while nobody asks for its adapter.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from models.engines import schedule
+from models.engines.base import Event, Finish, Usage
+from models.engines.llama_cpp.context import Context
+from models.engines.llama_cpp.sampler import Sampler
+from models.engines.llama_cpp.settings import LlamaSettings
+from models.engines.llama_cpp.vocabulary import Vocabulary
+from models.engines.prefixes import PrefixTree
+from models.engines.stream import TextStream
+from models.errors import EngineError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_NO_TOKEN = -1
+SavedPrefix = tuple[list[int], bytes]
+"""Tokens, and the state of their cells."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request on its way: ``tokens`` of prompt and answer so far, of which ``computed`` are in cells."""
+
+    id: str
+    tokens: list[int]
+    prompt: int
+    most: int
+    stream: TextStream
+    sampler: Sampler
+    arrival: int
+    computed: int = 0
+    cached: int = 0
+    cancelled: bool = False
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(self.prompt, len(self.tokens) - self.prompt, self.cached)
+
+
+class Lane:
+    """Owns its context, once there is one; ``adapter`` and ``observe`` as in ``Context``."""
+
+    def __init__(
+        self,
+        lib: Any,
+        model: Any,
+        vocabulary: Vocabulary,
+        settings: LlamaSettings,
+        adapter: Any = None,
+        observe: Any = None,
+        digest: str | None = None,
+    ) -> None:
+        self._lib, self._model, self._vocabulary, self._settings = lib, model, vocabulary, settings
+        self._adapter, self._observe = adapter, observe
+        self.digest = digest
+        self.waiting: deque[Job] = deque()
+        self.used = 0
+        self._context: Context | None = None
+        self._running: dict[int, Job] = {}
+        # State of recurrent layers cannot be cut at a prefix.
+        self._shares = not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+        self._tree = self._new_tree()
+
+    # The context
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a context."""
+        return self._context is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.waiting or self._running)
+
+    @property
+    def running(self) -> int:
+        """How many requests have cells."""
+        return len(self._running)
+
+    def open(self) -> None:
+        """Make the context. Raises ``EngineError`` when llama.cpp cannot."""
+        if self._context is None:
+            self._context = Context(self._lib, self._model, self._settings, self._adapter, self._observe)
+            self._tree = self._new_tree()
+
+    def shut(self) -> None:
+        """Free the context, in which nothing runs."""
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+    def close(self) -> None:
+        """Free everything, the adapter too."""
+        for sequence in (*self.waiting, *self._running.values()):
+            sequence.sampler.close()
+        self.waiting.clear()
+        self._running.clear()
+        self.shut()
+        if self._adapter is not None:
+            self._lib.llama_adapter_lora_free(self._adapter)
+            self._adapter = None
+
+    # Requests
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request within one step."""
+        for sequence in (*self.waiting, *self._running.values()):
+            if sequence.id == request_id:
+                sequence.cancelled = True
+
+    def refuse_waiting(self, error: EngineError) -> list[Event]:
+        """Whoever waits gets ``error``."""
+        refused, self.waiting = self.waiting, deque()
+        for sequence in refused:
+            sequence.sampler.close()
+        return [Event(one.id, error=error, usage=one.usage) for one in refused]
+
+    def drop_cancelled(self) -> list[Event]:
+        """End what was cancelled."""
+        dropped = [sequence for sequence in self.waiting if sequence.cancelled]
+        self.waiting = deque(sequence for sequence in self.waiting if not sequence.cancelled)
+        for sequence in dropped:
+            sequence.sampler.close()
+        for id, sequence in list(self._running.items()):
+            if sequence.cancelled:
+                dropped.append(sequence)
+                self._release(id)
+        return [Event(item.id, finish=Finish.CANCELLED, usage=item.usage) for item in dropped]
+
+    def step(self, before: float) -> list[Event]:
+        """One batch: admit what fits and came ``before`` that arrival, compute, sample."""
+        if self._context is None:
+            return []
+        try:
+            self._admit(self._context, before)
+            return self._advance(self._context)
+        except EngineError as error:
+            return self._fail_running(error)
+
+    def _admit(self, context: Context, before: float) -> None:
+        """Give cells to waiting requests in order of arrival; the first that does not fit holds up the rest.
+
+        One whose prefix is being computed waits for it, and lets others pass.
+        """
+        staying: list[Job] = []
+        while self.waiting and self.waiting[0].arrival < before:
+            sequence = self.waiting[0]
+            ahead = (
+                (other.tokens[: other.prompt], other.computed)
+                for other in self._running.values()
+                if other.computed < other.prompt and other.arrival < sequence.arrival
+            )
+            known = self._tree.longest(sequence.tokens)
+            if self._shares and schedule.is_coming(sequence.tokens, known, ahead):
+                staying.append(self.waiting.popleft())
+                continue
+            start = self._tree.start(sequence.tokens, sequence.prompt + sequence.most)
+            if start is None:
+                break
+            self.waiting.popleft()
+            self._running[start.id] = sequence
+            sequence.computed = sequence.cached = start.reuse
+            context.carry_out(start.changes)
+        self.waiting.extendleft(reversed(staying))
+
+    def _advance(self, context: Context) -> list[Event]:
+        pending = [
+            schedule.Pending(id, len(sequence.tokens) - sequence.computed, sequence.arrival)
+            for id, sequence in self._running.items()
+        ]
+        chunks = schedule.fill(pending, self._settings.batch_tokens, self._settings.beside_tokens)
+        if not chunks:
+            return []
+        context.carry_out(self._tree.make_room(sum(chunk.size for chunk in chunks)))
+        rows = []
+        for chunk in chunks:
+            one = self._running[chunk.id]
+            part = one.tokens[one.computed : one.computed + chunk.size]
+            rows.append(context.add(chunk.id, one.computed, part, outputs=int(chunk.last)))
+        context.compute()
+        return [self._took(context, chunk, row) for chunk, row in zip(chunks, rows, strict=True)]
+
+    def _took(self, context: Context, chunk: schedule.Chunk, row: int) -> Event:
+        """A chunk has been computed; sample when it was the last one of its sequence."""
+        sequence = self._running[chunk.id]
+        part = sequence.tokens[sequence.computed : sequence.computed + chunk.size]
+        context.carry_out(self._tree.advance(chunk.id, part))
+        sequence.computed += chunk.size
+        if not chunk.last:
+            return Event(sequence.id, usage=sequence.usage)
+        try:
+            event = self._sample(sequence, context.handle, row)
+        except EngineError as error:
+            event = Event(sequence.id, error=error, usage=sequence.usage)
+        if event.done:
+            self._release(chunk.id)
+        return event
+
+    def _sample(self, sequence: Job, context: Any, row: int) -> Event:
+        token = sequence.sampler.sample(context, row)
+        if self._vocabulary.is_end(token):
+            return Event(sequence.id, sequence.stream.flush(), Finish.STOP, usage=sequence.usage)
+        logprobs = sequence.sampler.logprobs(context, row, token)
+        sequence.tokens.append(token)
+        text = sequence.stream.push(self._vocabulary.piece(token))
+        finish = Finish.STOP if sequence.stream.stopped else None
+        if finish is None and len(sequence.tokens) - sequence.prompt == sequence.most:
+            text += sequence.stream.flush()
+            finish = Finish.STOP if sequence.stream.stopped else Finish.LENGTH
+        return Event(sequence.id, text, finish, usage=sequence.usage, logprobs=logprobs)
+
+    def _release(self, id: int) -> None:
+        """A request has ended; its cells are kept for a later prompt."""
+        self._running.pop(id).sampler.close()
+        changes = self._tree.finish(id)
+        if self._context is not None:
+            self._context.carry_out(changes)
+
+    def _fail_running(self, error: EngineError) -> list[Event]:
+        failed = list(self._running.values())
+        for sequence in failed:
+            sequence.sampler.close()
+        self._running.clear()
+        self._forget()
+        return [Event(one.id, error=error, usage=one.usage) for one in failed]
+
+    def _forget(self) -> None:
+        if self._context is not None:
+            self._context.clear()
+        self._tree = self._new_tree()
+
+    def _new_tree(self) -> PrefixTree:
+        sizes = self._settings
+        return PrefixTree(sizes.ids, sizes.max_sequences, sizes.cache_tokens, self._shares)
+
+    # Evaluation
+
+    def score(self, tokens: Sequence[int], first: int) -> "npt.NDArray[np.float32]":
+        """See ``LlamaEngine.score``."""
+        import numpy as np
+
+        if self.busy:
+            raise EngineError("logits are computed only while no request runs")
+        context, size = self._context, self._vocabulary.size
+        if context is None:
+            raise EngineError("there is no context to compute in")
+        self._forget()
+        result = np.empty((len(tokens) - first, size), dtype=np.float32)
+        try:
+            for start in range(0, len(tokens), self._settings.batch_tokens):
+                part = tokens[start : start + self._settings.batch_tokens]
+                wanted = min(len(part), max(0, start + len(part) - first))
+                last = context.add(0, start, part, wanted)
+                context.compute()
+                if wanted:
+                    # Requested rows lie one after the other in the output.
+                    logits = self._lib.llama_get_logits_ith(context.handle, last - wanted + 1)
+                    block = np.ctypeslib.as_array(logits, shape=(wanted, size))
+                    result[start + len(part) - wanted - first :][:wanted] = block
+        finally:
+            self._forget()
+        return result
+
+    # Warm start
+
+    def save(self, most_bytes: int) -> list[SavedPrefix]:
+        """The prefixes that more than one request has used, the latest used first, while they fit.
+
+        What runs is given up.
+        """
+        saved: list[SavedPrefix] = []
+        if self._context is None:
+            return saved
+        for id in list(self._running):
+            self._release(id)
+        for holder, length in self._tree.shared():
+            tokens = self._tree.tokens(holder)[:length]
+            start = self._tree.start([*tokens, _NO_TOKEN], length + 1)
+            if start is None:
+                break
+            self._context.carry_out(start.changes)
+            most_bytes -= self._context.state_bytes(start.id)
+            if most_bytes >= 0:
+                saved.append((tokens, self._context.read_state(start.id)))
+            self._context.carry_out(self._tree.finish(start.id))
+            if most_bytes < 0:
+                break
+        return saved
+
+    def restore(self, saved: Sequence[SavedPrefix]) -> None:
+        """Put saved prefixes into a context that has just been made, the first one last."""
+        if self._context is None or not self._shares:
+            return
+        for tokens, state in reversed(saved):
+            start = self._tree.start([_NO_TOKEN], len(tokens))
+            if start is None or self._tree.used + len(tokens) > self._tree.cells:
+                break
+            self._context.carry_out(start.changes)
+            if not self._context.write_state(start.id, state, len(tokens)):
+                break
+            self._context.carry_out(self._tree.advance(start.id, tokens))
+            self._context.carry_out(self._tree.finish(start.id, shared=True))
+        else:
+            return
+        self._forget()  # some of it may be half there

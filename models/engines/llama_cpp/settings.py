@@ -1,0 +1,48 @@
+"""Sizes of an engine."""
+
+from dataclasses import dataclass, replace
+
+from models.errors import EngineError
+
+KEPT_IDS = 32
+"""Sequence ids beyond the running ones, each of which may keep a prefix."""
+_MOST_IDS = 256
+"""llama.cpp's limit (LLAMA_MAX_SEQ)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaSettings:
+    """Sizes of an engine. ``cache_tokens`` KV cells are shared by the sequences of one context.
+
+    ``beside_tokens``: how many tokens of prompts are computed in a step that also lengthens answers; fewer
+    let answers flow more evenly, more let prompts be read sooner. ``context_bytes``: what all contexts may
+    take together, ``None`` as much as they like; idle ones are closed to make room for others.
+    """
+
+    threads: int = 1
+    context_tokens: int = 2048  # positions of one sequence, prompt and answer together
+    max_sequences: int = 8  # running at once, in each context
+    batch_tokens: int = 256  # computed in one step, prompts and answers together
+    beside_tokens: int = 96
+    cache_tokens: int = 8192  # at least context_tokens; what running requests may claim together
+    context_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.threads, self.context_tokens, self.max_sequences, self.batch_tokens, self.beside_tokens)
+        if min(sizes) < 1:
+            raise EngineError(f"every size of an engine is at least 1: {self}")
+        if self.batch_tokens < self.max_sequences:
+            raise EngineError(f"a batch of {self.batch_tokens} cannot step {self.max_sequences} sequences")
+        if self.max_sequences >= _MOST_IDS:
+            raise EngineError(f"at most {_MOST_IDS - 1} sequences run at once, not {self.max_sequences}")
+
+    @property
+    def ids(self) -> int:
+        """Sequence ids of a context: for running requests, and for prefixes that are kept."""
+        return min(self.max_sequences + KEPT_IDS, _MOST_IDS)
+
+    def fitted(self, trained: int) -> "LlamaSettings":
+        """The same, with no more context than the model was ``trained`` for (0: not known)."""
+        context = min(self.context_tokens, trained) if trained > 0 else self.context_tokens
+        cells = max(context, min(self.cache_tokens, context * self.max_sequences))
+        return replace(self, context_tokens=context, cache_tokens=cells)
