@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -39,12 +38,12 @@ from edge_agent.state import MIGRATIONS as RELEASE_MIGRATIONS
 from edge_agent.state import ReleaseTable
 from edge_agent.supervised import SupervisedEngine
 from models.digest import Digest
-from models.machine import this_machine
+from models.machine import free_memory, this_machine
 from models.manifest import File
 from models.profiles import Machine
 from models.store import BlobStore
 from sync.database import Database
-from sync.errors import LinkDown, SyncError
+from sync.errors import LinkDown
 from sync.identity import device_tls_context
 from sync.link import Incoming, Link, LinkSettings, MqttBlobSource
 from sync.protocol import (
@@ -284,14 +283,6 @@ async def run(home: Home, settings: AgentSettings, say: Callable[[str], None]) -
             url = url_of(server, tls is not None)
             say(f"{home.membership().device} serves at {url}/v1 (Ctrl-C ends)")
             await serve_until_signal(app, server, tls)
-
-
-def free_memory() -> int:
-    """Bytes that the kernel says are available without swapping."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise SyncError("/proc/meminfo does not say how much memory is available")
 
 
 class _Noted:

@@ -91,6 +91,18 @@ def main() -> None:
 @click.option(
     "--threads", default=0, type=click.IntRange(0, 512), help="Threads of each engine; 0: all cores but one."
 )
+@click.option(
+    "--memory",
+    type=click.IntRange(1),
+    metavar="MB",
+    help="Of all models together; the one asked longest ago makes room.  [default: what is free]",
+)
+@click.option(
+    "--unload-after",
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    help="Unload a model that nobody has asked for so long; the next call loads it.  [default: never]",
+)
 @click.option("--home", type=_HOME, help="Run as the member of a fleet that enrolled in this folder.")
 @click.option(
     "--heavy-tokens",
@@ -106,6 +118,8 @@ def serve(
     keys: Path | None,
     port: int,
     threads: int,
+    memory: int | None,
+    unload_after: float | None,
     home: Path | None,
     heavy_tokens: int | None,
 ) -> None:
@@ -122,16 +136,23 @@ def serve(
         if home is not None:
             if models or adapters:
                 raise WrongUse("--home: the fleet says what is served; leave out --model and --adapter")
+            if memory is not None or unload_after is not None:
+                raise WrongUse(
+                    "--memory and --unload-after go with --model: what a fleet serves stays loaded"
+                )
             from edge_agent.agent import AgentSettings, run
 
             asyncio.run(run(Home(home), AgentSettings(door, settings, heavy_tokens), _say))
             return
         if heavy_tokens is not None:
             raise WrongUse("--heavy-tokens: only a member of a fleet (--home) has a hub to ask")
+        from edge_agent.residence import Residence
         from edge_agent.serve import read_plan
         from edge_agent.serve import serve as serve_files
+        from models.machine import free_memory
 
-        asyncio.run(serve_files(read_plan(models, adapters), door, settings, _say))
+        residence = Residence(memory and memory * 10**6, unload_after, free_memory)
+        asyncio.run(serve_files(read_plan(models, adapters), door, settings, residence, _say))
 
 
 @main.command()

@@ -10,7 +10,7 @@ from edge_agent import encoder_wire as wire
 from edge_agent.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.engine_files import EngineFiles
 from edge_agent.engine_wire import EngineSettings
-from edge_agent.supervised import SupervisedEngine
+from edge_agent.supervised import Gate, SupervisedEngine
 from models.engines.base import EncoderFacts
 from models.errors import EngineError
 
@@ -19,9 +19,9 @@ class EncoderProcess(SupervisedEngine):
     """A running encoder. Make one with ``start``; satisfies ``edge_agent.catalog.EncoderEngine``."""
 
     @classmethod
-    async def start(cls, files: EngineFiles, settings: EngineSettings) -> Self:
+    async def start(cls, files: EngineFiles, settings: EngineSettings, gate: Gate | None = None) -> Self:
         """Load ``files`` in a new process. Raises ``UnsafeFile``, ``EngineError``."""
-        return await cls._start(files, settings)
+        return await cls._start(files, settings, gate)
 
     @property
     def facts(self) -> EncoderFacts:

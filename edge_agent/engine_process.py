@@ -12,7 +12,7 @@ from typing import Any, Self
 from edge_agent import engine_wire as wire
 from edge_agent.engine_files import EngineFiles, of_path
 from edge_agent.engine_wire import EngineSettings as EngineSettings
-from edge_agent.supervised import SupervisedEngine
+from edge_agent.supervised import Gate, SupervisedEngine
 from models.engines.base import Event, GenerateRequest, ModelFacts
 from models.errors import EngineError
 
@@ -29,13 +29,15 @@ class EngineProcess(SupervisedEngine):
         model: Path | EngineFiles,
         settings: EngineSettings,
         adapters: Mapping[str, Path] | None = None,
+        gate: Gate | None = None,
     ) -> Self:
         """Load ``model`` in a new process and attach ``adapters`` (key to path).
 
         Raises ``UnsafeFile`` before native code has seen a bad file, else ``EngineError`` with the
         child's reason.
         """
-        engine = await cls._start(model if isinstance(model, EngineFiles) else of_path(model), settings)
+        files = model if isinstance(model, EngineFiles) else of_path(model)
+        engine = await cls._start(files, settings, gate)
         try:
             for key, path in (adapters or {}).items():
                 await engine.attach(key, path)

@@ -22,7 +22,8 @@
         └── HubBroke                 the answer stopped half-way, or was no answer
 
     models.errors.EngineError
-    └── EngineCrashed            the engine's process ended under its requests; it is being restarted
+    ├── EngineCrashed            the engine's process ended under its requests; it is being restarted
+    └── NoRoom                   there is no memory for a model now; the message has the numbers
 """
 
 from models.errors import EngineError
@@ -111,3 +112,7 @@ class HubBroke(HubError):
 
 class EngineCrashed(EngineError):
     """The engine's process ended while it owed an answer. It is restarted; asking again may succeed."""
+
+
+class NoRoom(EngineError):
+    """There is no memory for a model now; the message has the numbers. Says nothing about the model."""

@@ -1,5 +1,6 @@
 """``outpost-edge serve --model``: any GGUF, ONNX folder or release, at once, without a hub or a home."""
 
+import asyncio
 import re
 import secrets
 import time
@@ -24,6 +25,7 @@ from edge_agent.engine_process import EngineProcess
 from edge_agent.engine_wire import EngineSettings
 from edge_agent.engines import start_engine
 from edge_agent.errors import UnfitRelease, WrongUse
+from edge_agent.residence import Residence
 from edge_agent.server import Door, listen, serve_until_signal, url_of
 from models import canonical
 from models.digest import Digest
@@ -135,8 +137,10 @@ def _check_pair(base: Source, adapter: Source) -> None:
         )
 
 
-async def serve(plan: Plan, door: Door, settings: EngineSettings, say: Callable[[str], None]) -> None:
-    """Load everything, serve until a signal. ``say`` is told what a person should know.
+async def serve(
+    plan: Plan, door: Door, settings: EngineSettings, residence: Residence, say: Callable[[str], None]
+) -> None:
+    """Load everything once, serve until a signal. ``say`` is told what a person should know.
 
     Raises what ``listen``, ``Door`` and ``EngineProcess.start`` raise.
     """
@@ -148,7 +152,7 @@ async def serve(plan: Plan, door: Door, settings: EngineSettings, say: Callable[
         for source in plan.models:
             say(f"loading {source.name} from {source.weights}")
             riders = {a.name: a for base, a in plan.adapters if base == source.name}
-            engine = await start_engine(source.files or of_path(source.weights), settings)
+            engine = await start_engine(source.files or of_path(source.weights), settings, residence)
             stack.push_async_callback(engine.close)
             if isinstance(engine, EncoderProcess):
                 catalog.publish(_served_encoder(source, engine, int(time.time())))
@@ -168,6 +172,8 @@ async def serve(plan: Plan, door: Door, settings: EngineSettings, say: Callable[
             hosts=hosts,
             keys=keys,
         )
+        watch = asyncio.create_task(residence.watch(), name="residence")
+        stack.callback(watch.cancel)
         names = ", ".join(served.model_id for served in catalog.list())
         say(f"serving {names} at {url_of(server, tls is not None)}/v1 (no hub, no audit; Ctrl-C ends)")
         await serve_until_signal(app, server, tls)

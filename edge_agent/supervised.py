@@ -15,9 +15,9 @@ import sys
 from abc import ABC, abstractmethod
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from edge_agent import engine_wire as wire
 from edge_agent.engine_files import CheckAdapter, EngineFiles
@@ -42,11 +42,30 @@ GLANCES = 4
 """How often a silent child is looked at before it is killed."""
 
 
-class SupervisedEngine(ABC):
-    """A running engine; the kinds of engine add what they are asked for. Made by ``_start``."""
+class Gate(Protocol):
+    """Who decides whether there is memory for an engine (``edge_agent.residence``)."""
 
-    def __init__(self, files: EngineFiles, settings: EngineSettings, check_adapter: CheckAdapter) -> None:
-        self._files, self._settings, self._check_adapter = files, settings, check_adapter
+    def admit(self, engine: "SupervisedEngine") -> AbstractAsyncContextManager[None]:
+        """The engine loads within the block. Raises ``EngineError`` when it may not."""
+
+
+class SupervisedEngine(ABC):
+    """A running engine; the kinds of engine add what they are asked for. Made by ``_start``.
+
+    It can be put to ``rest``: then it has no process until it is asked again.
+    """
+
+    def __init__(
+        self,
+        files: EngineFiles,
+        settings: EngineSettings,
+        check_adapter: CheckAdapter,
+        gate: Gate | None = None,
+    ) -> None:
+        self.files, self._settings, self._check_adapter, self._gate = files, settings, check_adapter, gate
+        self._waking: asyncio.Task[None] | None = None
+        self._resting = False
+        self._last_owed = 0.0
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
         self._outbox: list[list[Any]] = []
@@ -59,15 +78,15 @@ class SupervisedEngine(ABC):
         self.restarts = 0
 
     @classmethod
-    async def _start(cls, files: EngineFiles, settings: EngineSettings) -> Self:
-        """Load ``files`` in a new process.
+    async def _start(cls, files: EngineFiles, settings: EngineSettings, gate: Gate | None = None) -> Self:
+        """Load ``files`` in a new process, when ``gate`` lets it.
 
         Raises ``UnsafeFile`` before native code has seen a bad file, else ``EngineError`` with the child's
         reason.
         """
-        engine = cls(files, settings, await asyncio.to_thread(files.check))
+        engine = cls(files, settings, await asyncio.to_thread(files.check), gate)
         try:
-            await engine._spawn()
+            await engine._load()
         except BaseException:
             await engine.close()
             raise
@@ -78,16 +97,39 @@ class SupervisedEngine(ABC):
         """The child's process id; ``None`` while there is no child."""
         return self._child.process.pid if self._child else None
 
+    @property
+    def idle_since(self) -> float | None:
+        """When it answered last, by the loop's clock; None while somebody waits for an answer."""
+        return None if self._owed or self._outbox else self._last_owed
+
+    async def rest(self) -> bool:
+        """End the child until it is needed again, unless somebody waits for an answer; whether it rests."""
+        if self._resting:
+            return True
+        if self._child is None or self.idle_since is None or self._closed:
+            return False
+        self._resting = True
+        self._ready.clear()
+        await self._end_child()
+        return True
+
     async def close(self) -> None:
         """End the child. Requests in flight get an ``EngineError``. Safe to call twice."""
         self._closed = True
         self._ready.set()  # whoever waits for a restart learns that there will be none
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.wait([self._supervisor])
-            self._supervisor = None
-        child, self._child = self._child, None
+        if self._waking is not None:
+            self._waking.cancel()
+            await asyncio.wait([self._waking])
         self._abandon(EngineError("the engine has been closed"))
+        await self._end_child()
+
+    async def _end_child(self) -> None:
+        # Taken away before anything is awaited: whoever asks meanwhile may start another.
+        supervisor, self._supervisor = self._supervisor, None
+        child, self._child = self._child, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.wait([supervisor])
         if child is not None:
             await child.end()
 
@@ -112,13 +154,31 @@ class SupervisedEngine(ABC):
     # What they use
 
     async def _until_ready(self) -> None:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await self._ready.wait()
-        except TimeoutError as error:
-            raise EngineCrashed("the engine has crashed and is not back yet") from error
+        """Return with a child that is ready, and in the same turn of the loop."""
+        while not self._ready.is_set():
+            if self._resting:
+                if self._waking is None:
+                    self._waking = asyncio.create_task(self._wake(), name="engine waking")
+                await asyncio.shield(self._waking)
+                continue
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._ready.wait()
+            except TimeoutError as error:
+                raise EngineCrashed("the engine has crashed and is not back yet") from error
         if self._closed:
             raise EngineError("the engine has been closed")
+
+    async def _wake(self) -> None:
+        """Load again; all who wait for it share the outcome."""
+        try:
+            await self._load()
+            self._restored()
+            self._resting = False
+        except asyncio.CancelledError:  # only ``close`` does that; those who wait are not cancelled
+            raise EngineError("the engine has been closed") from None
+        finally:
+            self._waking = None
 
     def _send(self, *command: Any) -> None:
         """Queue a command; all of one turn of the event loop leave in one frame."""
@@ -147,16 +207,22 @@ class SupervisedEngine(ABC):
         if self._child is not None and commands:
             self._child.writer.write(wire.frame({"do": commands}))
 
+    async def _load(self) -> None:
+        """A new child, when the gate lets it. Raises ``EngineError``."""
+        async with self._gate.admit(self) if self._gate is not None else nullcontext():
+            await self._spawn()
+
     async def _spawn(self) -> None:
         """A new child, loaded and under supervision. Raises ``EngineError`` with the child's reason."""
         self.loads += 1
         child = await _Child.spawn()
         try:
-            self._loaded = await child.load(self._files, self._settings)
+            self._loaded = await child.load(self.files, self._settings)
         except BaseException:
             await child.end()
             raise
         self._child = child
+        self._last_owed = asyncio.get_running_loop().time()
         self._ready.set()
         if self._supervisor is None:
             self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
@@ -212,6 +278,7 @@ class SupervisedEngine(ABC):
                 self._hear(message["events"])
                 for number, error, value in message["replies"]:
                     self._settle(number, wire.error_from_wire(error) if error else None, value)
+                self._last_owed = asyncio.get_running_loop().time()
         except (KeyError, TypeError, ValueError) as error:
             return f"it sent what is no message: {error!r:.200}"
         finally:

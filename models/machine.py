@@ -34,6 +34,14 @@ def peak_memory(pid: int) -> int | None:
     return None
 
 
+def free_memory() -> int:
+    """Bytes that the kernel says are available without swapping."""
+    for line in _text(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,134 @@
+"""Models that come into memory when they are asked, and leave it: the law, and real processes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx_releases import EMBED, INSPECT, write_onnx_release
+
+from edge_agent.encoder_calls import EncoderCall
+from edge_agent.encoder_process import EncoderProcess
+from edge_agent.engine_files import of_release
+from edge_agent.engine_wire import EngineSettings
+from edge_agent.errors import NoRoom
+from edge_agent.residence import Residence, Resident, forecast_bytes, make_room, memory_of
+from models.errors import EngineError
+
+RESIDENTS = st.lists(st.tuples(st.integers(1, 100), st.none() | st.floats(0, 100)), max_size=6).map(
+    lambda found: [Resident(key, size, since) for key, (size, since) in enumerate(found)]
+)
+TEXT = EncoderCall(("The pump leaks.",))
+
+
+@given(RESIDENTS, st.integers(1, 200), st.integers(1, 400))
+def test_room_is_made_by_the_idle_alone_and_by_no_more_than_it_takes(
+    residents: list[Resident[int]], needed: int, budget: int
+) -> None:
+    leaving = make_room(residents, needed, budget)
+    idle = [one for one in residents if one.idle_since is not None]
+    used = sum(one.bytes for one in residents)
+    if leaving is None:
+        assert used - sum(one.bytes for one in idle) + needed > budget
+        return
+    gone = [one for one in residents if one.key in leaving]
+    assert all(one in idle for one in gone)
+    assert used - sum(one.bytes for one in gone) + needed <= budget
+    if gone:  # without the last of them it would not have fitted
+        latest = next(one for one in gone if one.key == leaving[-1])
+        assert used - sum(one.bytes for one in gone) + latest.bytes + needed > budget
+        stay = [one.idle_since for one in idle if one not in gone]
+        assert all((latest.idle_since or 0.0) <= (since or 0.0) for since in stay)
+
+
+@asynccontextmanager
+async def engines(
+    folder: Path, residence: Residence, *names: str
+) -> AsyncIterator[dict[str, EncoderProcess]]:
+    """The same embedder under several names."""
+    manifest = write_onnx_release(folder, EMBED)
+    settings = EngineSettings(threads=1)
+    async with AsyncExitStack() as stack:
+        made = {}
+        for name in names:
+            made[name] = await EncoderProcess.start(of_release(folder, manifest), settings, residence)
+            stack.push_async_callback(made[name].close)
+        yield made
+
+
+async def test_what_does_not_fit_together_takes_turns(tmp_path: Path) -> None:
+    files = of_release(tmp_path, write_onnx_release(tmp_path, EMBED))
+    residence = Residence(int(forecast_bytes(files) * 1.5), None, lambda: 0)
+    async with engines(tmp_path, residence, "a", "b") as made:
+        a, b = made["a"], made["b"]
+        assert a.pid is None  # it made room for b
+        assert b.pid is not None
+        before = await b.ask(TEXT)
+        assert await a.ask(TEXT) == before
+        assert a.pid is not None
+        assert b.pid is None
+        assert memory_of(a.pid) > 0
+
+        # Nobody is sent away under a call: b waits until a's answers are there.
+        both = await asyncio.gather(a.ask(EncoderCall(TEXT.texts * 400)), b.ask(TEXT), a.ask(TEXT))
+        assert [len(one.rows) for one in both] == [400, 1, 1]
+        assert a.restarts == b.restarts == 0
+
+
+async def test_a_model_larger_than_the_budget_is_refused_with_numbers(tmp_path: Path) -> None:
+    residence = Residence(50_000_000, None, lambda: 0)
+    with pytest.raises(NoRoom, match=r"model\.onnx needs about \d+ MB of 50 MB; loaded now: nothing"):
+        async with engines(tmp_path, residence, "a"):
+            pass
+    residence = Residence(None, None, lambda: 10_000_000)
+    with pytest.raises(NoRoom, match="of 10 MB"):
+        async with engines(tmp_path, residence, "a"):
+            pass
+
+
+async def test_an_idle_model_leaves_and_comes_back(tmp_path: Path) -> None:
+    residence = Residence(None, 0.4, lambda: 1 << 40)
+    async with engines(tmp_path, residence, "a") as made:
+        watch = asyncio.create_task(residence.watch())
+        try:
+            first = await made["a"].ask(TEXT)
+            deadline = time.monotonic() + 20
+            while made["a"].pid is not None:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            # Callers who come together share one load.
+            answers = await asyncio.gather(*(made["a"].ask(TEXT) for _ in range(3)))
+            assert answers == [first] * 3
+            assert made["a"].loads == 2
+        finally:
+            watch.cancel()
+
+
+async def test_closing_while_it_wakes_tells_those_who_wait(tmp_path: Path) -> None:
+    residence = Residence(None, None, lambda: 1 << 40)
+    async with engines(tmp_path, residence, "a") as made:
+        assert await made["a"].rest()
+        waiting = asyncio.create_task(made["a"].ask(TEXT))
+        await asyncio.sleep(0.05)
+        await made["a"].close()
+        with pytest.raises(EngineError, match="closed"):
+            await waiting
+
+
+async def test_a_model_that_is_asked_does_not_rest(tmp_path: Path) -> None:
+    manifest = write_onnx_release(tmp_path, INSPECT)
+    engine = await EncoderProcess.start(of_release(tmp_path, manifest), EngineSettings(threads=1))
+    try:
+        assert await engine.rest()
+        assert await engine.rest()  # again: it rests already
+        asked = asyncio.create_task(engine.ask(EncoderCall(images=(b"no picture",))))
+        await asyncio.sleep(0)
+        with pytest.raises(EngineError):
+            await asked
+        assert await engine.rest()
+    finally:
+        await engine.close()
