@@ -25,6 +25,7 @@ from compile.data.splits import check_labels, given_split, split, together, with
 from compile.errors import BadData
 from compile.recipe.data import DataSource, Shape
 from compile.steps import Report
+from models.digest import Digest
 
 _SHOWN = 20
 _KEPT = 1000
@@ -39,6 +40,18 @@ class _Row:
     place: str
     split: str
     group: str
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What was read: clean records of one shape, ``bad`` ones out of ``count``, and what was ``cleaned``."""
+
+    digest: Digest
+    records: tuple[Record, ...]
+    shape: Shape
+    count: int
+    bad: tuple[Bad, ...]
+    cleaned: Mapping[str, int]
 
 
 def prepare(
@@ -56,60 +69,32 @@ def prepare(
     not there and ``BadData`` for what is in them.
     """
     report(0.0, "reading")
-    digest = source_digest(source, beside)
-    records, bad = read_records(source, beside)
-    read = len(records) + len(bad)
-    if not records:
-        raise _refused(bad)
-    shape = find_shape(source, records)
-    records, cleaned, broken = _clean(records)
-    bad += broken
-    report(0.2, f"{read} rows of shape {shape}")
-    found = _scan(records)
-    used = used_columns(source, shape)
-    if source.pii == "refuse":
-        _refuse_pii(found, used)
-    if source.pii == "mask":
-        records = [replace(one, values=map_strings(one.values, pii.mask)) for one in records]
-    rows: list[_Row] = []
-    for record in records:
-        try:
-            row = to_row(record, source, shape)
-            said, group = _word(record, source.split), _word(record, source.group)
-            rows.append(_Row(row, record.place, said, group))
-        except ValueError as error:
-            bad.append(Bad(record.number, str(error), record.file))
-    if bad and (source.bad_rows == "refuse" or 2 * len(bad) > read):
+    read = _read(source, beside)
+    report(0.2, f"{read.count} rows of shape {read.shape}")
+    records, personal = _personal(source, read)
+    rows, bad = _shaped(source, read.shape, records)
+    bad = [*read.bad, *bad]
+    if bad and (source.bad_rows == "refuse" or 2 * len(bad) > read.count):
         raise _refused(bad)
     report(0.4, "looking for copies")
-    rows, copies = _without_copies(rows, source, shape)
-    groups = near_groups([one.row.asked for one in rows], source.near_duplicate)
-    near = _describe_groups(rows, groups)
-    if source.near_duplicates == "drop":
-        rows = [one for at, one in enumerate(rows) if groups[at] == at]
-        groups = list(range(len(rows)))
-    groups = together(groups, [one.group for one in rows])
+    rows, copies = _without_copies(rows, source, read.shape)
+    rows, groups, near = _near(rows, source)
     report(0.7, "splitting")
-    plain_rows = [one.row for one in rows]
     label_fields = [field.name for field in fields_of(source) if field.labels]
-    if source.split is None:
-        splits, leaked = split(plain_rows, groups, source.seed, label_fields), 0
-    else:
-        splits = given_split(plain_rows, [one.split for one in rows])
-        splits, leaked = without_leaks(splits, source.near_duplicate, source.duplicates == "drop")
+    splits, leaked = _split(rows, groups, source, label_fields)
     trained = len(splits.train)
     splits = replace(splits, train=spread(splits.train, source.train_rows))
     left_out = trained - len(splits.train)
-    check_labels(splits, _declared(source, shape))
+    check_labels(splits, _declared(source, read.shape))
     varied = _augment(source, beside, splits)
     splits = varied.splits
     report(0.85, "writing the card")
     card = {
         "source": {
-            "digest": digest,
+            "digest": read.digest,
             "files": [str(path.name) for path in source_files(source, beside).values()],
-            "shape": shape,
-            "rows": read,
+            "shape": read.shape,
+            "rows": read.count,
         },
         "settings": source.model_dump(mode="json", exclude_defaults=True),
         "splits": {
@@ -119,27 +104,77 @@ def prepare(
             "left_out_by_train_rows": left_out,
         },
         "bad_rows": {"count": len(bad), "rows": [str(one) for one in bad[:_KEPT]]},
-        "cleaned_rows": dict(cleaned),
-        "duplicates": {
-            **copies,
-            **near,
-            "near_duplicate_rows_dropped": near["rows_in_groups"] - near["groups"]
-            if source.near_duplicates == "drop"
-            else 0,
-            "dropped_across_given_splits": leaked,
-        },
-        "pii": {
-            "action": source.pii,
-            "columns": {column: {"used": column in used, "kinds": kinds} for column, kinds in found.items()},
-        },
+        "cleaned_rows": dict(read.cleaned),
+        "duplicates": {**copies, **near, "dropped_across_given_splits": leaked},
+        "pii": {"action": source.pii, "columns": personal},
         "augmentation": {"made": dict(varied.made), "too_close_to_held_out": varied.too_close},
-        **_describe(splits, shape, label_fields, count_tokens),
+        **_describe(splits, read.shape, label_fields, count_tokens),
     }
-    card["advice"] = advise(_facts(splits, shape, label_fields, card, base_parameters)).as_json()
+    card["advice"] = advise(_facts(splits, read.shape, label_fields, card, base_parameters)).as_json()
     (folder / CARD_JSON).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     (folder / CARD_HTML).write_text(page(card), encoding="utf-8")
     report(1.0, ", ".join(f"{count} {name}" for name, count in splits.sizes.items()))
     return splits
+
+
+def _read(source: DataSource, beside: Path) -> _Read:
+    """Read and clean. Raises ``BadData`` where no row is left."""
+    digest = source_digest(source, beside)
+    records, bad = read_records(source, beside)
+    if not records:
+        raise _refused(bad)
+    count, shape = len(records) + len(bad), find_shape(source, records)
+    records, cleaned, broken = _clean(records)
+    return _Read(digest, tuple(records), shape, count, (*bad, *broken), cleaned)
+
+
+def _personal(source: DataSource, read: _Read) -> tuple[Sequence[Record], dict[str, Any]]:
+    """The records as they may be used, and what the card says of personal data, by column."""
+    found, used = _scan(read.records), used_columns(source, read.shape)
+    if source.pii == "refuse":
+        _refuse_pii(found, used)
+    records = read.records
+    if source.pii == "mask":
+        records = tuple(replace(one, values=map_strings(one.values, pii.mask)) for one in records)
+    return records, {column: {"used": column in used, "kinds": kinds} for column, kinds in found.items()}
+
+
+def _shaped(source: DataSource, shape: Shape, records: Sequence[Record]) -> tuple[list[_Row], list[Bad]]:
+    """The records as rows, and those that are none."""
+    rows: list[_Row] = []
+    bad: list[Bad] = []
+    for record in records:
+        try:
+            row = to_row(record, source, shape)
+            said, group = _word(record, source.split), _word(record, source.group)
+            rows.append(_Row(row, record.place, said, group))
+        except ValueError as error:
+            bad.append(Bad(record.number, str(error), record.file))
+    return rows, bad
+
+
+def _near(rows: list[_Row], source: DataSource) -> tuple[list[_Row], list[int], dict[str, int]]:
+    """What is left of rows that say nearly the same, the group of each, and what the card says of them."""
+    groups = near_groups([one.row.asked for one in rows], source.near_duplicate)
+    near = _describe_groups(rows, groups)
+    dropped = 0
+    if source.near_duplicates == "drop":
+        dropped = near["rows_in_groups"] - near["groups"]
+        rows = [one for at, one in enumerate(rows) if groups[at] == at]
+        groups = list(range(len(rows)))
+    groups = together(groups, [one.group for one in rows])
+    return rows, groups, near | {"near_duplicate_rows_dropped": dropped}
+
+
+def _split(
+    rows: Sequence[_Row], groups: Sequence[int], source: DataSource, label_fields: Sequence[str]
+) -> tuple[Splits, int]:
+    """As the source says, or by chance; and how many rows were in two of the source's splits."""
+    plain_rows = [one.row for one in rows]
+    if source.split is None:
+        return split(plain_rows, groups, source.seed, label_fields), 0
+    splits = given_split(plain_rows, [one.split for one in rows])
+    return without_leaks(splits, source.near_duplicate, source.duplicates == "drop")
 
 
 def _clean(records: Sequence[Record]) -> tuple[list[Record], Counter[str], list[Bad]]:
