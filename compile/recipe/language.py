@@ -132,8 +132,9 @@ class LanguageRecipe(RecipeBase):
             raise ValueError("continues needs finetune")
         if self.finetune is not None and self.finetune.method not in ("lora", "qlora", "full"):
             raise ValueError(
-                f"finetune.method {self.finetune.method!r} makes no adapter that llama.cpp can serve; "
-                "use lora, qlora or full here, or compare methods with examples/training"
+                f"finetune.method {self.finetune.method!r} trains virtual tokens, which neither llama.cpp "
+                "nor ONNX Runtime GenAI attaches to a base: both know LoRA. Use lora or qlora for an adapter, "
+                "full for a whole model; examples/training/compare_methods.py compares all of them"
             )
         if self.calibration is None and any(one.importance or one.mixed for one in self.variants):
             raise ValueError("a variant with importance or mixed needs a calibration text")

@@ -1,13 +1,15 @@
 """Rows to tokens: what is learned, what it weighs, and what is done with rows that are too long."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compile.data.rows import Row
-from compile.errors import BadData, UnsupportedBase
+from compile.errors import BadData, BadRecipe, UnsupportedBase
+from compile.recipe.load import load_recipe
 from compile.recipe.training import FineTune
 from compile.training.examples import FRAME_WEIGHT, encode_rows, load_template, spans_of
 from models.prompts import ChatTemplate
@@ -111,3 +113,12 @@ def test_the_template_is_the_tokenizer_s_own(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(UnsupportedBase, match="no chat template"):
         load_template(tmp_path)
+
+
+@pytest.mark.parametrize("method", ("prefix", "p-tuning", "prompt"))
+def test_a_recipe_refuses_virtual_tokens_and_says_what_to_use_instead(tmp_path, method):
+    good = Path(__file__).parents[2] / "examples" / "factory" / "tickets-ci.yaml"
+    text = good.read_text(encoding="utf-8").replace("first_layer: 20", f"method: {method}")
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(BadRecipe, match=r"neither llama\.cpp nor ONNX Runtime GenAI .* Use lora or qlora"):
+        load_recipe(tmp_path / "recipe.yaml")
