@@ -133,8 +133,8 @@ class LanguageRecipe(RecipeBase):
         if self.finetune is not None and self.finetune.method not in ("lora", "qlora", "full"):
             raise ValueError(
                 f"finetune.method {self.finetune.method!r} trains virtual tokens, which neither llama.cpp "
-                "nor ONNX Runtime GenAI attaches to a base: both know LoRA. Use lora or qlora for an adapter, "
-                "full for a whole model; examples/training/compare_methods.py compares all of them"
+                "nor ONNX Runtime GenAI attaches to a base: both know LoRA. Use lora or qlora for an "
+                "adapter, full for a whole model; examples/training/compare_methods.py compares all of them"
             )
         if self.calibration is None and any(one.importance or one.mixed for one in self.variants):
             raise ValueError("a variant with importance or mixed needs a calibration text")
