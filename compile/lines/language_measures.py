@@ -205,7 +205,9 @@ class Measurer:
         linked = {"model": model, "root": self._root}
         linked |= {"data": self._data} if self._data is not None else {}
         linked |= {"adapter": adapter} if adapter is not None else {}
-        forecast = self._forecast(file, kind, adapter is not None, 0)
+        # Free answers are scored too: the distributions of one are held at a time.
+        held = 0 if answer_fields(recipe) else recipe.evaluate.max_tokens
+        forecast = self._forecast(file, kind, adapter is not None, held)
         return Step(
             f"answers-{name}",
             self._stated(file, {"test_rows", "max_tokens", "speed_repeats"}),
