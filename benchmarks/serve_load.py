@@ -5,6 +5,7 @@ measure. ``Load.cost`` says what they took. Refuses nothing: what goes wrong is 
 """
 
 import asyncio
+import contextlib
 import json
 import math
 import time
@@ -59,13 +60,11 @@ class Client:
         self, path: str, body: bytes, content_type: str = "application/json"
     ) -> AsyncIterator[bytes]:
         """The body of an answer as it comes. Raises ``Failed`` for another status than 200."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
         head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\ncontent-type: {content_type}\r\n"
-        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
         try:
-            status, headers = _parse_head(await reader.readuntil(b"\r\n\r\n"))
+            reader, found = await self._send(request)
+            status, headers = _parse_head(found)
             parts = _body(reader, headers)
             if status != 200:
                 text = b"".join([part async for part in parts])
@@ -77,6 +76,22 @@ class Client:
             raise Failed(f"the connection broke: {error!r}") from error
         if headers.get("connection", "").lower() == "close":
             self.drop()
+
+    async def _send(self, request: bytes) -> tuple[asyncio.StreamReader, bytes]:
+        """The head of the answer. A kept connection that the server had closed is opened again, once."""
+        if self._streams is not None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                return await self._exchange(*self._streams, request)
+            self.drop()
+        self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        return await self._exchange(*self._streams, request)
+
+    @staticmethod
+    async def _exchange(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+    ) -> tuple[asyncio.StreamReader, bytes]:
+        writer.write(request)
+        return reader, await reader.readuntil(b"\r\n\r\n")
 
 
 def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:

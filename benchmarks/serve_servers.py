@@ -22,8 +22,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "smollm2"
-CACHE_TOKENS = 8192
-"""KV cells that all sequences of a server share: the engine's own default."""
+CONTEXT_TOKENS = 2048
+"""Of one sequence, prompt and answer together: the agent's default."""
 
 LLAMA_SERVER = ROOT / ".cache" / "llama-server-0.3.36" / "build" / "bin" / "llama-server"
 LLAMA_CPP_SERVER = ROOT / ".cache" / "llama-cpp-server-0.3.36"
@@ -67,11 +67,11 @@ def peers(gguf: Path, threads: int, slots: int) -> dict[str, Server]:
     ports = free_port(), free_port()
     native = [str(LLAMA_SERVER), "--model", str(gguf), "--alias", MODEL, "--port", str(ports[0])]
     native += ["--threads", str(threads), "--threads-batch", str(threads), "--parallel", str(slots)]
-    native += ["--ctx-size", str(CACHE_TOKENS), "--kv-unified", "--offline"]
+    native += ["--ctx-size", str(slots * CONTEXT_TOKENS), "--offline"]
     python = [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), "--model_alias", MODEL]
-    python += ["--port", str(ports[1]), "--host", "127.0.0.1", "--n_ctx", "2048", "--verbose", "false"]
+    python += ["--port", str(ports[1]), "--host", "127.0.0.1", "--n_ctx", str(CONTEXT_TOKENS)]
     python += ["--n_threads", str(threads), "--n_threads_batch", str(threads)]
-    python += ["--interrupt_requests", "false"]
+    python += ["--interrupt_requests", "false", "--verbose", "false"]
     return {
         NATIVE: Server(NATIVE, tuple(native), ports[0], "/health"),
         PYTHON: Server(PYTHON, tuple(python), ports[1], "/v1/models", {"PYTHONPATH": str(LLAMA_CPP_SERVER)}),

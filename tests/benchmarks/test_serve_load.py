@@ -71,11 +71,14 @@ def test_a_percentile_is_the_smallest_value_that_enough_do_not_exceed(
 
 
 @pytest.mark.parametrize("keep", [True, False])
-async def test_answers_are_counted_by_the_servers_usage_and_connections_used_again(keep: bool) -> None:
+@pytest.mark.parametrize("told", [True, False])
+async def test_answers_are_counted_by_the_servers_usage_and_connections_used_again(
+    keep: bool, told: bool
+) -> None:
     usage = {"usage": {"prompt_tokens": 7, "completion_tokens": 5}}
     body = chunk(piece("")) + chunk(piece("two tokens")) + chunk(piece("three tokens") + piece(None, **usage))
     answer = CHUNKED + body + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-    if not keep:
+    if told and not keep:
         answer = answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
     prompts = [[[{"role": "user", "content": "x"}]] * 3] * 2
 
