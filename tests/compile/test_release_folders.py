@@ -1,6 +1,7 @@
 """Packaging, inspecting and the command line on small GGUF files written here."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,8 +9,7 @@ from click.testing import CliRunner
 from gguf import GGUFWriter
 
 from compile.cli import main
-from compile.errors import Refused
-from compile.evaluate.tokens import CORPUS, compare
+from compile.evaluate.tokens import CORPUS, first_difference, readings
 from compile.gguf.files import fallbacks, precision
 from compile.package import adapter_facts, package_release
 from models.digest import Digest
@@ -142,12 +142,14 @@ class WordIds:
         return self.Encoded(text)
 
 
-def test_one_other_token_id_or_a_missing_bos_refuses_the_variant():
-    ids = [[ord(letter) for letter in text] for text in CORPUS]
-    compare(ids, ids, CORPUS, WordIds(), None)
-    compare(ids, [[1, *one] for one in ids], CORPUS, WordIds(), 1)
-    with pytest.raises(Refused, match="BOS"):
-        compare(ids, ids, CORPUS, WordIds(), 1)
-    ids[3] = [*ids[3][:-1], 7]
-    with pytest.raises(Refused, match="token ids differ"):
-        compare(ids, ids, CORPUS, WordIds(), None)
+def test_one_other_token_id_or_a_missing_bos_is_found():
+    def engine(text, special, parsed, bos=(), other=None):
+        ids = [ord(letter) for letter in text]
+        return [*(bos if special else ()), *(ids if text != other else [*ids[:-1], 7])]
+
+    plain, begun = readings(WordIds(), None), readings(WordIds(), 1)
+    assert not first_difference(plain, engine)
+    assert not first_difference(begun, partial(engine, bos=[1]))
+    assert "at its beginning: from token 1 on" in first_difference(begun, engine)
+    found = first_difference(plain, partial(engine, other=CORPUS[3]))
+    assert repr(CORPUS[3])[:20] in found and f"from token {len(CORPUS[3])} on the engine has [7]" in found
