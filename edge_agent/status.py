@@ -91,4 +91,5 @@ def _measured(figures: dict[str, Any]) -> str:
     ]
     if figures["peak_ram_bytes"]:
         parts.append(f"{figures['peak_ram_bytes'] / 1e6:.0f} MB at most")
-    return ", ".join([*parts, f"on {figures['threads']} threads"])
+    threads = figures["threads"]
+    return ", ".join([*parts, f"on {threads} thread{'' if threads == 1 else 's'}"])

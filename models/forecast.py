@@ -72,6 +72,9 @@ _NOISE: Mapping[Quantity, float] = MappingProxyType(
 """The same between two runs on one device."""
 _SAME = 0.01
 """Formats count a model's parameters differently, by less than this share: with or without positions."""
+_LIKE = 4
+"""How many times larger or smaller another model may be that still says something: what is fixed weighs more
+in a smaller one."""
 _MAD = 1.4826
 """Standard deviations in a median absolute deviation, of what is normal."""
 
@@ -168,7 +171,8 @@ class Corrections:
 
     Each device says one thing, the median of its figures; the correction is the median over devices, so that
     of three or more one may say anything. Figures of the very model (known by its number of parameters) count
-    alone where there are any; else those of other models of the same format and precision, which say less.
+    alone where there are any; else those of other models of the same format, precision and like size, which
+    say less.
 
     Laws: without figures nothing changes; where all devices agree on a model, its corrected forecast is what
     they measured; the order of figures does not matter.
@@ -193,8 +197,9 @@ class Corrections:
         """The belief for one variant; without figures, that the bounds are right within ``_SPREAD``."""
         seen = self._seen.get((profile, load.format, load.precision.lower(), quantity), [])
         own = [one for one in seen if isclose(one[0], load.parameters, rel_tol=_SAME)]
+        like = [one for one in seen if 1 / _LIKE <= one[0] / load.parameters <= _LIKE]
         by_device: dict[str, list[float]] = {}
-        for _, device, ratio in own or seen:
+        for _, device, ratio in own or like:
             by_device.setdefault(device, []).append(ratio)
         prior, noise = _SPREAD[quantity], _NOISE[quantity]
         if not by_device:

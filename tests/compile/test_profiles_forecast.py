@@ -196,6 +196,8 @@ def test_another_model_of_the_kind_says_less_and_the_model_itself_outweighs_it()
     assert told.decode is not None
     assert math.isclose(told.decode.value, 0.5 * decode_bound(DEVICE, SMALL))
     assert told.speed_basis == "other models measured on 3 devices"
+    tiny = Workload("gguf", "q8_0", SMALL.parameters // 40, SMALL.weight_bytes // 40, 1000)
+    assert decode(DEVICE, SMALL, corrections=Corrections(measured([0.1], tiny))) == decode(DEVICE, SMALL)
     own = Corrections(measured([0.5, 0.5, 0.5]))
     itself = decode(DEVICE, SMALL, corrections=own)
     assert told.decode.high / told.decode.low > itself.high / itself.low
