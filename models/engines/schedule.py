@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from models.engines.prefixes import common_prefix
 
-WORTH_WAITING = 32
+WORTH_WAITING = 8
 """Tokens; a shorter prefix is computed again rather than waited for."""
 
 

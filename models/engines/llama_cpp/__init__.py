@@ -1,6 +1,7 @@
 """llama.cpp as a text engine: continuous batching over many sequences, adapters over shared weights."""
 
 from models.engines.llama_cpp.engine import LlamaEngine
+from models.engines.llama_cpp.saved import SavedPrefixes
 from models.engines.llama_cpp.settings import LlamaSettings
 
-__all__ = ["LlamaEngine", "LlamaSettings"]
+__all__ = ["LlamaEngine", "LlamaSettings", "SavedPrefixes"]

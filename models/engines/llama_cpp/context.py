@@ -85,10 +85,11 @@ class Context:
         return size
 
     def read_state(self, id: int) -> bytes:
-        """The cells of a sequence id, as llama.cpp writes them."""
+        """The cells of a sequence id, as llama.cpp writes them; empty when it cannot."""
         size = self.state_bytes(id)
         buffer = (ctypes.c_uint8 * size)()
-        return bytes(buffer)[: self._lib.llama_state_seq_get_data(self.handle, buffer, size, id)]
+        written = self._lib.llama_state_seq_get_data(self.handle, buffer, size, id)
+        return bytes(buffer) if written == size else b""
 
     def write_state(self, id: int, state: bytes, tokens: int) -> bool:
         """Put the cells of ``tokens`` tokens that ``read_state`` returned into a sequence id.

@@ -54,6 +54,8 @@ class LlamaEngine:
         self._header = check_model(path)
         self._lib = library()
         parameters = self._lib.llama_model_default_params()
+        if not settings.gpu:
+            parameters.n_gpu_layers = 0
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             raise EngineError(f"{path.name} cannot be loaded: {last_error()}")
@@ -155,8 +157,8 @@ class LlamaEngine:
             events += lane.drop_cancelled()
         held_up = math.inf
         for lane in sorted((lane for lane in lanes if lane.waiting), key=_first_arrival):
-            if not lane.is_open and not self._make_way():
-                held_up = _first_arrival(lane)
+            if not lane.is_open and not self._make_way(_first_arrival(lane)):
+                held_up = _first_arrival(lane)  # what came later waits too, or this would wait for ever
                 break
             try:
                 self._open(lane)
@@ -201,7 +203,7 @@ class LlamaEngine:
             raise EngineError(f"cannot score from position {first} of {len(tokens)} tokens")
         if any(not 0 <= token < self.facts.vocabulary for token in tokens):
             raise EngineError("a token to score is outside the vocabulary")
-        if not lane.is_open and not self._make_way():
+        if not lane.is_open and not self._make_way(math.inf):
             raise EngineError("every context is in use")
         self._open(lane)
         return lane.score(tokens, first)
@@ -228,10 +230,13 @@ class LlamaEngine:
             )
         return budget // self.context_bytes
 
-    def _make_way(self) -> bool:
-        """Whether one more context may be made, if need be in place of the idle one used longest ago."""
+    def _make_way(self, arrival: float) -> bool:
+        """Whether one more context may be made, if need be in place of the idle one used longest ago.
+
+        One is idle when nothing runs in it and nothing waits for it that came before ``arrival``.
+        """
         lanes = [lane for lane in (*self._lanes.values(), *self._leaving) if lane.is_open]
-        idle = [lane for lane in lanes if not lane.busy]
+        idle = [lane for lane in lanes if not lane.running and _first_arrival(lane) >= arrival]
         if len(lanes) >= self._most_contexts and idle:
             lane = min(idle, key=lambda lane: lane.used)
             self._save(lane)
@@ -251,14 +256,17 @@ class LlamaEngine:
                 f"can be made: {error}"
             ) from error
         if self._saved is not None:
-            lane.restore(self._saved.load(self._made_for(lane)))
+            lane.restore(self._saved.load(self._saved_for(lane)))
 
     def _save(self, lane: Lane) -> None:
         if self._saved is not None and lane.is_open:
-            self._saved.save(self._made_for(lane), lane.save(MOST_BYTES))
+            self._saved.save(self._saved_for(lane), lane.save(MOST_BYTES))
 
-    def _made_for(self, lane: Lane) -> dict[str, object]:
-        """What saved state depends on; whatever differs makes it another's."""
+    def saved_for(self, adapter: str | None) -> dict[str, object]:
+        """What saved prefixes depend on; whatever differs makes them another's. Raises ``UnknownAdapter``."""
+        return self._saved_for(self._lane(adapter))
+
+    def _saved_for(self, lane: Lane) -> dict[str, object]:
         return {
             "weights": self._saved.weights if self._saved else "",
             "adapter": lane.digest,
@@ -311,5 +319,5 @@ class LlamaEngine:
         )
 
 
-def _first_arrival(lane: Lane) -> int:
-    return lane.waiting[0].arrival
+def _first_arrival(lane: Lane) -> float:
+    return lane.waiting[0].arrival if lane.waiting else math.inf

@@ -293,11 +293,11 @@ class Lane:
                 break
             self._context.carry_out(start.changes)
             most_bytes -= self._context.state_bytes(start.id)
-            if most_bytes >= 0:
-                saved.append((tokens, self._context.read_state(start.id)))
+            state = self._context.read_state(start.id) if most_bytes >= 0 else b""
             self._context.carry_out(self._tree.finish(start.id))
-            if most_bytes < 0:
+            if not state:
                 break
+            saved.append((tokens, state))
         return saved
 
     def restore(self, saved: Sequence[SavedPrefix]) -> None:

@@ -1,0 +1,198 @@
+"""Prefixes and contexts over a real model: computed once, kept, closed, saved and found again."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.engines.base import Event, Finish, GenerateRequest
+from models.engines.llama_cpp import LlamaEngine, LlamaSettings, SavedPrefixes
+from models.engines.llama_cpp.saved import decode, encode
+from models.errors import EngineError
+
+pytestmark = pytest.mark.model
+
+SYSTEM = "You are the assistant of a factory floor. " + "Answer in one short sentence. " * 12
+SIZES = LlamaSettings(threads=1, context_tokens=256, max_sequences=4, batch_tokens=64, cache_tokens=768)
+WEIGHTS = "sha256:" + "0" * 64
+
+
+@pytest.fixture
+def fresh(model_path: Path) -> Iterator[LlamaEngine]:
+    engine = LlamaEngine(model_path, SIZES)
+    yield engine
+    engine.close()
+
+
+def ask(chat: Callable[..., GenerateRequest], id: str, text: str, **options: object) -> GenerateRequest:
+    """A request with the shared system prompt."""
+    request = chat(id, text, **{"max_tokens": 8, **options})
+    return replace(request, prompt=f"<|im_start|>system\n{SYSTEM}<|im_end|>\n{request.prompt}")
+
+
+def computed(last: Event) -> int:
+    """Tokens of the prompt that were computed for this request."""
+    return last.usage.prompt_tokens - last.usage.cached_tokens
+
+
+def test_a_wave_of_requests_computes_its_system_prompt_once(
+    fresh: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    for number in range(8):
+        fresh.submit(ask(chat, str(number), f"Say {number}."))
+    answers = run(fresh)
+    first, *rest = (answers.last[str(number)] for number in range(8))
+    assert computed(first) == first.usage.prompt_tokens > 80
+    assert all(0 < computed(last) < 20 for last in rest)
+    alone = {}
+    for number in (1, 6):
+        fresh.submit(ask(chat, "x", f"Say {number}."))
+        alone[str(number)] = run(fresh).text["x"]
+    assert {id: answers.text[id] for id in alone} == alone
+
+
+def test_who_waits_for_a_prefix_computes_it_when_the_other_is_cancelled(
+    fresh: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    fresh.submit(ask(chat, "first", "Say 1."))
+    fresh.submit(ask(chat, "second", "Say 2."))
+    fresh.submit(ask(chat, "third", "Say 3."))
+    fresh.step()
+    fresh.cancel("first")
+    answers = run(fresh)
+    assert answers.last["first"].finish is Finish.CANCELLED
+    assert computed(answers.last["second"]) > 30, "one batch of it had been computed"
+    assert computed(answers.last["third"]) < 20
+    assert all(answers.last[id].finish for id in ("second", "third"))
+
+
+def test_who_waits_for_a_prefix_holds_nobody_up(
+    fresh: LlamaEngine, chat: Callable[..., GenerateRequest]
+) -> None:
+    fresh.submit(ask(chat, "first", "Say 1."))
+    fresh.submit(ask(chat, "waits", "Say 2."))
+    fresh.submit(chat("passes", "Say 3.", max_tokens=8))
+    seen = {event.id for event in (*fresh.step(), *fresh.step())}
+    assert {"first", "passes"} <= seen and "waits" not in seen
+
+
+def test_a_long_prompt_does_not_stop_the_answers_of_others(
+    fresh: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    fresh.submit(chat("talks", "Count: 1, 2, 3,", max_tokens=60, ignore_eos=True))
+    while not any(event.usage.completion_tokens for event in fresh.step()):
+        pass
+    fresh.submit(ask(chat, "long", "Say 1.", max_tokens=1))
+    steps, reading = 0, True
+    while reading:
+        events = {event.id: event for event in fresh.step()}
+        assert "talks" in events, "a token in every step"
+        steps, reading = steps + 1, not events["long"].done
+    assert steps > 1
+    run(fresh)
+
+
+def test_a_conversation_goes_on_from_its_own_answer(
+    fresh: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    first = ask(chat, "1", "Say yes.")
+    fresh.submit(first)
+    answer = run(fresh).text["1"]
+    second = replace(first, id="2", prompt=f"{first.prompt}{answer}<|im_end|>\n<|im_start|>user\nWhy?")
+    fresh.submit(second)
+    usage = run(fresh).last["2"].usage
+    assert usage.cached_tokens >= len(fresh.prompt_tokens(first.prompt)) + 2
+
+
+def test_contexts_are_made_when_asked_and_idle_ones_make_room(
+    model_path: Path, run: Callable, chat: Callable[..., GenerateRequest], make_adapter: Callable[..., Path]
+) -> None:
+    engine = LlamaEngine(model_path, SIZES)
+    each = engine.context_bytes
+    engine.close()
+    with pytest.raises(EngineError, match=r"takes \d+ MiB; \d+ MiB are allowed"):
+        LlamaEngine(model_path, replace(SIZES, context_bytes=each - 1))
+    engine = LlamaEngine(model_path, replace(SIZES, context_bytes=2 * each))
+    try:
+        for name in ("one", "two"):
+            engine.attach(name, make_adapter(1 if name == "one" else 2))
+        assert engine.contexts == (None,)
+        texts = {}
+        for name in ("one", "two", None, "one"):
+            engine.submit(chat("x", "Write a word.", adapter=name))
+            texts.setdefault(name, run(engine).text["x"])
+            assert name in engine.contexts and len(engine.contexts) <= 2
+        assert engine.contexts == (None, "one"), "the one used longest ago was closed"
+        # Three at once take turns: who has no context waits until another is idle, and late comers behind it.
+        for turn in range(2):
+            for name in ("one", "two", None):
+                engine.submit(chat(f"{name}{turn}", "Write a word.", adapter=name))
+        answers = run(engine)
+        assert all(answers.text[f"{name}{turn}"] == texts[name] for name in texts for turn in range(2))
+    finally:
+        engine.close()
+
+
+def test_shared_prefixes_are_there_after_a_restart(
+    tmp_path: Path,
+    model_path: Path,
+    run: Callable,
+    chat: Callable[..., GenerateRequest],
+    make_adapter: Callable[..., Path],
+) -> None:
+    adapter = make_adapter(1)
+
+    def ask_anew(weights: str, name: str | None) -> Event:
+        engine = LlamaEngine(model_path, SIZES, saved=SavedPrefixes(tmp_path, weights))
+        try:
+            engine.attach("one", adapter)
+            last = None
+            for text in ("Say 1.", "Speak of 2."):
+                engine.submit(ask(chat, text, text, adapter=name))
+                answers = run(engine)
+                last = last or answers.last[text]
+                texts.append(answers.text[text])
+            assert last is not None
+            return last
+        finally:
+            engine.close()
+
+    texts: list[str] = []
+    for name in (None, "one"):
+        assert ask_anew(WEIGHTS, name).usage.cached_tokens == 0
+        assert computed(ask_anew(WEIGHTS, name)) < 20, "restored"
+        assert computed(ask_anew(WEIGHTS, name)) < 20, "and saved again"
+    assert texts[0:2] == texts[2:4] == texts[4:6] and texts[6:8] == texts[8:10]
+    assert ask_anew(WEIGHTS.replace("0", "1"), None).usage.cached_tokens == 0, "other weights"
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert ask_anew(WEIGHTS, None).usage.cached_tokens == 0, "a damaged file"
+
+
+def test_a_file_that_is_whole_but_holds_no_state_does_no_harm(
+    tmp_path: Path, model_path: Path, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    store = SavedPrefixes(tmp_path, WEIGHTS)
+    engine = LlamaEngine(model_path, SIZES, saved=store)
+    made_for = engine.saved_for(None)
+    engine.close()
+    store.save(made_for, [([1, 2, 3], b"nonsense" * 100), (list(range(9)), b"")])
+    assert store.load(made_for)
+    engine = LlamaEngine(model_path, SIZES, saved=store)
+    try:
+        engine.submit(chat("x", "What is the capital of France?"))
+        assert "Paris" in run(engine).text["x"]
+    finally:
+        engine.close()
+
+
+def test_saved_prefixes_are_read_only_as_they_were_written() -> None:
+    prefixes = [([1, 2], b"abc"), ([3], b"")]
+    data = encode({"weights": "a"}, prefixes)
+    assert decode({"weights": "a"}, data) == prefixes
+    assert decode({"weights": "b"}, data) is None
+    for place in range(len(data)):
+        assert decode({"weights": "a"}, data[:place]) is None
+        damaged = bytes([*data[:place], data[place] ^ 1, *data[place + 1 :]])
+        assert decode({"weights": "a"}, damaged) is None
