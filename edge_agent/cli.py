@@ -12,12 +12,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edge_agent.errors import EdgeError, PolicyViolation, ReleaseRefused, WrongUse
 from models.errors import DigestMismatch, InvalidManifest, InvalidTemplate, ModelsError, UnsafeFile
 from sync.errors import EnrolmentRefused, SyncError, VerificationFailed
+
+if TYPE_CHECKING:
+    from models.engines.onnx_session import Device
 
 FAILED, WRONG_USE, REFUSED = 1, 2, 3
 
@@ -92,6 +96,13 @@ def main() -> None:
     "--threads", default=0, type=click.IntRange(0, 512), help="Threads of each engine; 0: all cores but one."
 )
 @click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="auto: the GPU when there is one and the installed engines can use it.",
+)
+@click.option(
     "--memory",
     type=click.IntRange(1),
     metavar="MB",
@@ -118,6 +129,7 @@ def serve(
     keys: Path | None,
     port: int,
     threads: int,
+    device: "Device",
     memory: int | None,
     unload_after: float | None,
     home: Path | None,
@@ -129,7 +141,7 @@ def serve(
         from edge_agent.home import Home
         from edge_agent.server import Door
 
-        settings = EngineSettings(threads=threads)
+        settings = EngineSettings(threads=threads, device=device)
         if keys is None and home is not None and Home(home).api_keys.exists():
             keys = Home(home).api_keys
         door = Door(host, port, tls_cert, tls_key, keys)

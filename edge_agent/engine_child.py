@@ -87,7 +87,7 @@ def _load(message: Mapping[str, Any]) -> Desk:
     files = EngineFiles.from_wire(message["files"])
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     if files.encoder is not None:
-        engine = open_encoder(files.encoder, OnnxSettings(threads=threads))
+        engine = open_encoder(files.encoder, OnnxSettings(threads=threads, device=settings.device))
         if isinstance(engine, WhisperEngine):
             return SpeechDesk(engine)
         return EncoderDesk(engine, settings.encoder_batch)
@@ -99,7 +99,7 @@ def _load(message: Mapping[str, Any]) -> Desk:
     }
     if files.format == "onnx-genai":
         return TextDesk(GenaiEngine(files.path, GenaiSettings(**sizes)))
-    return TextDesk(LlamaEngine(files.path, LlamaSettings(**sizes)))
+    return TextDesk(LlamaEngine(files.path, LlamaSettings(**sizes, gpu=settings.device != "cpu")))
 
 
 def _die_with(parent: int) -> None:

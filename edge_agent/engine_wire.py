@@ -27,6 +27,7 @@ from models.engines.base import (
     TokenLogprob,
     Usage,
 )
+from models.engines.onnx_session import Device
 from models.errors import (
     AnswerTooLong,
     ContextLengthExceeded,
@@ -68,10 +69,11 @@ class EngineSettings:
     ``silence_seconds``: how long a process that owes an answer may say nothing before it is taken for hung
     and replaced. It speaks after every step, so a step has to fit in, and so has loading an adapter.
     ``load_seconds``: how long it may take to load a model, besides a second for each 20 MB of its file, as
-    slow flash reads it.
+    slow flash reads it. ``device``: see ``models.engines.onnx_session``; llama.cpp's is that of its build.
     """
 
     threads: int = 0
+    device: Device = "auto"
     context_tokens: int = 2048  # positions of one sequence, prompt and answer together
     max_sequences: int = 8  # answered at once, for the base and for each adapter
     batch_tokens: int = 256  # computed in one step

@@ -101,7 +101,12 @@ def open_engine(model: Path, threads: int, context: int) -> "Engine":
         )
     from models.engines.llama_cpp import LlamaEngine, LlamaSettings
 
-    sizes = {"context_tokens": context, "max_sequences": 8, "batch_tokens": 256, "cache_tokens": 4 * context}
+    sizes: dict[str, Any] = {
+        "context_tokens": context,
+        "max_sequences": 8,
+        "batch_tokens": 256,
+        "cache_tokens": 4 * context,
+    }
     return LlamaEngine(model, LlamaSettings(threads=threads, **sizes))
 
 

@@ -1,14 +1,16 @@
-"""ONNX Runtime on the CPU: a checked model file in, arrays in and out.
+"""ONNX Runtime on the CPU or a GPU: a checked model file in, arrays in and out.
 
-Owns the session's options and the one place where the runtime's exceptions become ours. Refuses a file that
-``models.onnx`` has not passed. ``onnxruntime`` and numpy are imported when a session is made.
+Owns the session's options, where it computes, and the one place where the runtime's exceptions become ours.
+Refuses a file that ``models.onnx`` has not passed. ``onnxruntime`` and numpy are imported when a session is
+made.
 """
 
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from models.errors import EngineError
 from models.onnx import OnnxModel, Value, read_model
@@ -18,11 +20,18 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+Device = Literal["auto", "cpu", "cuda"]
+"""Where a graph is computed; ``auto``: on the GPU when there is one and this build of the runtime can."""
+
+
 @dataclass(frozen=True, slots=True)
 class OnnxSettings:
-    """Sizes of an engine."""
+    """Sizes of an engine, and where it computes."""
 
     threads: int = 1
+    device: Device = "cpu"
     batch: int = 16  # texts or pictures computed at once
     batch_tokens: int = 4096  # of one batch of texts, padding included
     truncate: bool = False  # cut texts that are too long, and count them, instead of refusing
@@ -34,9 +43,13 @@ class OnnxSettings:
 
 
 class OnnxSession:
-    """A loaded graph. Raises ``UnsafeFile`` for a file that is not sound, else ``EngineError``."""
+    """A loaded graph. Raises ``UnsafeFile`` for a file that is not sound, else ``EngineError``.
 
-    def __init__(self, path: Path, threads: int) -> None:
+    On a GPU nodes that it has no kernel for are computed on the CPU, as ONNX Runtime places them; a GPU that
+    cannot be used at all is an error, where the runtime alone would only warn.
+    """
+
+    def __init__(self, path: Path, threads: int, device: Device = "cpu") -> None:
         self.model: OnnxModel = read_model(path)
         import onnxruntime
 
@@ -51,10 +64,11 @@ class OnnxSession:
         self.file_bytes = path.stat().st_size + sum(
             (path.parent / name).stat().st_size for name in self.model.files
         )
+        providers = _providers(onnxruntime, device)
         with _foreign(f"{path.name} cannot be loaded"):
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        if self._session.get_providers()[0] != providers[0]:
+            raise EngineError(f"{path.name}: ONNX Runtime cannot use the GPU ({providers[0]} did not start)")
         self.inputs: Mapping[str, Value] = {value.name: value for value in self.model.inputs}
         self.outputs: Mapping[str, Value] = {value.name: value for value in self.model.outputs}
 
@@ -91,6 +105,26 @@ class OnnxSession:
     def close(self) -> None:
         """Free the weights. Safe to call twice."""
         self._session = None
+
+
+def _providers(onnxruntime: Any, device: Device) -> list[str]:
+    able = _CUDA in onnxruntime.get_available_providers()
+    if device == "cuda" and not able:
+        raise EngineError("this ONNX Runtime has no CUDA: install onnxruntime-gpu instead of onnxruntime")
+    if device == "cpu" or not able or (device == "auto" and not _has_gpu()):
+        return [_CPU]
+    onnxruntime.preload_dlls()  # CUDA's libraries may lie in Python packages, where no loader looks
+    return [_CUDA, _CPU]
+
+
+def _has_gpu() -> bool:
+    """Whether NVIDIA's driver is there and sees a GPU (CUDA driver API, cuInit and cuDeviceGetCount)."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 @contextmanager

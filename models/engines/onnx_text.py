@@ -65,7 +65,7 @@ class OnnxText:
         self._task = needs.task
         self._settings = settings
         self._tokenizer = _Tokens(files.tokenizer, needs.text.max_tokens, settings.truncate)
-        self._session = OnnxSession(files.model, settings.threads)
+        self._session = OnnxSession(files.model, settings.threads, settings.device)
         unknown = self._session.inputs.keys() - _KNOWN_INPUTS
         if unknown or "input_ids" not in self._session.inputs:
             raise EngineError(f"{files.model.name} wants inputs that no text gives: {sorted(unknown)}")

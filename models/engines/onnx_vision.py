@@ -50,7 +50,7 @@ class OnnxVision:
         self._task = needs.task
         self._settings = settings
         self._threshold = needs.anomaly.threshold if needs.anomaly is not None else None
-        self._session = OnnxSession(files.model, settings.threads)
+        self._session = OnnxSession(files.model, settings.threads, settings.device)
         fitting = max(1, MAX_BATCH_BYTES // (12 * needs.image.width * needs.image.height))
         self._input, self._batch = _input_of(self._session, needs.image, min(settings.batch, fitting))
         if self._task == "inspect":
