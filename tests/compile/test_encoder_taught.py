@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from small_models import encoder, quiet, texts
 
+from compile.data.rows import read_splits
 from compile.errors import BadRecipe
 from compile.line import Workshop
 from compile.lines.make import make_line
@@ -18,7 +19,7 @@ from compile.recipe.load import load_recipe
 from compile.recipe.sections import Source
 from compile.recipe.training import FineTune
 from compile.steps import Cache, in_order
-from compile.training.distil_labels import Labelled, distil_classifier
+from compile.training.distil_labels import Labelled, distil_classifier, read_labelled
 from compile.training.run import TrainingRun
 from models.store import verify_release
 
@@ -94,7 +95,8 @@ def folder(tmp_path_factory):
         for text, label in named(some)
     ]
     (where / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (where / "more.txt").write_text("\n".join(text for text, _ in named(texts(300, 6))))
+    held = next(one["text"] for one in rows if one["split"] == "test")
+    (where / "more.txt").write_text("\n".join([held.upper(), *(text for text, _ in named(texts(300, 6)))]))
     return where
 
 
@@ -144,6 +146,9 @@ def test_a_teacher_of_labels_makes_a_better_classifier_of_few_labels(folder):
     student = next(one for one in findings.reference.verdicts if one.metric == "accuracy").measured.value
     assert beside["teacher"] > student > beside["student without the teacher"], beside
     assert student > beside["before training"] + 0.2
+    shown = {one.text.lower() for one in read_labelled(cache.folder(line.labelled))}
+    splits = read_splits(cache.folder(line.data))
+    assert len(shown) > 150 and not shown & {row.text for row in (*splits.validation, *splits.test)}
     assert any(note.startswith("The teacher helps: accuracy") for note in findings.notes), findings.notes
     assert set(findings.lineage["distilled"]) >= {"teacher", "texts", "hard", "temperature"}
     assert "distilled" in findings.reference_note
