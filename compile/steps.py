@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from compile.errors import CompileError
 from models import canonical
 from models.digest import Digest
+from models.machine import peak_memory
 from models.store import make_folder, sync_folder, write_durably
 
 DONE_FILE = "step.json"
@@ -150,10 +151,8 @@ class Cache:
 
 
 def own_peak_ram() -> int:
-    """Bytes. ``ru_maxrss`` would carry the parent's peak over ``exec``; VmHWM is this process's own."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    """Bytes. ``ru_maxrss`` would carry the parent's peak over ``exec``; this is the process's own."""
+    return peak_memory(os.getpid()) or 0
 
 
 def peak_ram() -> int:

@@ -10,6 +10,7 @@ from sqlalchemy import inspect
 
 from cloud_hub import access, control, database, figures, registry
 from cloud_hub.access import Role
+from cloud_hub.console import Pages
 from cloud_hub.database import AUDIT_RING, Database
 from cloud_hub.errors import InvalidToken, NotFound, Refused, StorageFailed, WrongUse
 from cloud_hub.ingest import Contradiction, Gap, audit_rows, evidence_rows, export_trail, ingest
@@ -226,7 +227,9 @@ def test_the_last_figures_of_each_device_and_release_are_kept(database: Database
             figures.keep(connection, report)
     with database.read() as connection:
         rows = {(row.device, row.release): row for row in figures.figure_rows(connection)}
-        shown = picture(read_rows(connection), 10.0, 60.0)["devices"][0]
+        seen = picture(read_rows(connection), 10.0, 60.0)
+    shown, page = seen["devices"][0], Pages("https://hub").fragments(seen, True)["devices"]
+    assert "<b>m 1.0.0</b>: 12.0 tokens/s, on 1 thread of x86-64-avx2" in page
     assert {key: row.figures.decode_per_second for key, row in rows.items()} == {
         ("a", first): 12.0,
         ("a", second): 20.0,
