@@ -11,34 +11,37 @@ a colon or comma.
 GBNF: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
 """
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.errors import UnsupportedRequest
+from models.grammar_numbers import Bounds, integers, numbers, read_bounds
+from models.grammar_schema import Document, says_nothing
+from models.grammar_text import CHARACTER, literal, of_format, pattern, quoted
 
 MAX_RULES = 2_000
 MAX_REPEAT = 1_000
 """Longest bounded repetition: the sampler unrolls them."""
 
-_ANNOTATIONS = frozenset(
-    (
-        *("$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default"),
-        *("examples", "deprecated", "readOnly", "writeOnly"),
-    )
-)
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "format")
 _PER_TYPE: Mapping[str, frozenset[str]] = {
-    "object": frozenset(("properties", "required", "additionalProperties")),
-    "array": frozenset(("items", "minItems", "maxItems")),
-    "string": frozenset(("minLength", "maxLength")),
-    "number": frozenset(),
-    "integer": frozenset(),
+    "object": frozenset(
+        (
+            *("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
+            *("minProperties", "maxProperties"),
+        )
+    ),
+    "array": frozenset(("items", "prefixItems", "minItems", "maxItems", "uniqueItems")),
+    "string": frozenset(("minLength", "maxLength", "pattern", "format")),
+    "integer": frozenset(_BOUNDS),
+    "number": frozenset(_BOUNDS),
     "boolean": frozenset(),
     "null": frozenset(),
 }
+_FREE_FORMATS = ("password", "int64")
+"""Formats that any string has."""
 _SHARED = {
-    "char": r'[^"\\\x00-\x1F\x7F] | "\\" (["\\/bfnrt] | "u" code)',
+    "char": CHARACTER + r' | "\\" (["\\/bfnrt] | "u" code)',
     # Escaped surrogates are left out: a pair would count as two characters, half of one is no text.
     "code": "[0-9a-cefA-CEF] hex hex hex | [dD] [0-7] hex hex",
     "hex": "[0-9a-fA-F]",
@@ -111,13 +114,13 @@ class _Converter:
     """One schema's rules; references are looked up in its own document."""
 
     def __init__(self, document: Mapping[str, Any] | bool, rules: Rules) -> None:
-        self._document = document
+        self._document = Document(document)
         self._references: dict[str, str] = {}
         self._named, self._shared, self._define = rules.named, rules.shared, rules.define
 
     def convert(self) -> str:
         """The body of the rule for the whole document."""
-        return self._rule(self._document, "schema")
+        return self._rule(self._document.whole, "schema")
 
     def _rule(self, schema: Any, where: str) -> str:
         """The body of a rule; alternatives in it are in parentheses."""
@@ -125,68 +128,45 @@ class _Converter:
             return self._shared("value")
         if not isinstance(schema, Mapping):
             raise UnsupportedRequest(f"{where}: a schema is an object, or true")
-        keywords = {key for key in schema if key not in _ANNOTATIONS}
-        if not keywords:
+        schema = {key: value for key, value in schema.items() if not says_nothing(key)}
+        if not schema:
             return self._shared("value")
-        for only, build in (
-            ("$ref", self._reference),
-            ("const", lambda value, _: literal(value)),
-            ("enum", _enum),
-            ("anyOf", self._any_of),
-        ):
-            if only in keywords:
-                # ``type`` beside ``const`` or ``enum`` is common; it is checked, so it is not ignored.
-                rest = keywords - {only}
-                if only in ("const", "enum") and rest == {"type"}:
-                    values = [schema["const"]] if only == "const" else schema["enum"]
-                    _check_types(values, schema["type"], where)
-                elif rest:
-                    raise UnsupportedRequest(f"{where}: {min(rest)!r} beside {only!r} cannot be enforced")
-                return build(schema[only], where)
-        kind = schema.get("type")
+        if set(schema) == {"$ref"}:
+            return self._reference(schema["$ref"], where)
+        if "allOf" in schema or "$ref" in schema:
+            return self._rule(self._document.all_of(schema, where), where)
+        for several in ("anyOf", "oneOf"):
+            if several in schema:
+                return self._any_of(schema, several, where)
+        if "const" in schema or "enum" in schema:
+            return _values(schema, where)
+        return self._typed(schema, where)
+
+    def _typed(self, schema: Mapping[str, Any], where: str) -> str:
+        unknown = set(schema).difference({"type"}, *_PER_TYPE.values())
+        if unknown:
+            raise UnsupportedRequest(f"{where}: {min(unknown)!r} cannot be enforced")
+        kind = schema.get("type", _implied(schema))
         if isinstance(kind, list) and kind:
-            return self._alternatives([{**schema, "type": one} for one in kind], where, trim=True)
-        if kind is None:
-            kind = _implied(keywords)
+            return f"({' | '.join(self._typed({**schema, 'type': one}, where) for one in kind)})"
         if not isinstance(kind, str) or kind not in _PER_TYPE:
             raise UnsupportedRequest(f"{where}: 'type' is missing or unknown")
-        unknown = keywords - _PER_TYPE[kind] - {"type"}
-        if unknown:
-            raise UnsupportedRequest(f"{where}: {min(unknown)!r} cannot be enforced for type {kind!r}")
-        if kind == "object":
-            return self._object(schema, where)
-        if kind == "array":
-            return self._array(schema, where)
-        if kind == "string" and keywords & _PER_TYPE["string"]:
-            return f'"\\"" {self._shared("char")}{_times(schema, "minLength", "maxLength", where)} "\\""'
+        # Keywords of other types say nothing about this one.
+        about = {key: value for key, value in schema.items() if key in _PER_TYPE[kind]}
+        match kind:
+            case "object":
+                return self._object(about, where)
+            case "array":
+                return self._array(about, where)
+            case "string" if about:
+                return self._string(about, where)
+            case "integer" | "number" if about:
+                return self._number(about, kind, where)
         return self._shared(kind)
 
-    def _alternatives(self, schemas: Sequence[Mapping[str, Any]], where: str, *, trim: bool) -> str:
-        bodies = []
-        for schema in schemas:
-            if trim:  # keywords of the other types in the list do not concern this one
-                others = frozenset().union(*(_PER_TYPE.values())) - _PER_TYPE.get(schema["type"], frozenset())
-                schema = {key: value for key, value in schema.items() if key not in others}
-            bodies.append(self._rule(schema, where))
-        return "(" + " | ".join(bodies) + ")"
-
-    def _any_of(self, schemas: Any, where: str) -> str:
-        if not isinstance(schemas, list) or not schemas:
-            raise UnsupportedRequest(f"{where}: 'anyOf' needs a list of schemas")
-        return (
-            "(" + " | ".join(self._rule(one, f"{where}.anyOf[{at}]") for at, one in enumerate(schemas)) + ")"
-        )
-
     def _reference(self, reference: Any, where: str) -> str:
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            raise UnsupportedRequest(f"{where}: only references inside the schema ('#/...') are followed")
+        target = self._document.target(reference, where)
         if reference not in self._references:
-            target: Any = self._document
-            for part in reference[1:].split("/")[1:]:
-                key = part.replace("~1", "/").replace("~0", "~")
-                if not isinstance(target, Mapping) or key not in target:
-                    raise UnsupportedRequest(f"{where}: {reference!r:.100} points at nothing")
-                target = target[key]
             if isinstance(target, Mapping) and "$ref" in target:
                 raise UnsupportedRequest(f"{where}: {reference!r:.100} only points at another reference")
             name = self._named("")  # named before it is built: a schema may contain itself
@@ -194,28 +174,101 @@ class _Converter:
             self._define(name, self._rule(target, reference))
         return self._references[reference]
 
+    # Schemas together
+
+    def _any_of(self, schema: Mapping[str, Any], several: str, where: str) -> str:
+        listed = schema[several]
+        if not isinstance(listed, list) or not listed:
+            raise UnsupportedRequest(f"{where}: {several!r} needs a list of schemas")
+        beside = {key: value for key, value in schema.items() if key != several}
+        if several == "oneOf" and not self._document.disjoint(listed, beside, where):
+            raise UnsupportedRequest(f"{where}: alternatives of 'oneOf' that do not exclude each other")
+        ways = []
+        for at, one in enumerate(listed):
+            ways.append(
+                self._rule(
+                    self._document.both(beside, one, where) if beside else one, f"{where}.{several}[{at}]"
+                )
+            )
+        return f"({' | '.join(ways)})"
+
+    # Types
+
+    def _string(self, schema: Mapping[str, Any], where: str) -> str:
+        low, high = _bounds(schema, "minLength", "maxLength", where)
+        forms = [key for key in ("pattern", "format") if key in schema and schema[key] not in _FREE_FORMATS]
+        if not forms:
+            if low == 0 and high is None:
+                return self._shared("string")
+            return quoted([f"{self._shared('char')}{{{low},{'' if high is None else high}}}"])
+        if len(forms) > 1:
+            raise UnsupportedRequest(f"{where}: 'pattern' and 'format' together cannot be enforced")
+        [key] = forms
+        value = schema[key]
+        text = (pattern if key == "pattern" else of_format)(value) if isinstance(value, str) else None
+        if text is None:
+            raise UnsupportedRequest(f"{where}: {key} {value!r:.60} cannot be enforced")
+        if not text.fits(low, high):
+            raise UnsupportedRequest(f"{where}: a length beside {key!r} cannot be enforced")
+        self._shared("char")
+        return quoted([text.body])
+
+    def _number(self, schema: Mapping[str, Any], kind: str, where: str) -> str:
+        try:
+            bounds = read_bounds(schema, kind)
+        except ValueError as error:
+            raise UnsupportedRequest(f"{where}: {error}") from error
+        if bounds == Bounds():
+            return self._shared(kind)
+        body = (integers if kind == "integer" else numbers)(bounds)
+        if body is None:
+            raise UnsupportedRequest(f"{where}: no {kind} lies within the bounds")
+        return body
+
     def _object(self, schema: Mapping[str, Any], where: str) -> str:
         properties = schema.get("properties", {})
         required = schema.get("required", [])
         extra = schema.get("additionalProperties", True)
         if not isinstance(properties, Mapping) or not isinstance(required, list):
             raise UnsupportedRequest(f"{where}: 'properties' is an object and 'required' a list")
-        missing = [name for name in required if name not in properties]
-        if missing:
-            raise UnsupportedRequest(f"{where}: {missing[0]!r:.100} is required but has no schema")
+        # What is required without a schema of its own is one of the others.
+        properties = {**properties, **{name: extra for name in required if name not in properties}}
+        properties = {
+            name: value for name, value in properties.items() if value is not False or name in required
+        }
+        _check_properties(schema, properties, required, where)
         if not properties:
-            if extra is True and "properties" not in schema:
-                return self._shared("object")
-            if isinstance(extra, bool):
-                return '"{" "}"'
-            pair = f'{self._shared("string")} ":" " "? {self._named(self._rule(extra, where + ".*"))}'
-            # Keys could repeat; a reader takes the last, and every one of them meets the schema.
-            return f'"{{" ({pair} ("," " "? {pair})*)? "}}"'
+            return self._map(schema, extra, where)
         pairs = []
         for name, value in properties.items():
             rule = self._named(self._rule(value, f"{where}.{name}"))
             pairs.append((f'{literal(name)} ":" " "? {rule}', name in required))
         return f'"{{" {self._members(pairs)} "}}"'
+
+    def _map(self, schema: Mapping[str, Any], extra: Any, where: str) -> str:
+        """An object without named properties. Keys may repeat: a reader takes the last of them."""
+        patterns = schema.get("patternProperties", {})
+        if not isinstance(patterns, Mapping) or len(patterns) > 1:
+            raise UnsupportedRequest(f"{where}: several 'patternProperties' cannot be enforced")
+        key: Any = schema.get("propertyNames", True)
+        for source, value in patterns.items():
+            key, extra = {"allOf": [{"pattern": source}, key]}, value
+        low, high = _bounds(schema, "minProperties", "maxProperties", where)
+        if low > 1:
+            raise UnsupportedRequest(f"{where}: 'minProperties' above 1: keys may repeat")
+        if (isinstance(extra, bool) and "properties" in schema) or extra is False or high == 0:
+            if low:
+                raise UnsupportedRequest(f"{where}: 'minProperties' of an object without properties")
+            return '"{" "}"'
+        if extra is True and key is True and high is None and not low:
+            return self._shared("object")
+        name = self._shared("string")
+        if key is not True:
+            named = {"type": "string", "allOf": [key]}
+            name = self._named(self._rule(named, f"{where}: propertyNames"))
+        pair = f'{name} ":" " "? {self._named(self._rule(extra, where + ".*"))}'
+        body = _list_of(pair, low, high)
+        return f'"{{" {body} "}}"'
 
     def _members(self, pairs: Sequence[tuple[str, bool]]) -> str:
         """The properties in order, optional ones left out or not, commas only between."""
@@ -233,32 +286,77 @@ class _Converter:
         return "(" + " | ".join(starts) + ")?"
 
     def _array(self, schema: Mapping[str, Any], where: str) -> str:
-        item = self._named(self._rule(schema.get("items", True), f"{where}[]"))
         low, high = _bounds(schema, "minItems", "maxItems", where)
-        if high == 0:
-            return '"[" "]"'
-        more = f"{{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
-        body = f'{item} ("," " "? {item}){more}'
-        return f'"[" {body if low else f"({body})?"} "]"'
+        if schema.get("uniqueItems") and (high is None or high > 1):
+            raise UnsupportedRequest(f"{where}: 'uniqueItems' of more than one item cannot be enforced")
+        first, rest = schema.get("prefixItems", []), schema.get("items", True)
+        if not isinstance(first, list) or isinstance(rest, list):
+            raise UnsupportedRequest(f"{where}: 'prefixItems' is a list and 'items' a schema")
+        if rest is False:
+            high = len(first) if high is None else min(high, len(first))
+        if high is not None and high < low:
+            raise UnsupportedRequest(f"{where}: fewer items than 'minItems'")
+        if not first or high == 0:
+            item = '""' if high == 0 else self._named(self._rule(rest, f"{where}[]"))
+            return f'"[" {_list_of(item, low, high)} "]"'
+        return f'"[" {self._tuple(first, rest, low, high, where)} "]"'
+
+    def _tuple(self, first: Sequence[Any], rest: Any, low: int, high: int | None, where: str) -> str:
+        """Items of a fixed place, then the others; what is not required may be left out from the end."""
+        count = len(first) if high is None else min(len(first), high)
+        more = high is None or high > count
+        body = ""
+        if more:
+            item = self._named(self._rule(rest, f"{where}[]"))
+            body = f'("," " "? {item}){{{max(low - count, 0)},{"" if high is None else high - count}}}'
+        for at in reversed(range(count)):
+            one = self._named(self._rule(first[at], f"{where}[{at}]"))
+            comma = '"," " "? ' if at else ""
+            body = f"{comma}{one} {body}".rstrip()
+            if at >= low:
+                body = f"({body})?"
+        return body
 
 
-def _enum(values: Any, where: str) -> str:
+def _list_of(item: str, low: int, high: int | None) -> str:
+    """Items with commas between."""
+    if high == 0:
+        return '""'
+    more = f"{{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
+    body = f'{item} ("," " "? {item}){more}'
+    return body if low else f"({body})?"
+
+
+def _values(schema: Mapping[str, Any], where: str) -> str:
+    """``const`` and ``enum``; ``type`` beside them is common, and checked, so it is not ignored."""
+    rest = set(schema) - {"const", "enum", "type"}
+    if rest or {"const", "enum"} <= set(schema):
+        raise UnsupportedRequest(f"{where}: {min(rest or {'const'})!r} beside 'enum' cannot be enforced")
+    values = [schema["const"]] if "const" in schema else schema["enum"]
     if not isinstance(values, list) or not values:
         raise UnsupportedRequest(f"{where}: 'enum' needs a list of values")
+    if "type" in schema:
+        _check_types(values, schema["type"], where)
     return "(" + " | ".join(literal(value) for value in values) + ")"
 
 
-def literal(value: Any) -> str:
-    """A GBNF string that matches the JSON of ``value`` and nothing else."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    escaped = re.sub(r'["\\]', lambda match: "\\" + match.group(), text)
-    return f'"{escaped}"'
+def _check_properties(
+    schema: Mapping[str, Any], properties: Mapping[str, Any], required: Sequence[str], where: str
+) -> None:
+    """Beside named properties, the other keywords of objects only pass where they change nothing."""
+    if not properties:
+        return
+    for key in ("patternProperties", "propertyNames"):
+        if schema.get(key) not in (None, {}, True):
+            raise UnsupportedRequest(f"{where}: {key!r} beside 'properties' cannot be enforced")
+    low, high = _bounds(schema, "minProperties", "maxProperties", where)
+    if low > len(set(required)) or (high is not None and high < len(properties)):
+        raise UnsupportedRequest(f"{where}: a number of properties beside 'properties' cannot be enforced")
 
 
-def _implied(keywords: set[str]) -> str | None:
-    """The type that the keywords speak of, when they speak of one only."""
-    kinds = [kind for kind, known in _PER_TYPE.items() if keywords and keywords <= known]
-    return kinds[0] if len(kinds) == 1 else None
+def _implied(schema: Mapping[str, Any]) -> str | None:
+    """A type that the keywords speak of. Without a type, values of others would pass as well."""
+    return next((kind for kind, known in _PER_TYPE.items() if known & set(schema)), None)
 
 
 def _check_types(values: Any, kind: Any, where: str) -> None:
@@ -286,8 +384,3 @@ def _bounds(schema: Mapping[str, Any], least: str, most: str, where: str) -> tup
     if high is not None and high < low:
         raise UnsupportedRequest(f"{where}: {most!r} is below {least!r}")
     return low, high
-
-
-def _times(schema: Mapping[str, Any], least: str, most: str, where: str) -> str:
-    low, high = _bounds(schema, least, most, where)
-    return f"{{{low},{'' if high is None else high}}}"

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from models.errors import UnsupportedRequest
-from models.grammar import Rules, literal
+from models.grammar import Rules
+from models.grammar_text import literal
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16

@@ -44,11 +44,11 @@ def smollm2() -> Path:
 
 
 @contextmanager
-def edge() -> Iterator[Target]:
-    """``outpost-edge serve`` as a person would start it, on a free port."""
+def edge(model: Path | None = None) -> Iterator[Target]:
+    """``outpost-edge serve`` as a person would start it, on a free port; SmolLM2 without a ``model``."""
     command = [sys.executable, "-m", "edge_agent.cli", "serve", "--port", "0", "--threads", "1"]
     process = subprocess.Popen(
-        [*command, "--model", f"smol={smollm2()}"], stderr=subprocess.PIPE, text=True, env=os.environ
+        [*command, "--model", f"smol={model or smollm2()}"], stderr=subprocess.PIPE, text=True, env=os.environ
     )
     assert process.stderr is not None
     said = ""
