@@ -26,6 +26,7 @@ class LlamaSettings:
     beside_tokens: int = 96
     cache_tokens: int = 8192  # at least context_tokens; what running requests may claim together
     context_bytes: int | None = None
+    gpu: bool = True  # where llama.cpp was built for one
     gpu: bool = True  # where there is one, and llama.cpp was built for it
 
     def __post_init__(self) -> None:
