@@ -184,6 +184,45 @@ def enroll(hub: str, token_file: Path, home: Path, device: str | None) -> None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--model",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A release folder, or an ONNX folder of a model that inspects.",
+)
+@click.option("--out", required=True, type=_FILE, help="The CSV: file, verdict, score, threshold, error.")
+@click.option("--sheet", type=_FILE, help="The contact sheet, a PNG.  [default: OUT with .png]")
+@click.option(
+    "--shown",
+    default=60,
+    show_default=True,
+    type=click.IntRange(0, 1000),
+    help="Pictures on the sheet, the most suspicious first; 0: no sheet.",
+)
+@click.option("--threads", default=0, type=click.IntRange(0, 512), help="0: all cores.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(
+    folder: Path, model: Path, out: Path, sheet: Path | None, shown: int, threads: int, as_json: bool
+) -> None:
+    """Inspect every picture of FOLDER; needs no server. Pictures that cannot be read are listed."""
+    with exit_codes():
+        from edge_agent.inspect_folder import Asked, inspect_folder
+
+        asked = Asked(folder, model, out, sheet or out.with_suffix(".png"), shown, threads)
+        figures = asyncio.run(inspect_folder(asked, _say))
+        if as_json:
+            click.echo(json.dumps(figures))
+        else:
+            click.echo(
+                f"{figures['inspected']} inspected, {figures['defects']} defects, {len(figures['unread'])} "
+                f"not readable, {figures['pictures_per_second']:g} a second; {out}, {figures['sheet']}"
+            )
+        if not figures["inspected"]:
+            sys.exit(FAILED)
+
+
+@main.command()
 @click.option("--home", required=True, type=_HOME)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(home: Path, as_json: bool) -> None:
