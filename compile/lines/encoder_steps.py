@@ -168,12 +168,13 @@ class EncoderSteps:
             prune,
             seconds=20 + rows * (heal.training.epochs if heal is not None else 0) * _TRAIN_SECONDS,
             disk_bytes=4 * self._weights,
-            ram_bytes=900_000_000 + 5 * self._weights,
+            ram_bytes=self._train_ram if heal is not None else self._read_ram,
         )
 
     def _labelled(self, distil: DistilLabels, data: Step) -> Step:
         environment = self._workshop.environment
         asks = isinstance(distil.teacher, TextTeacher)
+        teacher = self._teacher.stat().st_size if asks and self._teacher is not None else 0
         return Step(
             "teacher",
             self._lesson_of(distil) | {"rows": self._recipe.evaluate.rows},
@@ -183,7 +184,7 @@ class EncoderSteps:
                 self._lesson(inputs), distil, environment, folder, scratch, report
             ),
             seconds=10 + self._train_rows * (_ASK_SECONDS if asks else _READ_SECONDS),
-            ram_bytes=900_000_000 + self._weights,
+            ram_bytes=self._read_ram + teacher,
         )
 
     def _tuned(self, after: Mapping[str, Step]) -> Step:
@@ -197,7 +198,7 @@ class EncoderSteps:
             ),
             seconds=self._train_seconds,
             disk_bytes=2 * self._weights,
-            ram_bytes=900_000_000 + 5 * self._weights,
+            ram_bytes=self._train_ram,
         )
 
     def _before(self, after: Mapping[str, Step]) -> Step:
@@ -210,7 +211,7 @@ class EncoderSteps:
                 self._lesson(inputs), folder, report
             ),
             seconds=10 + (self._recipe.evaluate.rows or 1500) * _READ_SECONDS,
-            ram_bytes=700_000_000 + self._weights,
+            ram_bytes=self._read_ram,
         )
 
     def _alone(self, after: Mapping[str, Step]) -> Step:
@@ -224,8 +225,18 @@ class EncoderSteps:
             ),
             seconds=self._train_seconds,
             disk_bytes=3 * self._weights,
-            ram_bytes=900_000_000 + 5 * self._weights,
+            ram_bytes=self._train_ram,
         )
+
+    @property
+    def _read_ram(self) -> int:
+        """Peak memory of torch reading texts, with transformers around it."""
+        return 600_000_000 + self._weights
+
+    @property
+    def _train_ram(self) -> int:
+        """The same where every weight is trained: gradients and two moments beside them."""
+        return 900_000_000 + 5 * self._weights
 
     @property
     def _train_rows(self) -> int:
