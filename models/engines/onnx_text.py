@@ -8,7 +8,7 @@ be pooled, or vectors or logits [n, width]; of a reranker, which reads query and
 when an engine is made.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -137,7 +137,7 @@ class OnnxText:
         lengths = [len(one.ids) for one in read]
         parts: list[npt.NDArray[np.float32]] = []
         order: list[int] = []
-        for batch in batches(lengths, self._settings):
+        for batch in batches(lengths, self._settings, self._session.call_tokens):
             order += batch
             parts.append(self._forward([read[index] for index in batch]))
         values = np.empty((0, 0), dtype=np.float32)
@@ -191,19 +191,31 @@ class OnnxText:
         return np.ascontiguousarray(found, dtype=np.float32)
 
 
-def batches(lengths: Sequence[int], settings: OnnxSettings) -> Iterator[list[int]]:
-    """Indices of texts that are computed at once: of like length, so that little is padded, longest first."""
-    batch: list[int] = []
-    longest = 1
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) >= settings.batch or longest * (len(batch) + 1) > settings.batch_tokens):
-            yield batch
-            batch = []
-        if not batch:
-            longest = max(1, lengths[index])
-        batch.append(index)
-    if batch:
-        yield batch
+def batches(lengths: Sequence[int], settings: OnnxSettings, call_tokens: int) -> list[list[int]]:
+    """Indices of texts that are computed at once, longest first.
+
+    Texts are padded to the longest of their batch, and a batch costs as much to begin as ``call_tokens``
+    tokens cost to compute; of all ways to cut the texts in order of length, this is the one that costs least
+    (dynamic programming over where the last batch begins). Laws: every index comes once; a batch of more than
+    one text keeps within ``settings.batch`` and ``settings.batch_tokens``.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    # Of the first so many texts: what they cost in tokens, and where their last batch begins.
+    least, begins = [0] * (len(order) + 1), [0] * (len(order) + 1)
+    for end in range(1, len(order) + 1):
+        costs: list[tuple[int, int]] = []
+        for begin in range(end - 1, max(-1, end - 1 - settings.batch), -1):
+            padded = max(1, lengths[order[begin]]) * (end - begin)
+            if end - begin > 1 and padded > settings.batch_tokens:
+                break
+            costs.append((least[begin] + call_tokens + padded, begin))
+        least[end], begins[end] = min(costs)
+    found: list[list[int]] = []
+    end = len(order)
+    while end:
+        found.append(order[begins[end] : end])
+        end = begins[end]
+    return found[::-1]
 
 
 class _Tokens:

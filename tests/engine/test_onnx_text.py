@@ -1,11 +1,14 @@
 """Text encoders on ONNX Runtime: a real MiniLM, and tiny graphs whose answers can be worked out by hand."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from minilm import write_minilm
 from onnx import TensorProto, helper
 from onnx_graphs import (
@@ -19,7 +22,7 @@ from onnx_graphs import (
 
 from models.engines.onnx_files import EncoderFiles, files_of_folder, files_of_release
 from models.engines.onnx_session import OnnxSettings
-from models.engines.onnx_text import OnnxText
+from models.engines.onnx_text import OnnxText, batches
 from models.errors import ContextLengthExceeded, EngineError, UnsafeFile
 from models.manifest import Engine, Kind, Manifest, TextInput
 from models.store import describe_file
@@ -207,3 +210,28 @@ def test_a_release_says_all_that_the_engine_needs(tiny: Path, tmp_path: Path):
     assert files_of_release(tmp_path, whole).model == tmp_path / "model.onnx"
     with pytest.raises(UnsafeFile, match="format gguf"):
         files_of_release(tmp_path, whole.model_copy(update={"format": "gguf"}))
+
+
+lengths_of_texts = st.lists(st.integers(1, 60), max_size=7)
+
+
+@given(lengths_of_texts, st.integers(1, 4), st.integers(1, 120), st.integers(0, 40))
+def test_batches_hold_every_text_once_and_cost_the_least(lengths, batch, batch_tokens, call_tokens) -> None:
+    limits = OnnxSettings(batch=batch, batch_tokens=batch_tokens)
+
+    def cost(parts: list[list[int]]) -> int:
+        return sum(call_tokens + len(part) * max(lengths[index] for index in part) for part in parts)
+
+    def fits(part: list[int]) -> bool:
+        padded = len(part) * max(lengths[index] for index in part)
+        return len(part) == 1 or (len(part) <= batch and padded <= batch_tokens)
+
+    found = batches(lengths, limits, call_tokens)
+    assert sorted(itertools.chain.from_iterable(found)) == list(range(len(lengths)))
+    assert all(map(fits, found))
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    for cuts in itertools.product((False, True), repeat=max(0, len(order) - 1)):
+        ends = [number + 1 for number, cut in enumerate(cuts) if cut] + [len(order)]
+        parts = [order[begin:end] for begin, end in itertools.pairwise([0, *ends]) if end > begin]
+        if all(map(fits, parts)):
+            assert cost(found) <= cost(parts)
