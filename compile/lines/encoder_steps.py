@@ -236,7 +236,25 @@ class EncoderSteps:
     @property
     def _train_ram(self) -> int:
         """The same where every weight is trained: gradients and two moments beside them."""
-        return 900_000_000 + 5 * self._weights
+        return 900_000_000 + 5 * self._student
+
+    @property
+    def _student(self) -> int:
+        """Bytes of float32 weights that pruning leaves, of an encoder with BERT's layers."""
+        config = json.loads((self._source / "config.json").read_text(encoding="utf-8"))
+        layers, width, neurons = (
+            config.get(name, 0) for name in ("num_hidden_layers", "hidden_size", "intermediate_size")
+        )
+        kept, left, prune = layers, neurons, self._recipe.prune
+        if prune is not None and prune.depth is not None:
+            gone = prune.depth.drop or len(prune.depth.layers or ())
+            kept = prune.depth.keep or layers - gone
+        if prune is not None and prune.width is not None:
+            left = prune.width.neurons or neurons
+        whole, rest = (
+            count * 4 * width * (4 * width + 2 * each) for count, each in ((layers, neurons), (kept, left))
+        )
+        return max(0, self._weights - int(whole - rest))
 
     @property
     def _train_rows(self) -> int:
