@@ -56,7 +56,9 @@ def load_causal(hf_folder: Path, settings: FineTune, start_from: Path | None = N
     if settings.method == "qlora":
         from peft import prepare_model_for_kbit_training
 
-        base = prepare_model_for_kbit_training(base)  # type: ignore[no-untyped-call]
+        base = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+            base, gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
     # A path of this machine has no place in what is written.
     base.config._name_or_path = ""
     base.config.use_cache = False
