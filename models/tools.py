@@ -150,7 +150,8 @@ def _json(value: Any) -> str:
 class CallReader:
     """Splits an answer that arrives in pieces into text and calls.
 
-    Total: what does not begin as a call is text, and a call that breaks off has the arguments that came.
+    Total: what does not begin as a call is text; a call that breaks off has the arguments that came, and
+    before it has a name it is nothing.
     White space around calls is dropped. Law: however the answer is cut into pieces, the joined text and the
     joined calls are the same. ``new_id`` makes the id of the call with a given index.
     """
@@ -206,8 +207,11 @@ class CallReader:
             self._state, self._object = self._arguments, _ObjectEnd()
             index, self.calls = self.calls, self.calls + 1
             return iter([CallDelta(index, head[1], "", self._new_id(index))])
-        if not ended and close < 0 and len(self._buffer) < most:
-            return None
+        if close < 0 and len(self._buffer) < most:
+            if ended and self._buffer[after:].lstrip()[:1] in ("", "{"):
+                self._take(len(self._buffer))  # a call that was cut before it had a name
+            if not (ended and self._buffer):
+                return None
         self._state, self._after_call = self._text, False
         return iter([self._take(after)])
 

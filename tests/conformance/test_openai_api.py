@@ -151,11 +151,12 @@ def test_requests_at_once_are_all_answered(target: Target) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"n": 2}, "n"),
-    ({"logprobs": True}, "logprobs"),
-    ({"logit_bias": {"5": 1}}, "logit_bias"),
-    ({"presence_penalty": 0.5}, "presence_penalty"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"n": 0}, "n"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
     ({"reasoning_effort": "low"}, "reasoning_effort"),
     ({"extra_body": {"temprature": 1}}, "temprature"),
     ({"temperature": 3}, "temperature"),
@@ -187,6 +188,171 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     error = refused.value
     assert (error.type, error.param) == ("invalid_request_error", param)
     assert error.code and param.split(".")[-1].split("[")[0] in error.message
+
+
+def test_choices_of_one_seed_differ_and_come_again(target: Target) -> None:
+    facts: dict[str, Any] = {"n": 3, "seed": 11, "temperature": 1.5, "max_tokens": 8}
+    first, second = (ask(target, **facts) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in second.choices]
+    assert len(set(texts)) > 1
+    assert [choice.index for choice in first.choices] == [0, 1, 2]
+    assert first.usage.prompt_tokens == ask(target, max_tokens=1).usage.prompt_tokens
+    assert first.usage.completion_tokens <= 24
+
+
+def test_streamed_choices_are_the_whole_ones(target: Target) -> None:
+    facts: dict[str, Any] = {"n": 2, "seed": 5, "temperature": 1.2, "max_tokens": 6}
+    texts = ["", ""]
+    for chunk in ask(target, stream=True, **facts):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in ask(target, **facts).choices]
+
+
+def test_log_probabilities_are_those_of_the_text(target: Target) -> None:
+    [choice] = ask(target, logprobs=True, top_logprobs=3, max_tokens=6).choices
+    tokens = choice.logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode().strip() == choice.message.content.strip()
+    for token in tokens:
+        assert token.logprob <= 0 and len(token.top_logprobs) == 3
+        assert token.token == token.top_logprobs[0].token  # greedy takes the likeliest
+        assert token.top_logprobs == sorted(token.top_logprobs, key=lambda top: -top.logprob)
+    streamed = [
+        token.token
+        for chunk in ask(target, logprobs=True, max_tokens=6, stream=True)
+        for token in (chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else [])
+    ]
+    assert streamed == [token.token for token in tokens]
+    text = target.openai().completions.create(
+        model=target.model, prompt="Once upon a", max_tokens=3, temperature=0, logprobs=2
+    )
+    listed = text.choices[0].logprobs
+    assert listed and len(listed.tokens) == len(listed.token_logprobs) == len(listed.top_logprobs) == 3
+    assert "".join(listed.tokens).strip() == text.choices[0].text.strip()
+    assert listed.text_offset[0] == 0
+
+
+def test_a_token_that_is_forbidden_does_not_come(target: Target) -> None:
+    with target.http() as client:
+        facts = {
+            "model": target.model,
+            "prompt": "Once upon a",
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": 1,
+        }
+        free = client.post("/completions", json=facts).json()["choices"][0]["text"]
+        # Token ids are the model's own: forbid them all but few, and see which is left.
+        bias = {str(token): 100 for token in range(300, 310)}
+        pushed = client.post("/completions", json=facts | {"logit_bias": bias}).json()["choices"][0]["text"]
+    assert free != pushed
+
+
+def test_penalties_break_a_repetition(target: Target) -> None:
+    client = target.openai()
+    facts: dict[str, Any] = {
+        "model": target.model,
+        "prompt": "The pump is a pump is a pump",
+        "max_tokens": 16,
+        "temperature": 0,
+    }
+    plain = client.completions.create(**facts).choices[0].text
+    bent = client.completions.create(**facts, frequency_penalty=2, presence_penalty=2).choices[0].text
+    assert plain.count("pump") > bent.count("pump")
+
+
+def test_several_prompts_are_answered_in_order(target: Target) -> None:
+    client = target.openai()
+    facts: dict[str, Any] = {"model": target.model, "max_tokens": 4, "temperature": 0}
+    prompts = ["Once upon a", "The pump is"]
+    both = client.completions.create(prompt=prompts, echo=True, **facts)
+    alone = [client.completions.create(prompt=prompt, **facts) for prompt in prompts]
+    assert [choice.text for choice in both.choices] == [
+        prompt + one.choices[0].text for prompt, one in zip(prompts, alone, strict=True)
+    ]
+    assert both.usage and both.usage.prompt_tokens == sum(
+        one.usage.prompt_tokens for one in alone if one.usage
+    )
+
+
+TOOL: dict[str, Any] = {
+    "name": "stop_line",
+    "description": "Stops a production line.",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "line": {"type": "integer", "minimum": 1, "maximum": 12},
+            "why": {"enum": ["heat", "noise"]},
+        },
+        "required": ["line", "why"],
+        "additionalProperties": False,
+    },
+}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "stop_line"}}])
+def test_a_tool_is_called_with_arguments_of_its_schema(target: Target, choice: Any) -> None:
+    facts: dict[str, Any] = {
+        "messages": [{"role": "user", "content": TICKET}],
+        "tools": [{"type": "function", "function": TOOL}],
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "max_tokens": 60,
+    }
+    [whole] = ask(target, **facts).choices
+    assert whole.finish_reason == "tool_calls"
+    [call] = whole.message.tool_calls
+    assert (call.type, call.function.name) == ("function", "stop_line")
+    Draft202012Validator(TOOL["parameters"]).validate(json.loads(call.function.arguments))
+    with target.openai().chat.completions.stream(model=target.model, temperature=0, **facts) as stream:
+        [streamed] = stream.get_final_completion().choices
+    assert streamed.finish_reason == "tool_calls"
+    assert [each.function.arguments for each in streamed.message.tool_calls or []] == [
+        call.function.arguments
+    ]
+    answer = {"role": "tool", "tool_call_id": call.id, "content": "Line stopped."}
+    history = [*facts["messages"], whole.message.model_dump(exclude_none=True), answer]
+    assert ask(target, messages=history, tools=facts["tools"], tool_choice="none").choices[0].message.content
+
+
+def test_tools_that_need_not_be_called_leave_the_text_alone(target: Target) -> None:
+    tools = [{"type": "function", "function": TOOL}]
+    [choice] = ask(target, tools=tools, tool_choice="auto", max_tokens=12).choices
+    assert choice.message.content or choice.message.tool_calls
+
+
+def test_a_response_is_the_chats_answer(target: Target) -> None:
+    client = target.openai()
+    facts: dict[str, Any] = {"model": target.model, "input": "Name three colours.", "temperature": 0}
+    whole = client.responses.create(max_output_tokens=12, **facts)
+    assert whole.object == "response" and whole.status in ("completed", "incomplete")
+    assert whole.output_text == ask(target).choices[0].message.content
+    with client.responses.stream(max_output_tokens=12, **facts) as stream:
+        kinds = [event.type for event in stream]
+    assert kinds[:2] == ["response.created", "response.in_progress"]
+    assert kinds[-1] == f"response.{whole.status}"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(previous_response_id="resp_1", **facts)
+    assert refused.value.param == "previous_response_id"
+
+
+def test_a_responses_structured_answer_and_call(target: Target) -> None:
+    client = target.openai()
+
+    class Ticket(BaseModel):
+        severity: Literal["stop", "degraded", "watch"]
+        stopped: bool
+
+    parsed = client.responses.parse(
+        model=target.model, input=TICKET, text_format=Ticket, max_output_tokens=60
+    )
+    assert isinstance(parsed.output_parsed, Ticket)
+    flat: Any = {"type": "function", "strict": True, **TOOL}
+    called = client.responses.create(
+        model=target.model, input=TICKET, tools=[flat], tool_choice="required", max_output_tokens=200
+    )
+    assert called.output[0].type == "function_call"
 
 
 @pytest.mark.parametrize("stream", [False, True])

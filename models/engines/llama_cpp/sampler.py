@@ -81,7 +81,8 @@ class Sampler:
         logits = self._logits(context, row).astype(np.float64)
         logits -= logits.max()
         logits -= np.log(np.exp(logits).sum())
-        top = np.argpartition(-logits, range(self._logprobs))[: self._logprobs]
+        count = self._logprobs
+        top = np.argpartition(-logits, range(count))[:count] if count else ()
         best = [(float(logits[other]), int(other)) for other in top]
         name = self._vocabulary.name
         likeliest = tuple((name(other), value) for value, other in best)
