@@ -55,7 +55,7 @@ class EncoderDesk:
     """An encoder or a vision model. A step computes at most ``batch`` inputs, of all calls that wait.
 
     Every call has its share of a step, so that a small one does not wait for a large one. What comes while a
-    step is computed is the next step: under load batches form by themselves. Nobody waits for a batch to fill:
+    step is computed is the next step: under load batches form by themselves. Nobody waits for one to fill:
     2 or 5 ms of it changed nothing at 1, 4 and 16 clients.
     """
 
