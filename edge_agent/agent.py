@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -227,7 +227,8 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
         catalog = Catalog()
         store = BlobStore(home.blobs)
         threads = settings.engine.threads or max(1, machine.cores - 1)
-        stage = Stage(store, catalog, _starter(settings.engine), free_memory, weigher(threads))
+        engine = replace(settings.engine, prefixes=str(home.prefixes))
+        stage = Stage(store, catalog, _starter(engine), free_memory, weigher(threads))
         activator = Activator(
             device=membership.device,
             machine=machine,

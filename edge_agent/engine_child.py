@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from edge_agent import engine_wire as wire
@@ -20,7 +21,7 @@ from edge_agent.desks import Desk, TextDesk, Told
 from edge_agent.encoder_desk import EncoderDesk
 from edge_agent.engine_files import EngineFiles
 from edge_agent.speech_desk import SpeechDesk
-from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+from models.engines.llama_cpp import LlamaEngine, LlamaSettings, SavedPrefixes
 from models.engines.onnx_encoder import open_encoder
 from models.engines.onnx_genai import GenaiEngine, GenaiSettings
 from models.engines.onnx_session import OnnxSettings
@@ -99,7 +100,11 @@ def _load(message: Mapping[str, Any]) -> Desk:
     }
     if files.format == "onnx-genai":
         return TextDesk(GenaiEngine(files.path, GenaiSettings(**sizes)))
-    return TextDesk(LlamaEngine(files.path, LlamaSettings(**sizes, gpu=settings.device != "cpu")))
+    saved = None
+    if settings.prefixes and files.weights:
+        saved = SavedPrefixes(Path(settings.prefixes), files.weights)
+    llama = LlamaSettings(**sizes, gpu=settings.device != "cpu")
+    return TextDesk(LlamaEngine(files.path, llama, saved=saved))
 
 
 def _die_with(parent: int) -> None:

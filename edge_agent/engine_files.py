@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from edge_agent.errors import UnfitRelease
 from models.ctranslate2 import MODEL_FILE
+from models.digest import Digest
 from models.engines import whisper
 from models.engines.onnx_files import EncoderFiles, files_of_folder, files_of_release, missing_beside
 from models.engines.onnx_genai import CONFIG_FILE, check_folder
@@ -44,12 +45,13 @@ CheckAdapter = Callable[[Path], object]
 @dataclass(frozen=True, slots=True)
 class EngineFiles:
     """A model to be loaded. ``path`` is the GGUF file, the graph of an encoder, or the folder of what has
-    several files: GenAI, a reader of text or speech.
+    several files: GenAI, a reader of text or speech. ``weights``: a GGUF file's digest, where it is known.
     """
 
     format: Format
     path: Path
     encoder: EncoderFiles | None = None
+    weights: Digest | None = None
 
     @property
     def shown(self) -> str:
@@ -86,7 +88,7 @@ class EngineFiles:
     def to_wire(self) -> dict[str, Any]:
         """As JSON, for the process that loads it."""
         if self.encoder is None:
-            return {"format": self.format, "path": str(self.path)}
+            return {"format": self.format, "path": str(self.path), "weights": self.weights}
         return {
             "format": self.format,
             "path": str(self.path),
@@ -100,7 +102,7 @@ class EngineFiles:
         """The inverse of ``to_wire``."""
         path = Path(value["path"])
         if "engine" not in value:
-            return cls(value["format"], path)
+            return cls(value["format"], path, weights=value["weights"] and Digest(value["weights"]))
         tokenizer = Path(value["tokenizer"]) if value["tokenizer"] else None
         needs = Engine.model_validate(value["engine"])
         return cls(value["format"], path, EncoderFiles(path, needs, tokenizer, value["name"]))
@@ -128,7 +130,8 @@ def of_release(folder: Path, manifest: Manifest) -> EngineFiles:
         return of_encoder(files_of_release(folder, manifest))
     if manifest.format == "onnx-genai":
         return EngineFiles("onnx-genai", folder)
-    return EngineFiles("gguf", folder / weights_of(manifest).path)
+    weights = weights_of(manifest)
+    return EngineFiles("gguf", folder / weights.path, weights=weights.sha256)
 
 
 def describes_itself(folder: Path) -> bool:

@@ -70,6 +70,7 @@ class EngineSettings:
     and replaced. It speaks after every step, so a step has to fit in, and so has loading an adapter.
     ``load_seconds``: how long it may take to load a model, besides a second for each 20 MB of its file, as
     slow flash reads it. ``device``: see ``models.engines.onnx_session``; llama.cpp's is that of its build.
+    ``prefixes``: the folder in which what many prompts begin with is kept from one run to the next.
     """
 
     threads: int = 0
@@ -80,6 +81,7 @@ class EngineSettings:
     encoder_batch: int = 32  # texts or pictures that an encoder computes in one step
     silence_seconds: float = 60.0
     load_seconds: float = 120.0
+    prefixes: str | None = None
 
 
 def frame(message: Mapping[str, Any]) -> bytes:

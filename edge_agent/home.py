@@ -63,6 +63,11 @@ class Home:
         return self.root / "blobs"
 
     @property
+    def prefixes(self) -> Path:
+        """What many prompts begin with, as the engines' own state: see docs/serving_engine.md."""
+        return self.root / "prefixes"
+
+    @property
     def tuf(self) -> Path:
         """Verified repository metadata."""
         return self.root / "tuf"

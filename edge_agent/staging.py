@@ -221,7 +221,8 @@ class Stage:
         """What is loaded of a base. One file is loaded where it lies; several are laid out first."""
         check_served(manifest)
         if manifest.format == "gguf":
-            return EngineFiles("gguf", self._store.path(weights_of(manifest).sha256)), None
+            weights = weights_of(manifest).sha256
+            return EngineFiles("gguf", self._store.path(weights), weights=weights), None
         folder = self._store.lay_out(release, manifest.files)
         return of_release(folder, manifest), folder
 
@@ -229,8 +230,8 @@ class Stage:
         base = self._bases.get(served.release) if served.release is not None else None
         if base is None:
             return None
-        context = served.context_tokens if served.task is None else 0
-        footprint = await asyncio.to_thread(self._weigh, base.files, base.precision, context, base.engine.pid)
+        engine = base.engine
+        footprint = await asyncio.to_thread(self._weigh, base.files, base.precision, engine.facts, engine.pid)
         return figures_of(footprint, timed, base.load_seconds if served.adapter_release is None else None)
 
     async def _ask(self, served: Served, request_id: str, probe: Probe) -> tuple[str, Timed]:

@@ -56,7 +56,9 @@ class Start:
 
 @dataclass(eq=False, slots=True)
 class _Node:
-    """A run of tokens from position ``start`` on. ``ids`` hold it; ``shared``: see ``PrefixTree.shared``."""
+    """A run of tokens from position ``start`` on. ``ids`` hold it; the path's first ``shared`` tokens are
+    those of ``PrefixTree.shared``; 0: none end here.
+    """
 
     key: int
     start: int
@@ -147,7 +149,7 @@ class PrefixTree:
         return ahead + sum(len(node.tokens) for node in nodes)
 
     def shared(self) -> list[tuple[int, int]]:
-        """Ids and how many of their first tokens more than one request has used, the latest used first.
+        """Ids, and how many of their first tokens requests share that then differ; the latest used first.
 
         Of beginnings that are beginnings of others only the longest; all of them are kept or running.
         """
@@ -171,6 +173,7 @@ class PrefixTree:
             return None
         node, inside = self._find(prompt[:-1])
         reuse = node.start + inside
+        goes_on = inside < len(node.tokens) or bool(node.children)
         held_by_others = sum(
             min(part.end, reuse) - part.start
             for part in node.path()
@@ -185,7 +188,8 @@ class PrefixTree:
             node, inside = self._find(prompt[:-1])
         if reuse:
             node = self._split(node, inside)
-            node.shared = node.end
+            if goes_on:  # elsewhere; else this is only the next turn of one conversation
+                node.shared = node.end
         else:
             node = self._root
         id = self._free.pop()
@@ -227,7 +231,7 @@ class PrefixTree:
     def finish(self, id: int, shared: bool = False) -> list[Change]:
         """A request has ended; what it computed is kept, unless others hold it anyway.
 
-        ``shared``: it is known that more than one request has used all of it.
+        ``shared``: it is known that requests share all of it.
         """
         held = self._held[id]
         if shared:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from gguf_bytes import build
 
+from edge_agent.engine_files import of_path
 from edge_agent.engine_process import EngineProcess, EngineSettings
 from edge_agent.errors import EngineCrashed
+from models.digest import Digest
 from models.engines.base import Finish, GenerateRequest
 from models.errors import AnswerTooLong, ContextLengthExceeded, EngineError, UnknownAdapter, UnsafeFile
 
@@ -204,6 +206,7 @@ async def test_a_child_holds_no_torch(engine: EngineProcess) -> None:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
+from edge_agent.engine_files import of_path
 from edge_agent.engine_process import EngineProcess, EngineSettings
 
 async def main():
@@ -228,3 +231,21 @@ def test_the_child_dies_with_a_killed_parent_that_never_loaded_native_code(model
     while alive(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(int(pid))
+
+
+async def test_a_prompt_that_many_share_is_there_when_the_process_starts_again(
+    tmp_path: Path, model_path: Path, chat: Callable[..., GenerateRequest]
+) -> None:
+    files = replace(of_path(model_path), weights=Digest.of(b"as the release says"))
+    settings = replace(SMALL, prefixes=str(tmp_path / "prefixes"))
+    cached = []
+    for _ in range(2):
+        engine = await EngineProcess.start(files, settings)
+        for text in (FRANCE, "What is the weather like?"):
+            async for event in engine.generate(chat(text, f"{'Answer shortly. ' * 8}{text}", max_tokens=2)):
+                last = event
+            cached.append(last.usage.cached_tokens)
+        await engine.close()
+    assert cached[0] == 0
+    assert cached[2] >= cached[1] > 20
+    assert [file.stat().st_mode & 0o777 for file in (tmp_path / "prefixes").iterdir()] == [0o600]

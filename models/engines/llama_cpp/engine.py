@@ -56,8 +56,6 @@ class LlamaEngine:
         parameters = self._lib.llama_model_default_params()
         if not settings.gpu:
             parameters.n_gpu_layers = 0
-        if not settings.gpu:
-            parameters.n_gpu_layers = 0
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             raise EngineError(f"{path.name} cannot be loaded: {last_error()}")

@@ -21,8 +21,10 @@ from models.store import write_durably
 _MAGIC = b"outpost prefixes 1\n"
 _SIZE = struct.Struct(">I")
 _MOST_HEADER = 16 << 20
-MOST_BYTES = 256 << 20
-"""Of states in one file."""
+MOST_BYTES = 128 << 20
+"""Of states in one file: it is written while the engine's end is waited for."""
+_MOST_ON_DISK = 512 << 20
+"""Of all files; those written longest ago go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,16 @@ class SavedPrefixes:
         with suppress(OSError):
             if prefixes:
                 write_durably(path, encode(made_for, prefixes), mode=0o600)
+                self._trim()
             else:
+                path.unlink(missing_ok=True)
+
+    def _trim(self) -> None:
+        left = _MOST_ON_DISK
+        files = [(path.stat(), path) for path in self.folder.iterdir()]
+        for told, path in sorted(files, key=lambda file: -file[0].st_mtime_ns):
+            left -= told.st_size
+            if left < 0:
                 path.unlink(missing_ok=True)
 
     def load(self, made_for: Mapping[str, object]) -> list[SavedPrefix]:

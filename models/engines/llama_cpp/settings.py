@@ -23,10 +23,9 @@ class LlamaSettings:
     context_tokens: int = 2048  # positions of one sequence, prompt and answer together
     max_sequences: int = 8  # running at once, in each context
     batch_tokens: int = 256  # computed in one step, prompts and answers together
-    beside_tokens: int = 96
+    beside_tokens: int = 64
     cache_tokens: int = 8192  # at least context_tokens; what running requests may claim together
     context_bytes: int | None = None
-    gpu: bool = True  # where llama.cpp was built for one
     gpu: bool = True  # where there is one, and llama.cpp was built for it
 
     def __post_init__(self) -> None:
