@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 from edge_agent.engine_files import EngineFiles
+from models.engines.base import EncoderFacts, ModelFacts
 from models.forecast import Workload
 from models.machine import peak_memory
 from models.workloads import workload_of
@@ -36,15 +37,21 @@ class Footprint:
     peak_ram_bytes: int | None
 
 
-Weigh = Callable[[EngineFiles, str, int, int | None], Footprint]
-"""Looks at an engine: its files, precision, tokens of context, and process. Raises ``UnsafeFile``."""
+Weigh = Callable[[EngineFiles, str, ModelFacts | EncoderFacts, int | None], Footprint]
+"""Looks at an engine: its files, their precision, what was loaded, and its process. Raises ``UnsafeFile``."""
 
 
 def weigher(threads: int) -> Weigh:
     """Looks at engines that run on ``threads``."""
 
-    def weigh(files: EngineFiles, precision: str, context_tokens: int, pid: int | None) -> Footprint:
-        load = workload_of(files.path, precision, context_tokens)
+    def weigh(
+        files: EngineFiles, precision: str, facts: ModelFacts | EncoderFacts, pid: int | None
+    ) -> Footprint:
+        if isinstance(facts, ModelFacts):
+            load = workload_of(files.path, precision, facts.context_tokens)
+        else:  # of any number of files; it keeps nothing between two inputs
+            sizes = max(1, facts.parameters), max(1, facts.file_bytes)
+            load = Workload(files.format, precision.lower(), *sizes)
         return Footprint(load, threads, peak_memory(pid) if pid is not None else None)
 
     return weigh

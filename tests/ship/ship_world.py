@@ -244,8 +244,8 @@ class Device:
         self.loads += 1
         return FakeEngine(files.path, self.note)
 
-    def _weigh(self, files: EngineFiles, precision: str, context_tokens: int, pid: int | None) -> Footprint:
-        load = Workload("gguf", precision, 1000, files.path.stat().st_size, 4, context_tokens)
+    def _weigh(self, files: EngineFiles, precision: str, facts: ModelFacts, pid: int | None) -> Footprint:
+        load = Workload("gguf", precision, 1000, files.path.stat().st_size, 4, facts.context_tokens)
         return Footprint(load, threads=1, peak_ram_bytes=5_000_000)
 
     async def ask(self, model: str) -> str:

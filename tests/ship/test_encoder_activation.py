@@ -1,12 +1,14 @@
 """Releases of several files on a device: real signatures, TUF, transfer and engines; no network."""
 
 import shutil
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from onnx_releases import EMBED, INSPECT, write_onnx_release
 from pictures import plain
+from readers import write_ocr_release, write_speech_release
 from ship_world import NOW, Device, World
 
 from edge_agent.encoder_calls import EncoderCall, floats
@@ -14,6 +16,7 @@ from edge_agent.engine_files import EngineFiles
 from edge_agent.engine_wire import EngineSettings
 from edge_agent.engines import start_engine
 from edge_agent.figures import Footprint, weigher
+from models.engines.base import EncoderFacts
 from models.manifest import Engine
 from models.store import read_release
 from sync.protocol import ProbationTerms
@@ -39,8 +42,8 @@ class RealDevice(Device):
         self.loads += 1
         return await start_engine(files, EngineSettings(threads=1))
 
-    def _weigh(self, files: EngineFiles, precision: str, context_tokens: int, pid: int | None) -> Footprint:
-        return weigher(1)(files, precision, context_tokens, pid)
+    def _weigh(self, files: EngineFiles, precision: str, facts: EncoderFacts, pid: int | None) -> Footprint:
+        return weigher(1)(files, precision, facts, pid)
 
 
 @asynccontextmanager
@@ -120,3 +123,19 @@ async def test_a_layout_that_was_cut_short_is_made_again(world: World, tmp_path:
         await device.activator.step()
         assert len(await vector(device, "minilm")) == 8
         assert [path.name for path in folder.parent.iterdir()] == [release.release.hex]
+
+
+@pytest.mark.parametrize("write", [write_ocr_release, write_speech_release])
+async def test_what_reads_and_hears_is_measured_too(
+    world: World, tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    folder = write(world.folder / "releases" / "reader")
+    sign_release(folder, world.offline / "targets.json", [world.offline / "targets-1.pem"], NOW)
+    release = world.repository.publish(folder, world.offline / "targets.json", NOW)
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(release))
+        await device.activator.step()
+        (report,) = device.activator.report()
+    assert report.state == "committed", report.reason
+    assert report.figures.items_per_second > 0 and report.figures.weight_bytes > 1_000_000
+    assert report.figures.peak_ram_bytes > report.figures.weight_bytes
