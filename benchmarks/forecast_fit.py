@@ -28,8 +28,8 @@ evaluate:
   text: {{file: {text}}}
   text_tokens: 512
   window: 128
-  speed_repeats: 2
-  bootstrap: 100
+  speed_repeats: 3
+  bootstrap: 200
 budgets:
   kl_mean: {{max_rise: 1000}}
 release: {{name: {name}, version: 1.0.0}}

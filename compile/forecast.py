@@ -89,7 +89,7 @@ COSTS: Mapping[str, Cost] = MappingProxyType(
         "import-gguf": Cost(493e6, per_largest=1.6, seconds=8, seconds_per_gb=60, disk_per_float=2.0),
         "import-folder": Cost(493e6, per_largest=1.6, seconds=8, seconds_per_gb=25, disk_per_float=2.0),
         "importance": Cost(69e6, per_float=1.05, per_logits=8.4, seconds=3, seconds_per_gb=60),
-        "quantize-gguf": Cost(57e6, per_largest=1.2, seconds=1, seconds_per_gb=10, disk_per_weight=1.0),
+        "quantize-gguf": Cost(53e6, per_largest=1.0, seconds=1, seconds_per_gb=10, disk_per_weight=1.0),
         "measure-gguf": Cost(
             65e6, per_weight=0.94, per_cache=1.3, per_logits=8.0, seconds=2, seconds_per_gb=40
         ),
