@@ -3,7 +3,7 @@
 import asyncio
 import socket
 
-from edge_agent.server import listen
+from edge_agent.server import Door, listen
 
 
 async def test_an_answer_in_pieces_is_not_held_back() -> None:
@@ -14,7 +14,7 @@ async def test_an_answer_in_pieces_is_not_held_back() -> None:
         seen.set_result(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         writer.close()
 
-    with listen("127.0.0.1", 0) as listening:
+    with listen(Door(port=0)) as listening:
         server = await asyncio.start_server(connected, sock=listening)
         async with server, asyncio.timeout(10):
             _, writer = await asyncio.open_connection(*listening.getsockname())
