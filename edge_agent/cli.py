@@ -93,7 +93,10 @@ def main() -> None:
     "--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
 )
 @click.option(
-    "--threads", default=0, type=click.IntRange(0, 512), help="Threads of each engine; 0: all cores but one."
+    "--threads",
+    default=0,
+    type=click.IntRange(0, 512),
+    help="Threads of each engine; 0: all cores for a GGUF, else all but one.",
 )
 @click.option(
     "--device",

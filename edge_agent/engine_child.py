@@ -86,7 +86,8 @@ def serve(channel: Channel, desk: Desk) -> None:
 def _load(message: Mapping[str, Any]) -> Desk:
     settings = wire.EngineSettings(**message["settings"])
     files = EngineFiles.from_wire(message["files"])
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    cores = len(os.sched_getaffinity(0))
+    threads = settings.threads or max(1, cores - 1)
     if files.encoder is not None:
         engine = open_encoder(files.encoder, OnnxSettings(threads=threads, device=settings.device))
         if isinstance(engine, WhisperEngine):
@@ -103,6 +104,8 @@ def _load(message: Mapping[str, Any]) -> Desk:
     saved = None
     if settings.prefixes and files.weights:
         saved = SavedPrefixes(Path(settings.prefixes), files.weights)
+    # Its threads sleep while they wait, so that all cores may be given to it.
+    sizes["threads"] = settings.threads or cores
     llama = LlamaSettings(**sizes, gpu=settings.device != "cpu")
     return TextDesk(LlamaEngine(files.path, llama, saved=saved))
 

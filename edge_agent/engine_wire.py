@@ -64,7 +64,7 @@ _ERRORS: Mapping[str, type[ModelsError]] = {
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Sizes of an engine's process. ``threads`` 0: all cores but one, so that the agent can breathe.
+    """Sizes of an engine's process. ``threads`` 0: all cores for a GGUF, else all but one.
 
     ``silence_seconds``: how long a process that owes an answer may say nothing before it is taken for hung
     and replaced. It speaks after every step, so a step has to fit in, and so has loading an adapter.
@@ -76,7 +76,7 @@ class EngineSettings:
     threads: int = 0
     device: Device = "auto"
     context_tokens: int = 2048  # positions of one sequence, prompt and answer together
-    max_sequences: int = 8  # answered at once, for the base and for each adapter
+    max_sequences: int = 16  # answered at once, for the base and for each adapter
     batch_tokens: int = 256  # computed in one step
     encoder_batch: int = 32  # texts or pictures that an encoder computes in one step
     silence_seconds: float = 60.0

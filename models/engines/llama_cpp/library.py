@@ -3,6 +3,7 @@
 ``llama_cpp`` is imported when the first engine is made, not with this module.
 """
 
+import os
 import threading
 from collections import deque
 from functools import cache
@@ -37,6 +38,10 @@ def build(lib: Any) -> str:
 
 @cache
 def _load_library() -> Any:
+    # Its threads meet after every operation. While they wait by spinning they take the cores from whoever
+    # they wait for: with a busy neighbour two threads did a tenth of what one does. Asleep they do no worse
+    # than one. OpenMP reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         from llama_cpp import llama_cpp as lib
     except ImportError as error:
