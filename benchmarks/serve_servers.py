@@ -130,6 +130,17 @@ class Running(AbstractContextManager["Running"]):
                 continue
         return total
 
+    def busy(self) -> float:
+        """Processor seconds that all its processes have used since they started."""
+        total = 0.0
+        for process in self._processes():
+            try:
+                used = process.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            total += used.user + used.system
+        return total
+
     def _processes(self) -> list[psutil.Process]:
         try:
             root = psutil.Process(self._process.pid)

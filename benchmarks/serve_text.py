@@ -8,6 +8,7 @@ is measured.
 
 import asyncio
 import random
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -41,7 +42,7 @@ class Sizes:
 
 
 def report(chance: random.Random, sentences: int) -> str:
-    """Some lines of a shift book: about 16 tokens each."""
+    """Some lines of a shift book: about 24 tokens each."""
     return " ".join(
         f"On day {chance.randint(1, 999)} the {chance.choice(SUBJECTS)} of line {chance.randint(1, 99)} "
         f"{chance.choice(STATES)}. {chance.choice(ACTIONS)}"
@@ -63,7 +64,7 @@ def own_prompts(seed: str, clients: int, calls: int) -> Conversations:
 
 def shared_prompts(seed: str, wave: str, clients: int) -> Conversations:
     """The same 500 tokens before a question of each client; the next wave asks other questions."""
-    rules = "You answer the shift. This is the book: " + report(random.Random(seed), 26)
+    rules = "You answer the shift. This is the book: " + report(random.Random(seed), 20)
     chance = random.Random(f"{seed} {wave}")
     return [
         [
@@ -92,11 +93,15 @@ def ask(running: Running, conversations: Conversations, max_tokens: int) -> dict
             most = max(most, running.memory())
         return load.result(), max(most, running.memory())
 
+    busy = running.busy()
     load, memory = asyncio.run(watched())
+    busy = running.busy() - busy
     for call in load.calls:
         if call.error:
             print(f"{running.server.name}: {call.error}", flush=True)
-    return load.figures() | {"rss_mb": memory / 1e6}
+    figures = load.figures()
+    spent = 1e3 * busy / max(1, figures["completion_tokens"])
+    return figures | {"cpu_ms_per_token": spent, "rss_mb": memory / 1e6}
 
 
 class Figures:
@@ -184,6 +189,6 @@ def overhead(sizes: Sizes, clients: int = 8) -> dict[str, Any]:
 
 
 def _shown(server: Server) -> str:
-    """The command as a person would type it."""
-    parts = [Path(part).name if part.startswith("/") else part for part in server.command]
-    return " ".join(parts).replace(f" --port {server.port}", "")
+    """The command as a person would type it, files by their names alone."""
+    command = re.sub(r"(?<![^ =])/\S*/", "", " ".join(server.command))
+    return command.replace(f" --port {server.port}", "")
