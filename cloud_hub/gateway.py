@@ -24,7 +24,8 @@ MAX_ANSWER = 32 << 20
 """Bytes of an answer that is not streamed."""
 MAX_LINE = 1 << 20
 """Bytes of one line of a streamed answer."""
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+_LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 _PASSED_ON = (data_class.HEADER, "x-request-id")
 
 
@@ -167,20 +168,31 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 def _receipted(data: bytes, chunk: bool = False) -> bytes:
     """An answer, with the hub's receipt in ``outpost`` and in it, as ``upstream``, the one that came.
 
-    Of a stream's chunks those get it that end a choice or bring one. What is no JSON object stays as it is.
+    Of a stream's chunks those get it that end a choice or bring one; of a response's events, the response in
+    the last. What is no JSON object stays as it is.
     """
     try:
         answer = json.loads(data)
         ends = not chunk or any(choice.get("finish_reason") for choice in answer.get("choices") or ())
-        if not isinstance(answer, dict) or not (ends or "outpost" in answer):
+        if not isinstance(answer, dict):
             return data
-        receipt: dict[str, Any] = {"served_by": "hub"}
-        if isinstance(answer.get("outpost"), dict):
-            receipt["upstream"] = answer["outpost"]
+        if answer.get("type") in _LAST_EVENTS and isinstance(answer.get("response"), dict):
+            answer = {**answer, "response": _with_receipt(answer["response"])}
+        elif ends or "outpost" in answer:
+            answer = _with_receipt(answer)
+        else:
+            return data
         # Escaped: half of a surrogate pair in an upstream's text cannot be written in any other way.
-        return json.dumps({**answer, "outpost": receipt}, separators=(",", ":")).encode()
+        return json.dumps(answer, separators=(",", ":")).encode()
     except (ValueError, RecursionError, AttributeError, TypeError):
         return data
+
+
+def _with_receipt(answer: dict[str, Any]) -> dict[str, Any]:
+    receipt: dict[str, Any] = {"served_by": "hub"}
+    if isinstance(answer.get("outpost"), dict):
+        receipt["upstream"] = answer["outpost"]
+    return {**answer, "outpost": receipt}
 
 
 def _receipted_line(line: bytes) -> bytes:

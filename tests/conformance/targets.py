@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,24 +16,33 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from fleet_simulator import make_hub
+
+from sync.identity import anchor_tls_context
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server and one of its models; ``base_url`` ends in ``/v1``."""
+    """A server and one of its models; ``base_url`` ends in ``/v1``, ``tls`` trusts its certificate."""
 
     base_url: str
     model: str
     api_key: str = "none"
+    tls: ssl.SSLContext | bool = True
 
     def openai(self) -> openai.OpenAI:
         """The official client, without its retries: a test wants to see what happened."""
-        return openai.OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, timeout=60)
+        verified = httpx.Client(verify=self.tls, trust_env=False)
+        return openai.OpenAI(
+            base_url=self.base_url, api_key=self.api_key, max_retries=0, timeout=60, http_client=verified
+        )
 
     def http(self) -> httpx.Client:
         """A plain client, for what the official one would not send."""
         headers = {"authorization": f"Bearer {self.api_key}"}
-        return httpx.Client(base_url=self.base_url, headers=headers, timeout=60, trust_env=False)
+        return httpx.Client(
+            base_url=self.base_url, headers=headers, timeout=60, verify=self.tls, trust_env=False
+        )
 
 
 def smollm2() -> Path:
@@ -64,6 +74,16 @@ def edge(model: Path | None = None) -> Iterator[Target]:
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+@contextmanager
+def hub(root: Path, upstream: Target) -> Iterator[Target]:
+    """A hub with a home under ``root``, whose gateway passes on to ``upstream``."""
+    running = make_hub(root)
+    address = upstream.base_url.removesuffix("/v1")
+    running.cli("upstream", "add", "--name", "below", "--url", address, "--model", upstream.model)
+    with running.serving():
+        yield Target(f"{running.url}/v1", upstream.model, running.token, anchor_tls_context(running.ca))
 
 
 STARTERS: dict[str, Callable[[], AbstractContextManager[Target]]] = {"edge": edge}

@@ -248,9 +248,7 @@ async def test_how_tools_are_chosen(choice: Any, trigger: str | None, calls: boo
 
 
 async def test_a_tool_that_cannot_be_held_is_refused() -> None:
-    odd: Any = [
-        {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
-    ]
+    odd: Any = [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}]
     async with client(ScriptedEngine()) as ai:
         with pytest.raises(openai.BadRequestError) as refused:
             await ai.chat.completions.create(model="smol", messages=MESSAGES, tools=odd)
