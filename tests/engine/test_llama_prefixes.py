@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -196,3 +197,38 @@ def test_saved_prefixes_are_read_only_as_they_were_written() -> None:
         assert decode({"weights": "a"}, data[:place]) is None
         damaged = bytes([*data[:place], data[place] ^ 1, *data[place + 1 :]])
         assert decode({"weights": "a"}, damaged) is None
+
+
+def test_the_tree_knows_what_llama_cpp_holds_whatever_comes_and_goes(
+    model_path: Path, chat: Callable[..., GenerateRequest]
+) -> None:
+    """Too few cells and ids for what is asked: prefixes are given up all the time."""
+    engine = LlamaEngine(model_path, replace(SIZES, context_tokens=96, cache_tokens=192))
+    lane = engine._lanes[None]
+    context = lane._context
+    assert context is not None
+    chance = Random(3)
+    openings = ["Be brief. " * 4, "Be kind. " * 6, ""]
+    alive: set[str] = set()
+    asked = 0
+    try:
+        while asked < 60 or alive:
+            for _ in range(chance.randrange(3) if asked < 60 else 0):
+                asked += 1
+                text = chance.choice(openings) + chance.choice(["Hi.", "Why so?", "Count to nine."])
+                engine.submit(chat(str(asked), text, max_tokens=chance.randrange(1, 12)))
+                alive.add(str(asked))
+            if alive and chance.random() < 0.2:
+                engine.cancel(chance.choice(sorted(alive)))
+            for event in engine.step():
+                assert event.error is None
+                if event.done:
+                    alive.remove(event.id)
+            tree = lane._tree
+            held = {id: tree.length(id) for id in tree.held if tree.length(id)}
+            assert held == {id: size for id in range(SIZES.ids) if (size := context.length(id))}
+            assert tree.used <= 192
+        assert not lane.busy and len(held) > 1
+        assert engine.step() == []
+    finally:
+        engine.close()

@@ -79,6 +79,11 @@ class Context:
         self._lib.llama_memory_clear(self._memory, False)
         self._batch.take()
 
+    def length(self, id: int) -> int:
+        """How many positions a sequence id holds, if it holds all from the first one on."""
+        last: int = self._lib.llama_memory_seq_pos_max(self._memory, id)
+        return last + 1
+
     def state_bytes(self, id: int) -> int:
         """How many bytes ``read_state`` will return."""
         size: int = self._lib.llama_state_seq_get_size(self.handle, id)
@@ -100,8 +105,8 @@ class Context:
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         if lib.llama_state_seq_set_data(self.handle, buffer, len(state), id) != len(state):
             return False
-        ends = lib.llama_memory_seq_pos_min(self._memory, id), lib.llama_memory_seq_pos_max(self._memory, id)
-        return bool(ends == (0, tokens - 1))
+        first = lib.llama_memory_seq_pos_min(self._memory, id)
+        return bool(first == 0 and self.length(id) == tokens)
 
     def close(self) -> None:
         """Free everything native."""
