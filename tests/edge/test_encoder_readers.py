@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import shutil
+import sys
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,8 @@ from edge_agent.encoder_calls import EncoderCall, floats
 from edge_agent.encoder_process import EncoderProcess
 from edge_agent.engine_files import of_path, of_release
 from edge_agent.engine_wire import EngineSettings
+from models.engines.onnx_encoder import open_encoder
+from models.engines.onnx_files import files_of_release
 from models.engines.readings import Recording
 from models.errors import ContextLengthExceeded, EngineError, InvalidAudio, UnsafeFile
 from models.store import read_release
@@ -192,3 +195,18 @@ def test_files_are_looked_at_before_native_code_sees_them(
     (heard / "tokenizer.json").unlink()
     with pytest.raises(UnsafeFile, match=r"tokenizer\.json is missing"):
         of_path(heard).check()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("number", "module", "extra"),
+    [(0, "rapidocr_onnxruntime", "edge-vision"), (1, "faster_whisper", "edge-speech")],
+)
+def test_a_missing_extra_is_one_line_that_says_what_to_install(
+    releases: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, number: int, module: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    folder = releases[number]
+    with pytest.raises(EngineError, match=rf"pip install 'outpost\[{extra}\]'") as told:
+        open_encoder(files_of_release(folder, read_release(folder)[0]))
+    assert "\n" not in str(told.value)
