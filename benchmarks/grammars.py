@@ -3,8 +3,8 @@
     pip install llguidance
     python benchmarks/grammars.py
 
-Both walk the schemas of ``tests/conformance/json_schemas.py`` at random over the vocabulary of SmolLM2, without its
-weights: at each step the mask of all allowed tokens is computed, and one of them is taken.
+Both walk the schemas of ``tests/conformance/json_schemas.py`` at random over the vocabulary of SmolLM2,
+without its weights: at each step the mask of all allowed tokens is computed, and one of them is taken.
 """
 
 import ctypes

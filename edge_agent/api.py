@@ -89,7 +89,7 @@ def create_app(
 
     @app.get("/openapi.json", include_in_schema=False)
     async def description() -> Response:
-        return JSONResponse(openapi.describe(app))
+        return JSONResponse(openapi.describe(app, [served.model_id for served in catalog.list()]))
 
     @app.get("/healthz")
     async def health() -> Response:
@@ -102,7 +102,7 @@ def create_app(
         body = {"status": "ready" if is_ready else "not ready", "models": answers}
         return JSONResponse(body, 200 if is_ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         text = metrics.text(in_flight=admission.inside, models=len(catalog.list()))
         return PlainTextResponse(text, media_type=MEDIA_TYPE)

@@ -55,13 +55,17 @@ def takes(*bodies: type[BaseModel], stream: bool = False, form: Json | None = No
     }
 
 
-def describe(app: FastAPI) -> Json:
-    """The whole document; every operation answers errors in OpenAI's form."""
+def describe(app: FastAPI, models: list[str]) -> Json:
+    """The whole document; every operation answers errors in OpenAI's form. ``models``: names to try."""
     document = get_openapi(title=app.title, version="1", routes=app.routes)
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)  # FastAPI's: it reads nothing here
             operation["responses"].update(_ERRORS)
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                named = content["schema"].get("properties", {}).get("model")
+                if named is not None and models:
+                    named["examples"] = models
     document.get("components", {}).pop("schemas", None)
     return document
 
