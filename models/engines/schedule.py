@@ -7,6 +7,8 @@ from models.engines.prefixes import common_prefix
 
 WORTH_WAITING = 8
 """Tokens; a shorter prefix is computed again rather than waited for."""
+_MUCH_SHORTER = 4
+"""Times; a prompt so much shorter than the one that is being read is read beside it."""
 
 
 def is_coming(prompt: list[int], known: int, ahead: Iterable[tuple[list[int], int]]) -> bool:
@@ -46,21 +48,28 @@ def fill(pending: Sequence[Pending], batch: int, beside: int) -> tuple[Chunk, ..
 
     Sequences that already answer (one token each) go first, so that a long prompt never stops them, and if
     there are any, prompts take at most ``beside`` tokens together, so that it does not slow them much.
-    What room is left takes prompts in order of arrival.
+    Prompts take what room is left in order of arrival, but much shorter ones than the first share half of it
+    with that one: they need not wait until it is read.
     """
-    answering = [item for item in pending if item.tokens == 1]
-    prompts = [item for item in pending if item.tokens > 1]
-    chunks = [Chunk(item.id, 1, True) for item in sorted(answering, key=_arrival)[:batch]]
-    room = batch - len(chunks)
+    answering = sorted((item for item in pending if item.tokens == 1), key=_arrival)[:batch]
+    prompts = sorted((item for item in pending if item.tokens > 1), key=_arrival)
+    room = batch - len(answering)
     if answering:
         room = min(room, beside)
-    for item in sorted(prompts, key=_arrival):
-        size = min(item.tokens, room)
-        if not size:
-            break
-        chunks.append(Chunk(item.id, size, size == item.tokens))
-        room -= size
-    return tuple(chunks)
+    sizes = dict.fromkeys((item.id for item in answering), 1)
+    short = [item for item in prompts if _MUCH_SHORTER * item.tokens <= prompts[0].tokens]
+    for queue, most in ((sorted(short, key=lambda item: item.tokens), room // 2), (prompts, room)):
+        for item in queue:
+            size = min(item.tokens - sizes.get(item.id, 0), most, room)
+            if size > 0:
+                sizes[item.id] = sizes.get(item.id, 0) + size
+                most -= size
+                room -= size
+    return tuple(
+        Chunk(item.id, sizes[item.id], sizes[item.id] == item.tokens)
+        for item in (*answering, *prompts)
+        if item.id in sizes
+    )
 
 
 def _arrival(item: Pending) -> int:

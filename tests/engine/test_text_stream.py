@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.engines.schedule import Pending, fill, is_coming
+from models.engines.schedule import Chunk, Pending, fill, is_coming
 from models.engines.stream import TextStream
 
 
@@ -49,8 +49,17 @@ def test_a_batch_is_full_and_answers_go_before_prompts(sizes: list[int], batch: 
     assert sum(chunk.size for chunk in chunks) == answers + min(prompts, room)
     assert {chunk.id for chunk in chunks} >= {index for index, size in enumerate(sizes) if size == 1}
     assert all(chunk.last == (chunk.size == sizes[chunk.id]) for chunk in chunks)
-    begun = [chunk.id for chunk in chunks if sizes[chunk.id] > 1]
-    assert begun == [index for index, size in enumerate(sizes) if size > 1][: len(begun)]
+    first = next((index for index, size in enumerate(sizes) if size > 1), None)
+    if first is not None:
+        given = next((chunk.size for chunk in chunks if chunk.id == first), 0)
+        assert given >= min(sizes[first], room // 2), "half of it at least is the first one's"
+    assert len({chunk.id for chunk in chunks}) == len(chunks)
+
+
+def test_prompts_are_read_in_order_of_arrival_and_much_shorter_ones_beside_them() -> None:
+    prompts = [Pending(7, 2000, 1), Pending(3, 1900, 2), Pending(5, 20, 3), Pending(4, 1, 0)]
+    assert fill(prompts[:2], 64, 64) == (Chunk(7, 64, False),)
+    assert fill(prompts, 256, 64) == (Chunk(4, 1, True), Chunk(7, 44, False), Chunk(5, 20, True))
 
 
 def test_a_prefix_that_is_being_computed_is_waited_for_when_it_is_long_enough() -> None:
