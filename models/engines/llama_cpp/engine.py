@@ -218,17 +218,17 @@ class LlamaEngine:
 
     # Contexts
 
-    def _affordable(self) -> float:
+    def _affordable(self) -> int:
         """How many contexts there may be at once. Raises ``EngineError`` when not even one."""
         budget = self._settings.context_bytes
         if budget is None:
-            return math.inf
+            return self._settings.contexts
         if self.context_bytes > budget:
             raise EngineError(
                 f"a context of {self._settings.cache_tokens} tokens takes {self.context_bytes >> 20} MiB; "
                 f"{budget >> 20} MiB are allowed"
             )
-        return budget // self.context_bytes
+        return min(self._settings.contexts, budget // self.context_bytes)
 
     def _make_way(self, arrival: float) -> bool:
         """Whether one more context may be made, if need be in place of the idle one used longest ago.

@@ -15,8 +15,8 @@ class LlamaSettings:
     """Sizes of an engine. ``cache_tokens`` KV cells are shared by the sequences of one context.
 
     ``beside_tokens``: how many tokens of prompts are computed in a step that also lengthens answers; fewer
-    let answers flow more evenly, more let prompts be read sooner. ``context_bytes``: what all contexts may
-    take together, ``None`` as much as they like; idle ones are closed to make room for others.
+    let answers flow more evenly, more let prompts be read sooner. ``contexts``: how many there may be at
+    once, and ``context_bytes`` what they may take together; idle ones are closed to make room for others.
     """
 
     threads: int = 1
@@ -25,12 +25,13 @@ class LlamaSettings:
     batch_tokens: int = 256  # computed in one step, prompts and answers together
     beside_tokens: int = 64
     cache_tokens: int = 8192  # at least context_tokens; what running requests may claim together
+    contexts: int = 4
     context_bytes: int | None = None
     gpu: bool = True  # where there is one, and llama.cpp was built for it
 
     def __post_init__(self) -> None:
-        sizes = (self.threads, self.context_tokens, self.max_sequences, self.batch_tokens, self.beside_tokens)
-        if min(sizes) < 1:
+        sizes = (self.threads, self.context_tokens, self.max_sequences, self.batch_tokens)
+        if min(*sizes, self.beside_tokens, self.contexts) < 1:
             raise EngineError(f"every size of an engine is at least 1: {self}")
         if self.batch_tokens < self.max_sequences:
             raise EngineError(f"a batch of {self.batch_tokens} cannot step {self.max_sequences} sequences")
