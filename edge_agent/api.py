@@ -104,7 +104,7 @@ def create_app(
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
-        text = metrics.text(in_flight=admission.inside, models=len(catalog.list()))
+        text = metrics.text(in_flight=admission.inside, served=catalog.list())
         return PlainTextResponse(text, media_type=MEDIA_TYPE)
 
     app.add_exception_handler(ApiError, _api_error)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edge_agent import engine_wire as wire
-from models.engines.base import EncoderFacts, Event, GenerateRequest, ModelFacts
+from models.engines.base import EncoderFacts, Event, GenerateRequest, Load, ModelFacts
 from models.errors import EngineError, ModelsError
 
 
@@ -34,6 +34,10 @@ class Desk(Protocol):
     def facts(self) -> ModelFacts | EncoderFacts:
         """What was loaded."""
 
+    @property
+    def load(self) -> Load:
+        """What there is to do."""
+
     def obey(self, verb: str, arguments: Sequence[Any], told: Told) -> None:
         """Do as told, or queue it. Raises ``ValueError`` for a verb that is none here."""
 
@@ -48,6 +52,10 @@ class TextEngine(Protocol):
     """``Generate`` and ``TakeAdapters`` in one."""
 
     facts: ModelFacts
+
+    @property
+    def load(self) -> Load:
+        """See ``Generate``."""
 
     def submit(self, request: GenerateRequest) -> None:
         """See ``Generate``."""
@@ -74,6 +82,11 @@ class TextDesk:
     def __init__(self, engine: TextEngine) -> None:
         self._engine = engine
         self.facts: ModelFacts | EncoderFacts = engine.facts
+
+    @property
+    def load(self) -> Load:
+        """See ``Desk``."""
+        return self._engine.load
 
     def obey(self, verb: str, arguments: Sequence[Any], told: Told) -> None:
         """See ``Desk``."""

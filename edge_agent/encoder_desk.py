@@ -8,7 +8,7 @@ from edge_agent import encoder_wire as wire
 from edge_agent.desks import Told
 from edge_agent.encoder_answers import Encoder, Input, answers
 from edge_agent.encoder_calls import EncoderAnswer, EncoderCall
-from models.engines.base import EncoderFacts, ModelFacts
+from models.engines.base import EncoderFacts, Load, ModelFacts
 from models.errors import EngineError
 
 STEP_CHARACTERS = 32_768
@@ -65,6 +65,11 @@ class EncoderDesk:
         self._batch = 1 if task == "ocr" else min(batch, STEP_PICTURES) if engine.facts.sees else batch
         self._jobs: dict[int, _Job] = {}
         self.facts: ModelFacts | EncoderFacts = engine.facts
+
+    @property
+    def load(self) -> Load:
+        """See ``Desk``; calls that wait for a place in a batch are being answered too."""
+        return Load(running=len(self._jobs))
 
     def obey(self, verb: str, arguments: Sequence[Any], told: Told) -> None:
         """See ``Desk``."""

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,14 @@ class Channel:
 
 
 def serve(channel: Channel, desk: Desk) -> None:
-    """Take what came in, step, send what happened; until the other end goes."""
-    busy = False
+    """Send what happened, take what came in, step; until the other end goes."""
+    busy, told, said = False, Told(), None
     while True:
+        # An empty message, too, tells that a step has ended.
+        if busy or told.events or told.replies or desk.load != said:
+            said = desk.load
+            events = [wire.event_to_wire(event) for event in told.events]
+            channel.send({"events": events, "replies": told.replies, "load": astuple(said)})
         told = Told()
         while not busy or channel.waiting():
             message = channel.receive()
@@ -77,10 +82,6 @@ def serve(channel: Channel, desk: Desk) -> None:
                 desk.obey(verb, arguments, told)
             busy = True
         busy = desk.step(told)
-        if busy or told.events or told.replies:  # an empty message, too, tells that a step has ended
-            channel.send(
-                {"events": [wire.event_to_wire(event) for event in told.events], "replies": told.replies}
-            )
 
 
 def _load(message: Mapping[str, Any]) -> Desk:

@@ -6,8 +6,8 @@ raises ``KeyError`` or ``ValueError``; nothing here is negotiated.
 Down, after ``{"load": ...}``: ``{"do": [[verb, ...], ...]}``. Verbs of a text engine: ``submit REQUEST``,
 ``cancel ID``, ``attach CALL NAME PATH``, ``detach CALL NAME``; of an encoder: ``ask CALL INPUTS``,
 ``drop CALL``. Up, after ``{"loaded": FACTS}`` or ``{"failed": ERROR}``: ``{"events": [...], "replies":
-[[CALL, ERROR or null, VALUE], ...]}``. One frame per step and direction, also where a step had nothing to
-tell: silence means that a step does not end.
+[[CALL, ERROR or null, VALUE], ...], "load": [NUMBER, ...]}`` (``models.engines.base.Load``). One frame per
+step and direction, also where a step had nothing to tell: silence means that a step does not end.
 """
 
 import base64

@@ -4,15 +4,16 @@ Labels are names of models, endpoints and statuses, never content. ``FAMILIES`` 
 """
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
-from edge_agent.catalog import Outcome
-from models.engines.base import Usage
+from edge_agent.catalog import Outcome, Served
+from models.engines.base import Load, Usage
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds."""
 
 Labels = tuple[tuple[str, str], ...]
@@ -31,13 +32,60 @@ REQUESTS = Family("outpost_http_requests_total", "counter", "HTTP requests by ro
 ANSWERS = Family("outpost_answers_total", "counter", "Complete answers by model and by who served them.")
 TOKENS = Family("outpost_tokens_total", "counter", "Tokens of complete answers by model and kind.")
 FIRST_TEXT = Family("outpost_first_text_seconds", "histogram", "Seconds from admission to the first text.")
+BETWEEN = Family("outpost_inter_text_seconds", "histogram", "Seconds between two texts of one answer.")
 LOCAL = Family("outpost_local_seconds", "histogram", "Seconds of a local answer from prompt to end.")
 FAILURES = Family("outpost_engine_failures_total", "counter", "Local answers that failed in the engine.")
 VIOLATIONS = Family("outpost_schema_violations_total", "counter", "Complete answers off their schema.")
 IN_FLIGHT = Family("outpost_requests_in_flight", "gauge", "Calls admitted and not yet answered.")
 MODELS = Family("outpost_models", "gauge", "Models published on this device.")
+LOADED = Family("outpost_engine_loaded", "gauge", "1 while the engine's process is there, 0 while it is not.")
+LOADS = Family("outpost_engine_loads_total", "counter", "How often the engine was loaded, restarts included.")
+RESTARTS = Family("outpost_engine_restarts_total", "counter", "Restarts of the engine after crashes.")
+RUNNING = Family("outpost_requests_running", "gauge", "Requests that the engine is computing.")
+WAITING = Family("outpost_requests_waiting", "gauge", "Requests that wait for a place in the engine.")
+CELLS = Family("outpost_kv_cells", "gauge", "KV cells: all, filled with tokens, promised to what runs.")
 
-FAMILIES = (REQUESTS, ANSWERS, TOKENS, FIRST_TEXT, LOCAL, FAILURES, VIOLATIONS, IN_FLIGHT, MODELS)
+FAMILIES = (
+    REQUESTS,
+    ANSWERS,
+    TOKENS,
+    FIRST_TEXT,
+    BETWEEN,
+    LOCAL,
+    FAILURES,
+    VIOLATIONS,
+    IN_FLIGHT,
+    MODELS,
+    LOADED,
+    LOADS,
+    RESTARTS,
+    RUNNING,
+    WAITING,
+    CELLS,
+)
+
+Samples = Mapping[Family, Mapping[Labels, float]]
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """An engine in a process of its own, as monitoring sees it."""
+
+    @property
+    def load(self) -> Load:
+        """What it has to do."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None while there is none."""
+
+    @property
+    def loads(self) -> int:
+        """How often it was loaded."""
+
+    @property
+    def restarts(self) -> int:
+        """How often it came back after a crash."""
 
 
 class Metrics:
@@ -69,11 +117,17 @@ class Metrics:
         if outcome.violated_schema:
             self._add(VIOLATIONS, 1, model=model)
 
-    def text(self, in_flight: int, models: int) -> str:
+    def text_after(self, model: str, seconds: float) -> None:
+        """More text of an answer came ``seconds`` after the text before it."""
+        self._time(BETWEEN, seconds, model=model)
+
+    def text(self, in_flight: int, served: Iterable[Served]) -> str:
         """Everything, in the text form."""
-        now: dict[Family, dict[Labels, float]] = {
+        models = tuple(served)
+        now: Samples = {
             IN_FLIGHT: {(): float(in_flight)},
-            MODELS: {(): float(models)},
+            MODELS: {(): float(len(models))},
+            **_of_engines(models),
         }
         lines = []
         for family in FAMILIES:
@@ -93,6 +147,25 @@ class Metrics:
             counts[index] += seconds <= bound
         counts[-2] += 1
         counts[-1] += seconds
+
+
+def _of_engines(models: Iterable[Served]) -> Samples:
+    """What engines say of themselves, under the name of their base: adapters share it."""
+    samples: dict[Family, dict[Labels, float]] = defaultdict(dict)
+    for served in models:
+        engine, name = served.engine, ("model", served.model_id.partition(":")[0])
+        if not isinstance(engine, Watched):
+            continue
+        load = engine.load
+        samples[LOADED][(name,)] = float(engine.pid is not None)
+        samples[LOADS][(name,)] = engine.loads
+        samples[RESTARTS][(name,)] = engine.restarts
+        samples[RUNNING][(name,)] = load.running
+        samples[WAITING][(name,)] = load.waiting
+        if load.cells:
+            cells = {"all": load.cells, "filled": load.filled, "promised": load.promised}
+            samples[CELLS] |= {(name, ("kind", kind)): float(count) for kind, count in cells.items()}
+    return samples
 
 
 def _histogram(name: str, labels: Labels, counts: list[float]) -> list[str]:

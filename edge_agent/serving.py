@@ -156,11 +156,17 @@ class Service:
         self._admission.enter(ask.answers)
         began = self._monotonic()
         first: float | None = None
+        spoke: dict[int, float] = {}  # when each choice had text last
         try:
             async with aclosing(self._recorded(ask, decision)) as parts:
                 async for part in parts:
-                    if first is None and isinstance(part, Piece):
-                        first = self._monotonic() - began
+                    if isinstance(part, Piece):
+                        now = self._monotonic()
+                        if first is None:
+                            first = now - began
+                        if part.choice in spoke:
+                            self._metrics.text_after(ask.model, now - spoke[part.choice])
+                        spoke[part.choice] = now
                     if isinstance(part, Finished):
                         self._metrics.answered(ask.model, part.receipt.served_by, part.usage, first)
                     yield part

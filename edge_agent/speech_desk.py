@@ -7,7 +7,7 @@ from typing import Any
 from edge_agent import encoder_wire as wire
 from edge_agent.desks import Told
 from edge_agent.encoder_calls import EncoderAnswer
-from models.engines.base import EncoderFacts, ModelFacts
+from models.engines.base import EncoderFacts, Load, ModelFacts
 from models.engines.readings import Recording, Segment, Transcript
 from models.engines.whisper import WhisperEngine
 from models.errors import EngineError
@@ -30,6 +30,11 @@ class SpeechDesk:
         self._engine = engine
         self._jobs: dict[int, _Job] = {}
         self.facts: ModelFacts | EncoderFacts = engine.facts
+
+    @property
+    def load(self) -> Load:
+        """See ``Desk``; calls that wait for a place in a batch are being answered too."""
+        return Load(running=len(self._jobs))
 
     def obey(self, verb: str, arguments: Sequence[Any], told: Told) -> None:
         """See ``Desk``."""

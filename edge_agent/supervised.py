@@ -23,7 +23,7 @@ from edge_agent import engine_wire as wire
 from edge_agent.engine_files import CheckAdapter, EngineFiles
 from edge_agent.engine_wire import EngineSettings
 from edge_agent.errors import EngineCrashed
-from models.engines.base import EncoderFacts, ModelFacts
+from models.engines.base import EncoderFacts, Load, ModelFacts
 from models.errors import EngineError, ModelsError
 
 _log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class SupervisedEngine(ABC):
         self._closed = False
         self._supervisor: asyncio.Task[None] | None = None
         self._loaded: ModelFacts | EncoderFacts | None = None
+        self._load_now = Load()
         self.loads = 0
         self.restarts = 0
 
@@ -96,6 +97,11 @@ class SupervisedEngine(ABC):
     def pid(self) -> int | None:
         """The child's process id; ``None`` while there is no child."""
         return self._child.process.pid if self._child else None
+
+    @property
+    def load(self) -> Load:
+        """What the child said last that it has to do; nothing while there is no child."""
+        return self._load_now if self._child else Load()
 
     @property
     def idle_since(self) -> float | None:
@@ -221,7 +227,7 @@ class SupervisedEngine(ABC):
         except BaseException:
             await child.end()
             raise
-        self._child = child
+        self._child, self._load_now = child, Load()
         self._last_owed = asyncio.get_running_loop().time()
         self._ready.set()
         if self._supervisor is None:
@@ -276,6 +282,7 @@ class SupervisedEngine(ABC):
         try:
             while (message := await child.receive()) is not None:
                 self._hear(message["events"])
+                self._load_now = Load(*message["load"])
                 for number, error, value in message["replies"]:
                     self._settle(number, wire.error_from_wire(error) if error else None, value)
                 self._last_owed = asyncio.get_running_loop().time()

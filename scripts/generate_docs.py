@@ -1,4 +1,4 @@
-"""Write the parts of docs/ that code knows better than people: channels and command lines."""
+"""Write the parts of docs/ that code knows better than people: channels, command lines, metrics."""
 
 import sys
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import click
 
 from cloud_hub.cli import main as hub
 from compile.cli import main as compiler
+from edge_agent import metrics
 from edge_agent.cli import main as edge
 from sync.protocol import CHANNELS, MAX_PAYLOAD, ROOT
 
@@ -63,7 +64,38 @@ def reference() -> str:
     return f"{NOTE}# Commands\n\nExit codes: 0 done, 1 failed, 2 wrong use, 3 refused.\n\n{pages}"
 
 
-PAGES = {"channels.md": channels, "commands.md": reference}
+COUNTERPARTS: dict[metrics.Family, tuple[str, str]] = {
+    metrics.ANSWERS: ("request_success_total", ""),
+    metrics.TOKENS: (
+        "prompt_tokens_total, generation_tokens_total, prefix_cache_hits_total",
+        "prompt_tokens_total, tokens_predicted_total",
+    ),
+    metrics.FIRST_TEXT: ("time_to_first_token_seconds", ""),
+    metrics.BETWEEN: ("inter_token_latency_seconds", ""),
+    metrics.LOCAL: ("e2e_request_latency_seconds", ""),
+    metrics.RUNNING: ("num_requests_running", "requests_processing"),
+    metrics.WAITING: ("num_requests_waiting", "requests_deferred"),
+    metrics.CELLS: ("kv_cache_usage_perc: promised / all", "kv_cache_usage_ratio: filled / all"),
+}
+"""What vLLM (``vllm:NAME``) and llama-server (``llamacpp:NAME``) call the same."""
+
+
+def monitoring() -> str:
+    """Every metric of a device, and what others call it."""
+    rows = []
+    for family in metrics.FAMILIES:
+        vllm, llama_server = COUNTERPARTS.get(family, ("", ""))
+        rows.append(f"| `{family.name}` | {family.kind} | {family.help} | {vllm} | {llama_server} |")
+    return (
+        f"{NOTE}# Metrics of a device\n\n`GET /metrics`, Prometheus' text format, from zero with each start. "
+        "Labels are models, routes and statuses, never content. An engine that a base "
+        "and its adapters share is under the base's name. The last two columns are what a dashboard for vLLM "
+        "(`vllm:`) or llama-server (`llamacpp:`) calls the same.\n\n"
+        "| metric | kind | says | vLLM | llama-server |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+PAGES = {"channels.md": channels, "commands.md": reference, "metrics.md": monitoring}
 
 
 def main() -> int:

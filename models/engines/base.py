@@ -6,7 +6,7 @@ here is thread-safe.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -112,6 +112,23 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine is at: requests, and KV cells: all, those that hold tokens, those promised to what runs.
+
+    Cells that hold tokens and are promised to nobody keep prefixes for requests to come.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    cells: int = 0
+    filled: int = 0
+    promised: int = 0
+
+    def __add__(self, other: "Load") -> "Load":
+        return Load(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A token's bytes and its natural log probability; ``top``: the likeliest at its place, in order.
 
@@ -155,6 +172,10 @@ class Generate(Protocol):
 
     def step(self) -> list[Event]:
         """Advance every running sequence; an empty list means there is nothing to do."""
+
+    @property
+    def load(self) -> Load:
+        """What there is to do."""
 
 
 class TakeAdapters(Protocol):

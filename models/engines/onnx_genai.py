@@ -22,6 +22,7 @@ from models.engines.base import (
     Event,
     Finish,
     GenerateRequest,
+    Load,
     ModelFacts,
     Sampling,
     Usage,
@@ -319,6 +320,11 @@ class GenaiEngine:
         for sequence in (*self._waiting, *self._running):
             if sequence.id == request_id:
                 sequence.cancelled = True
+
+    @property
+    def load(self) -> Load:
+        """What there is to do; its KV cells are not counted."""
+        return Load(len(self._running), len(self._waiting))
 
     def step(self) -> list[Event]:
         """Advance every running sequence by one token, or by one chunk of its prompt.

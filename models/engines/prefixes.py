@@ -108,6 +108,8 @@ class PrefixTree:
 
     ``ids`` is at least ``running`` + 1. With ``shares`` false every sequence has cells of its own and keeps
     nothing, for models whose state cannot be cut at a prefix. Sequences are lists of token ids.
+
+    ``used`` cells hold tokens; ``running`` counts the requests that were started and are not finished.
     """
 
     def __init__(self, ids: int, running: int, cells: int, shares: bool = True) -> None:
@@ -117,7 +119,7 @@ class PrefixTree:
         self._root = _Node(0, 0, [], None)
         self._held: dict[int, _Held] = {}
         self._free = list(range(ids - 1, -1, -1))
-        self._running = 0
+        self.running = 0
         self._clock = 0
 
     # Questions
@@ -169,7 +171,7 @@ class PrefixTree:
 
         At least the last token of the prompt is left to compute: its logits are needed.
         """
-        if self._running == self._limit:
+        if self.running == self._limit:
             return None
         node, inside = self._find(prompt[:-1])
         reuse = node.start + inside
@@ -194,7 +196,7 @@ class PrefixTree:
             node = self._root
         id = self._free.pop()
         self._clock += 1
-        self._running += 1
+        self.running += 1
         self._held[id] = _Held(node, promised, self._clock)
         if reuse:
             changes.append(Copy(next(iter(node.ids)), id, 0, reuse))
@@ -237,7 +239,7 @@ class PrefixTree:
         if shared:
             held.node.shared = held.node.end
         held.promised = 0
-        self._running -= 1
+        self.running -= 1
         self._clock += 1
         held.used = self._clock
         if self._shares and held.node.ids == {id}:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.engines.base import Event, GenerateRequest, ModelFacts
+from models.engines.base import Event, GenerateRequest, Load, ModelFacts
 from models.engines.llama_cpp.context import context_bytes
 from models.engines.llama_cpp.lane import Job, Lane
 from models.engines.llama_cpp.library import build, last_error, library
@@ -173,6 +173,11 @@ class LlamaEngine:
                 del self._requests[event.id]
         self._free_idle_leavers()
         return events
+
+    @property
+    def load(self) -> Load:
+        """What all lanes have to do."""
+        return sum((lane.load for lane in (*self._lanes.values(), *self._leaving)), Load())
 
     # Evaluation
 

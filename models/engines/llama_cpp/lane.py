@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from models.engines import schedule
-from models.engines.base import Event, Finish, Usage
+from models.engines.base import Event, Finish, Load, Usage
 from models.engines.llama_cpp.context import Context
 from models.engines.llama_cpp.sampler import Sampler
 from models.engines.llama_cpp.settings import LlamaSettings
@@ -89,6 +89,15 @@ class Lane:
     def running(self) -> int:
         """How many requests have cells."""
         return len(self._running)
+
+    @property
+    def load(self) -> Load:
+        """By the books of the tree, so that what is never given back shows."""
+        waiting = len(self.waiting)
+        if self._context is None:
+            return Load(waiting=waiting)
+        tree = self._tree
+        return Load(tree.running, waiting, tree.cells, tree.used, tree.promised())
 
     def open(self) -> None:
         """Make the context. Raises ``EngineError`` when llama.cpp cannot."""
