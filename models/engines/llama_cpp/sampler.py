@@ -7,7 +7,7 @@ import ctypes
 import math
 from typing import TYPE_CHECKING, Any
 
-from models.engines.base import Sampling, TokenLogprob, refuse_options
+from models.engines.base import Sampling, TokenLogprob
 from models.engines.llama_cpp.library import last_error
 from models.engines.llama_cpp.vocabulary import Vocabulary
 from models.errors import EngineError, UnsupportedRequest
@@ -24,7 +24,6 @@ _REPEAT_WINDOW = 64
 
 def check_sampling(sampling: Sampling, vocabulary: Vocabulary) -> None:
     """Raise ``UnsupportedRequest``, with the option's name, for what cannot be honoured."""
-    refuse_options(sampling, Sampling.__dataclass_fields__)
     ranges = (
         ("max_tokens", sampling.max_tokens is None or sampling.max_tokens >= 1, "at least 1"),
         ("temperature", 0 <= sampling.temperature <= 100, "between 0 and 100"),
