@@ -4,6 +4,7 @@ Owns what a call may be; ``edge_agent.supervised`` owns the process, ``edge_agen
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from edge_agent import encoder_wire as wire
@@ -15,12 +16,21 @@ from models.engines.base import EncoderFacts
 from models.errors import EngineError
 
 
+SPEECH_SILENCE = 600.0
+"""Seconds that a model of speech may say nothing: half a minute of noise is tried at six temperatures, of up
+to 448 tokens each, before its segment is given up.
+"""
+
+
 class EncoderProcess(SupervisedEngine):
     """A running encoder. Make one with ``start``; satisfies ``edge_agent.catalog.EncoderEngine``."""
 
     @classmethod
     async def start(cls, files: EngineFiles, settings: EngineSettings, gate: Gate | None = None) -> Self:
         """Load ``files`` in a new process. Raises ``UnsafeFile``, ``EngineError``."""
+        if files.format == "ctranslate2":
+            patience = max(settings.silence_seconds, SPEECH_SILENCE)
+            settings = replace(settings, silence_seconds=patience)
         return await cls._start(files, settings, gate)
 
     @property
