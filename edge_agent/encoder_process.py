@@ -15,7 +15,6 @@ from edge_agent.supervised import Gate, SupervisedEngine
 from models.engines.base import EncoderFacts
 from models.errors import EngineError
 
-
 SPEECH_SILENCE = 600.0
 """Seconds that a model of speech may say nothing: half a minute of noise is tried at six temperatures, of up
 to 448 tokens each, before its segment is given up.
