@@ -5,7 +5,6 @@ stream without ``[DONE]``.
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -17,7 +16,7 @@ from edge_agent.api_errors import Known, Named, to_api_error
 from edge_agent.serving import Finished, Part, Started
 from models.openai import sse
 from models.openai.errors import ApiError
-from models.openai.parts import Choice, Piece
+from models.openai.parts import Piece
 from models.openai.writers import Writer
 
 _DEFECT = ApiError(500, "This device failed in a way that it did not expect.", code="internal_error")
@@ -54,25 +53,16 @@ class Answer(Response):
         await _while_connected(work, receive)
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        choices: dict[int, Choice] = defaultdict(Choice)
         response: Response = error_response(_DEFECT)
         try:
             async with aclosing(self._parts) as parts:
                 async for part in parts:
-                    if isinstance(part, Piece):
-                        choices[part.choice].add(part)
-                    elif isinstance(part, Finished):
-                        response = self._answer(choices, part)
+                    if isinstance(part, Finished):
+                        body = self._writer.whole(part.choices, part.usage, part.receipt.to_json())
+                        response = JSONResponse(body, headers=self._extra | part.receipt.headers())
         except Known as error:
             response = error_response(to_api_error(error, self._named), self._extra)
         await response(scope, receive, send)
-
-    def _answer(self, choices: dict[int, Choice], finished: Finished) -> Response:
-        for index, reason in enumerate(finished.reasons):
-            choices[index].reason = reason
-        whole = [choices[index] for index in range(len(finished.reasons))]
-        body = self._writer.whole(whole, finished.usage, finished.receipt.to_json())
-        return JSONResponse(body, headers=self._extra | finished.receipt.headers())
 
     async def _streamed(self, send: Send) -> None:
         begun = False
@@ -85,7 +75,8 @@ class Answer(Response):
                     elif isinstance(part, Piece):
                         await _send(send, self._writer.piece(part))
                     else:
-                        closing = self._writer.closing(part.reasons, part.usage, part.receipt.to_json())
+                        reasons = [choice.reason for choice in part.choices]
+                        closing = self._writer.closing(reasons, part.usage, part.receipt.to_json())
                         await _send(send, closing)
         except Known as error:
             await self._fail(send, to_api_error(error, self._named), begun)

@@ -33,7 +33,7 @@ from models.errors import (
     UnsupportedRequest,
 )
 from models.openai.errors import bad_request
-from models.openai.parts import Choice, Piece, Reason
+from models.openai.parts import Choice, Piece
 from models.prompts import Prompt
 from models.tools import Toolbox, hold
 from sync.errors import SyncError
@@ -73,9 +73,9 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All choices are complete and their result is committed. ``reasons`` are in the order of the choices."""
+    """All choices are complete and their result is committed."""
 
-    reasons: tuple[Reason, ...]
+    choices: tuple[Choice, ...]
     usage: Usage
     receipt: Receipt
 
@@ -89,15 +89,16 @@ class _Answer:
 
     receipt: Receipt | None = None
     choices: list[Choice] = field(default_factory=list)
-    reasons: tuple[Reason, ...] = ()
+    complete: bool = False
     usage: Usage = field(default=Usage())
     upstream: dict[str, Any] | None = None
 
     def facts(self, error: BaseException | None = None) -> dict[str, Any]:
         """What the leaf of the result says: what answered, and how it ended."""
         receipt = self.receipt
+        reasons = sorted({choice.reason for choice in self.choices}) if self.complete else []
         return {
-            "finish": ",".join(sorted(set(self.reasons))) or None,
+            "finish": ",".join(reasons) or None,
             "served_by": None if receipt is None else receipt.served_by,
             "release": None if receipt is None else receipt.release,
             "adapter": None if receipt is None else receipt.adapter,
@@ -188,10 +189,11 @@ class Service:
             async with aclosing(self._placed(ask, decision, entry, answer)) as parts:
                 async for part in parts:
                     yield part
-            if not answer.reasons or answer.receipt is None:
+            if not answer.complete or answer.receipt is None:
                 raise EngineError("the engine ended an answer without saying why")
             number = await entry.result(answer.facts(), answer.body())
-            yield Finished(answer.reasons, answer.usage, answer.receipt.closed(number, answer.upstream))
+            receipt = answer.receipt.closed(number, answer.upstream)
+            yield Finished(tuple(answer.choices), answer.usage, receipt)
         except SyncError:
             raise  # the journal itself failed: there is nothing left to record it in
         except BaseException as error:
@@ -234,7 +236,9 @@ class Service:
                 if part.reasons:
                     if len(part.reasons) != ask.answers:
                         raise HubBroke(f"the hub gave {len(part.reasons)} answers instead of {ask.answers}")
-                    answer.reasons, answer.usage = part.reasons, part.usage
+                    for choice, reason in zip(answer.choices, part.reasons, strict=True):
+                        choice.reason = reason
+                    answer.complete, answer.usage = True, part.usage
                     answer.upstream = dict(part.receipt) if part.receipt else None
 
     async def _from_engine(
@@ -265,7 +269,7 @@ class Service:
             except EngineError:
                 self._observe(Outcome(served, False, self._monotonic() - began, pieces))
                 raise
-            answer.reasons = tuple(each.whole.reason for each in answering)
+            answer.complete = True
             answer.usage = counted([each.usage for each in answering], ask.choices)
             self._observe(
                 Outcome(

@@ -12,7 +12,7 @@ from models.openai.errors import ApiError
 from models.openai.parts import Call, Choice, Piece, Reason
 from models.openai.response_requests import ResponseRequest
 from models.openai.writers import token_json
-from models.tools import Tool
+from models.tools import CallDelta, Tool
 
 Json = dict[str, Any]
 
@@ -35,7 +35,9 @@ class ResponseWriter:
         status = _status(choice.reason)
         if choice.text or not choice.calls:
             self._items.append(self._message(choice, status))
-        self._items += [self._call(at, call, status) for at, call in enumerate(choice.calls)]
+        self._items += [
+            self._call(index, call, status) for index, call in enumerate(choice.calls, len(self._items))
+        ]
         return self._response(status, usage, receipt)
 
     def opening(self) -> bytes:
@@ -49,26 +51,17 @@ class ResponseWriter:
         """Events of an item of the output; a new one closes the one before."""
         out = b""
         if piece.text or (piece.logprobs and not piece.calls):
-            if self._open is None or self._open.calls:
-                out += self._close("completed") + self._begin(Choice())
-            assert self._open is not None  # noqa: S101
-            self._open.add(Piece(text=piece.text, logprobs=piece.logprobs))
-            out += self._event(
-                "response.output_text.delta",
-                **self._place(content=True),
-                delta=piece.text,
-                logprobs=_logprobs(piece.logprobs),
-            )
+            item, out = self._text_item()
+            item.add(Piece(text=piece.text, logprobs=piece.logprobs))
+            facts: Json = {"delta": piece.text, "logprobs": _logprobs(piece.logprobs)}
+            out += self._event("response.output_text.delta", **self._place(item), **facts)
         for delta in piece.calls:
-            if delta.name is not None:
-                begun = Choice(calls=[Call(delta.id or "", delta.name)])
-                out += self._close("completed") + self._begin(begun)
-            assert self._open is not None  # noqa: S101
-            self._open.calls[0].arguments += delta.arguments
+            item, begun = self._call_item(delta)
+            item.calls[0].arguments += delta.arguments
+            out += begun
             if delta.arguments:
-                out += self._event(
-                    "response.function_call_arguments.delta", **self._place(), delta=delta.arguments
-                )
+                kind = "response.function_call_arguments.delta"
+                out += self._event(kind, **self._place(item), delta=delta.arguments)
         return out
 
     def closing(self, reasons: Sequence[Reason], usage: Usage, receipt: Mapping[str, Any]) -> bytes:
@@ -86,55 +79,67 @@ class ResponseWriter:
 
     # Items
 
+    def _text_item(self) -> tuple[Choice, bytes]:
+        """The text that is being written, and the events that begin it."""
+        if self._open is not None and not self._open.calls:
+            return self._open, b""
+        item = Choice()
+        return item, self._begin(item)
+
+    def _call_item(self, delta: CallDelta) -> tuple[Choice, bytes]:
+        """The call that a piece belongs to, and the events that begin it."""
+        if delta.name is None and self._open is not None and self._open.calls:
+            return self._open, b""
+        item = Choice(calls=[Call(delta.id or "", delta.name or "")])
+        return item, self._begin(item)
+
     def _begin(self, item: Choice) -> bytes:
+        out = self._close("completed")
         self._open = item
-        self._items.append({})
-        index = len(self._items) - 1
-        out = self._event("response.output_item.added", output_index=index, item=self._written("in_progress"))
+        self._items.append(self._written(item, "in_progress", len(self._items)))
+        facts = {"output_index": len(self._items) - 1, "item": self._items[-1]}
+        out += self._event("response.output_item.added", **facts)
         if not item.calls:
-            out += self._event("response.content_part.added", **self._place(content=True), part=_part(item))
+            out += self._event("response.content_part.added", **self._place(item), part=_part(item))
         return out
 
     def _close(self, status: str) -> bytes:
         """End the item that is open, if one is."""
         if self._open is None:
             return b""
-        item, place = self._open, self._place(content=not self._open.calls)
+        item, self._open = self._open, None
+        place = self._place(item)
         if item.calls:
             [call] = item.calls
-            out = self._event(
-                "response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments
-            )
+            facts: Json = {"name": call.name, "arguments": call.arguments}
+            out = self._event("response.function_call_arguments.done", **place, **facts)
         else:
-            out = self._event(
-                "response.output_text.done", **place, text=item.text, logprobs=_logprobs(item.logprobs)
-            )
+            facts = {"text": item.text, "logprobs": _logprobs(item.logprobs)}
+            out = self._event("response.output_text.done", **place, **facts)
             out += self._event("response.content_part.done", **place, part=_part(item))
-        self._items[-1] = self._written(status)
-        self._open = None
         index = len(self._items) - 1
-        return out + self._event("response.output_item.done", output_index=index, item=self._items[-1])
+        self._items[index] = self._written(item, status, index)
+        return out + self._event("response.output_item.done", output_index=index, item=self._items[index])
 
-    def _place(self, content: bool = False) -> Json:
+    def _place(self, item: Choice) -> Json:
+        """Where an event of the last item belongs."""
         index = len(self._items) - 1
-        is_call = self._open is not None and bool(self._open.calls)
-        place: Json = {"item_id": self._item_id("fc" if is_call else "msg", index), "output_index": index}
-        return place | {"content_index": 0} if content else place
+        if item.calls:
+            return {"item_id": self._item_id("fc", index), "output_index": index}
+        return {"item_id": self._item_id("msg", index), "output_index": index, "content_index": 0}
 
-    def _written(self, status: str) -> Json:
-        index = len(self._items) - 1
-        assert self._open is not None  # noqa: S101
-        if self._open.calls:
-            return self._call(index, self._open.calls[0], status)
-        return self._message(self._open, status, index, begun=status == "in_progress")
+    def _written(self, item: Choice, status: str, index: int) -> Json:
+        if item.calls:
+            return self._call(index, item.calls[0], status)
+        return self._message(item, status, index)
 
-    def _message(self, item: Choice, status: str, index: int = 0, begun: bool = False) -> Json:
+    def _message(self, item: Choice, status: str, index: int = 0) -> Json:
         return {
             "id": self._item_id("msg", index),
             "type": "message",
             "role": "assistant",
             "status": status,
-            "content": [] if begun else [_part(item)],
+            "content": [] if status == "in_progress" else [_part(item)],
         }
 
     def _call(self, index: int, call: Call, status: str) -> Json:
