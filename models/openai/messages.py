@@ -20,6 +20,50 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "tool": "tool",
 }
+_TEXT_PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_CONTENT: Json = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _TEXT_PART}]}
+_CALL = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "arguments": {"type": "string"}},
+            "required": ["name", "arguments"],
+        },
+    },
+    "required": ["id", "type", "function"],
+}
+
+
+def _turn(roles: list[str], needed: list[str], **properties: Json) -> Json:
+    known = {"role": {"enum": roles}, "content": _CONTENT, **properties}
+    return {
+        "type": "object",
+        "properties": known,
+        "required": ["role", *needed],
+        "additionalProperties": False,
+    }
+
+
+MESSAGES: Json = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "anyOf": [
+            _turn(["system", "developer", "user", "assistant"], ["content"]),
+            _turn(["assistant"], ["tool_calls"], tool_calls={"type": "array", "minItems": 1, "items": _CALL}),
+            _turn(["tool"], ["content", "tool_call_id"], tool_call_id={"type": "string"}),
+        ]
+    },
+}
+"""What ``read_messages`` takes, as JSON Schema."""
+
 _MEDIA = ("image_url", "input_image", "input_audio", "file", "input_file")
 
 

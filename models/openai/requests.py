@@ -13,9 +13,12 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictStr, WithJsonSche
 
 from models.engines.base import Sampling
 from models.openai.errors import bad_request, unsupported
-from models.openai.messages import ChatMessage, read_messages
+from models.openai.messages import MESSAGES, ChatMessage, read_messages
 from models.openai.reading import Frozen, Json, Neutral, read_body
 from models.openai.tool_options import (
+    CHOICE,
+    FORMAT,
+    TOOLS,
     ResponseFormat,
     ToolChoice,
     read_choice,
@@ -185,61 +188,22 @@ class _Completion(Request):
         )
 
 
-_OBJECTS = {"type": "array", "items": {"type": "object"}}
-
-
 class ChatRequest(_Completion):
     """A chat completion. ``prompt_cache_key`` is a hint; the engine reuses prefixes by itself."""
 
     messages: Annotated[
         tuple[ChatMessage, ...],
         BeforeValidator(read_messages),
-        _wire(
-            type="array",
-            minItems=1,
-            items={
-                "type": "object",
-                "properties": {
-                    "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-                    "content": {
-                        "anyOf": [
-                            {"type": "string"},
-                            {
-                                "type": "array",
-                                "minItems": 1,
-                                "items": {
-                                    "type": "object",
-                                    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                                    "required": ["type", "text"],
-                                },
-                            },
-                        ]
-                    },
-                    "tool_calls": _OBJECTS,
-                    "tool_call_id": {"type": "string"},
-                },
-                "required": ["role", "content"],
-            },
-        ),
+        WithJsonSchema(MESSAGES),
     ]
     max_completion_tokens: int | None = Field(default=None, ge=1, strict=True)
     logprobs: StrictBool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS, strict=True)
-    tools: Annotated[tuple[Tool, ...], BeforeValidator(read_tools), _wire(**_OBJECTS)] = ()
-    tool_choice: Annotated[
-        ToolChoice | None,
-        BeforeValidator(read_choice),
-        _wire(anyOf=[{"enum": ["none", "auto", "required"]}, {"type": "object"}]),
-    ] = None
+    tools: Annotated[tuple[Tool, ...], BeforeValidator(read_tools), WithJsonSchema(TOOLS)] = ()
+    tool_choice: Annotated[ToolChoice | None, BeforeValidator(read_choice), WithJsonSchema(CHOICE)] = None
     parallel_tool_calls: StrictBool = True
     response_format: Annotated[
-        ResponseFormat | None,
-        BeforeValidator(read_format),
-        _wire(
-            type="object",
-            properties={"type": {"enum": ["text", "json_object", "json_schema"]}},
-            required=["type"],
-        ),
+        ResponseFormat | None, BeforeValidator(read_format), WithJsonSchema(FORMAT)
     ] = None
     safety_identifier: StrictStr | None = Field(default=None, max_length=512)
     prompt_cache_key: StrictStr | None = Field(default=None, max_length=512)

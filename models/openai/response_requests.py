@@ -12,7 +12,16 @@ from models.openai.errors import bad_request, unsupported
 from models.openai.messages import ChatMessage, ToolCall, check_answers, read_arguments, read_content
 from models.openai.reading import Json, Neutral, a_text, an_object, nothing_else, read_body
 from models.openai.requests import MAX_LOGPROBS, ChatRequest, Request
-from models.openai.tool_options import ResponseFormat, ToolChoice, read_choice, read_text_format, read_tools
+from models.openai.tool_options import (
+    FLAT_CHOICE,
+    FLAT_TOOLS,
+    TEXT_FORMAT,
+    ResponseFormat,
+    ToolChoice,
+    read_choice,
+    read_text_format,
+    read_tools,
+)
 from models.tools import Tool
 
 LOGPROBS = "message.output_text.logprobs"
@@ -104,29 +113,24 @@ def _read_include(value: Any) -> Any:
     return tuple(value)
 
 
-_OBJECTS = {"type": "array", "items": {"type": "object"}}
-
-
 class ResponseRequest(Request):
     """A response. ``previous_response_id`` and ``store: true`` are refused: nothing is stored."""
 
     input: Annotated[
         tuple[ChatMessage, ...],
         BeforeValidator(_read_input),
-        WithJsonSchema({"anyOf": [{"type": "string"}, _OBJECTS | {"minItems": 1}]}),
+        WithJsonSchema(
+            {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "object"}}]}
+        ),
     ]
     instructions: StrictStr | None = None
     max_output_tokens: int | None = Field(default=None, ge=1, strict=True)
-    text: Annotated[
-        ResponseFormat | None,
-        BeforeValidator(read_text_format),
-        WithJsonSchema({"type": "object", "properties": {"format": {"type": "object"}}}),
-    ] = None
-    tools: Annotated[tuple[Tool, ...], BeforeValidator(_read_flat_tools), WithJsonSchema(_OBJECTS)] = ()
+    text: Annotated[ResponseFormat | None, BeforeValidator(read_text_format), WithJsonSchema(TEXT_FORMAT)] = (
+        None
+    )
+    tools: Annotated[tuple[Tool, ...], BeforeValidator(_read_flat_tools), WithJsonSchema(FLAT_TOOLS)] = ()
     tool_choice: Annotated[
-        ToolChoice | None,
-        BeforeValidator(_read_flat_choice),
-        WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}]}),
+        ToolChoice | None, BeforeValidator(_read_flat_choice), WithJsonSchema(FLAT_CHOICE)
     ] = None
     parallel_tool_calls: StrictBool = True
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS, strict=True)

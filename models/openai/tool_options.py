@@ -14,6 +14,56 @@ MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
+_FUNCTION: Json = {
+    "name": {"type": "string", "pattern": f"^{_NAME.pattern}$"},
+    "description": {"type": "string"},
+    "parameters": {"type": "object", "description": "JSON Schema of an object"},
+    "strict": {"type": "boolean"},
+}
+
+
+def _closed(properties: Json, *required: str) -> Json:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def _nested(properties: Json) -> Json:
+    function = _closed(properties, "name")
+    return _closed({"type": {"const": "function"}, "function": function}, "type", "function")
+
+
+def _flat(properties: Json) -> Json:
+    return _closed({"type": {"const": "function"}, **properties}, "type", "name")
+
+
+def _choice(named: Json) -> Json:
+    return {"anyOf": [{"enum": ["none", "auto", "required"]}, named]}
+
+
+_TEXT = {"type": "string"}
+_NAMED = {"name": _FUNCTION["name"]}
+TOOLS: Json = {"type": "array", "maxItems": MAX_TOOLS, "items": _nested(_FUNCTION)}
+FLAT_TOOLS: Json = {"type": "array", "maxItems": MAX_TOOLS, "items": _flat(_FUNCTION)}
+CHOICE, FLAT_CHOICE = _choice(_nested(_NAMED)), _choice(_flat(_NAMED))
+_PLAIN = _closed({"type": {"enum": ["text", "json_object"]}}, "type")
+_SCHEMA: Json = {
+    "name": _TEXT,
+    "description": _TEXT,
+    "schema": {"type": "object"},
+    "strict": {"type": "boolean"},
+}
+_TYPED = {"type": {"const": "json_schema"}}
+FORMAT: Json = {
+    "anyOf": [_PLAIN, _closed(_TYPED | {"json_schema": _closed(_SCHEMA, "schema")}, "type", "json_schema")]
+}
+TEXT_FORMAT: Json = _closed({"format": {"anyOf": [_PLAIN, _closed(_TYPED | _SCHEMA, "type", "schema")]}})
+"""What the functions below take, as JSON Schema."""
+
+
 class ResponseFormat(Frozen):
     """What shape the answer must have. ``json_schema`` is the schema to enforce, None for free text."""
 
