@@ -1,6 +1,6 @@
-"""An encoder or a vision model in a process of its own: a call in, its answer out.
+"""A model that embeds, judges, sees or hears, in a process of its own: a call in, its answer out.
 
-Owns what a call may be; ``edge_agent.supervised`` owns the process, ``edge_agent.desks`` the batches.
+Owns what a call may be; ``edge_agent.supervised`` owns the process, ``edge_agent.encoder_desk`` the batches.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class EncoderProcess(SupervisedEngine):
     async def ask(self, call: EncoderCall) -> EncoderAnswer:
         """Answers to all inputs of ``call``, or an error. Being cancelled drops what is not computed yet.
 
-        Raises ``ContextLengthExceeded``, ``InvalidImage``, ``EngineError``.
+        Raises ``ContextLengthExceeded``, ``InvalidImage``, ``InvalidAudio``, ``EngineError``.
         """
         if not call.size:
             return EncoderAnswer()
