@@ -120,6 +120,11 @@ class Running(AbstractContextManager["Running"]):
             self._process.wait()
         self._log.close()
 
+    @property
+    def pid(self) -> int:
+        """The process that was started."""
+        return self._process.pid
+
     def memory(self) -> int:
         """Resident bytes of all its processes."""
         total = 0
