@@ -49,19 +49,19 @@ def text_routes(
             body=body,
         )
         writer = ChatWriter(f"chatcmpl-{ask.id}", int(now()), asked.model, asked.include_usage, asked.n)
-        named = Named("messages", asked.limit_name)
+        named = Named("messages", asked.limit_name, _form(asked, "response_format"))
         return Answer(service.answer(ask), writer, stream=asked.stream, named=named, headers=places())
 
     @router.post("/v1/responses", openapi_extra=takes(ResponseRequest, stream=True))
     async def responses(request: Request) -> Response:
         body = await read_body(request, limits.max_body_bytes)
         asked = ResponseRequest.parse(body)
-        named = Named("input", "max_output_tokens", "text.format")
+        named = Named("input", "max_output_tokens", _form(asked.chat, "text.format"))
         ask = Ask(
             **_of(request),
             **_conversation(asked.chat, hub),
             endpoint="responses",
-            schema_name=named.form,
+            schema_name="text.format",
             body=body,
         )
         writer = ResponseWriter(f"resp_{ask.id}", int(now()), asked)
@@ -108,6 +108,11 @@ def _conversation(asked: ChatRequest, hub: bool) -> dict[str, Any]:
         "outgoing": asked.upstream() if hub else None,
         "subject": asked.subject,
     }
+
+
+def _form(asked: ChatRequest, schema: str) -> str:
+    """By which option the caller asks for a form of the answer."""
+    return "tools" if asked.json_schema is None and asked.tools else schema
 
 
 def _as_it_is(prompt: str | tuple[int, ...]) -> Callable[[Served], Written]:

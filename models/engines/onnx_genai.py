@@ -593,7 +593,8 @@ _BYTES = _byte_alphabet()
 
 def _check(sampling: Sampling) -> None:
     if sampling.grammar is not None:
-        raise UnsupportedRequest("ONNX Runtime GenAI cannot hold an answer to this grammar or schema")
+        reason = "ONNX Runtime GenAI cannot hold an answer to this grammar or schema"
+        raise UnsupportedRequest(reason, "grammar")
     refuse_options(sampling, {"max_tokens", "temperature", "top_p", "seed", "stop"})
     if sampling.max_tokens is not None and sampling.max_tokens < 1:
         raise UnsupportedRequest("max_tokens is at least 1")

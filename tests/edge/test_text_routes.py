@@ -183,7 +183,10 @@ async def test_an_option_that_the_engine_cannot_honour_is_named(option: str, par
     async with client(engine) as ai:
         with pytest.raises(openai.BadRequestError) as refused:
             await ai.chat.completions.create(model="smol", messages=MESSAGES)
-    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", param)
+        assert (refused.value.code, refused.value.param) == ("unsupported_parameter", param)
+        with pytest.raises(openai.BadRequestError) as refused:
+            await ai.chat.completions.create(model="smol", messages=MESSAGES, tools=TOOLS)
+        assert refused.value.param == ("tools" if option == "grammar" else param)
 
 
 async def test_tools_are_told_held_and_called() -> None:
