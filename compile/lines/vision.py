@@ -11,8 +11,10 @@ from pathlib import Path
 
 from compile.data import images
 from compile.data.images import ImageSplits, LabelledImage
+from compile.errors import BadRecipe, UnsupportedBase
 from compile.line import REFERENCE, Workshop
 from compile.onnx.vision_export import VisionConfig, read_config
+from compile.onnx.vision_pretrained import Pretrained, is_pretrained, read_pretrained
 from compile.recipe.vision import ClassifyImageRecipe, ImageVariant, InspectRecipe
 from compile.steps import Cache, Step
 from models.digest import Digest
@@ -37,7 +39,7 @@ class Sources:
     workshop: Workshop
     source: Path
     root: Path
-    config: VisionConfig
+    config: VisionConfig | Pretrained
     labels: tuple[str, ...]
     digests: Mapping[str, Digest]
 
@@ -49,13 +51,26 @@ class Sources:
             labels = (recipe.data.good, *recipe.data.defects)
         else:
             labels = recipe.data.labels
-        config = read_config(source)
+        config = read_pretrained(source) if is_pretrained(source) else read_config(source)
+        if isinstance(config, Pretrained):
+            _check_pretrained(recipe, config)
         digests = {
             "base": digest_of(source),
             "data": _digest_of_labels(root, labels),
             "recipe": digest_of(path),
         }
         return cls(recipe, workshop, source, root, config, labels, digests)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the base's weights."""
+        return sum(file.stat().st_size for file in self.source.glob("*.safetensors"))
+
+    @property
+    def lite(self) -> VisionConfig:
+        """The backbone that graphs are written of here; there is none where the base is exported whole."""
+        assert isinstance(self.config, VisionConfig)  # noqa: S101  # for the type checker
+        return self.config
 
     @property
     def image(self) -> ImageInput:
@@ -78,7 +93,10 @@ class VariantSteps:
 
 @dataclass(frozen=True)
 class VisionParts:
-    """One recipe as steps. ``variants`` has the reference first; variants in float share its steps."""
+    """One recipe as steps. ``variants`` has the reference first; variants in float share its steps.
+
+    ``backbone`` is the base as graphs; without a ``head`` that is a classifier, where one is asked for.
+    """
 
     sources: Sources
     data: Step
@@ -114,12 +132,12 @@ class VisionParts:
         return engine_of(self.recipe, self.sources.config, facts)
 
 
-def image_input(recipe: Recipe, config: VisionConfig) -> ImageInput:
+def image_input(recipe: Recipe, config: VisionConfig | Pretrained) -> ImageInput:
     """How the model sees a picture."""
     return ImageInput(**recipe.image.model_dump(), mean=config.mean, std=config.std)
 
 
-def engine_of(recipe: Recipe, config: VisionConfig, anomaly: AnomalyFacts) -> Engine:
+def engine_of(recipe: Recipe, config: VisionConfig | Pretrained, anomaly: AnomalyFacts) -> Engine:
     """The manifest's section for the engine; ``anomaly`` is for inspection only."""
     image = image_input(recipe, config)
     if isinstance(recipe, InspectRecipe):
@@ -130,6 +148,22 @@ def engine_of(recipe: Recipe, config: VisionConfig, anomaly: AnomalyFacts) -> En
 def measured_files(splits: ImageSplits) -> list[str]:
     """The pictures that every variant is shown, in order: calibration, then test."""
     return [image.file for image in (*splits.calibration, *splits.test)]
+
+
+def _check_pretrained(recipe: Recipe, config: Pretrained) -> None:
+    """Raises ``UnsupportedBase`` for another task than classifying, ``BadRecipe`` where the recipe says
+    otherwise than the classifier."""
+    if isinstance(recipe, InspectRecipe):
+        raise UnsupportedBase(
+            f"{recipe.base.name}: {config.kind} is exported whole, as a classifier; inspection looks into a "
+            "backbone, and needs an efficientnet-lite"
+        )
+    if "head" in recipe.model_fields_set:
+        raise BadRecipe(f"head: {recipe.base.name} is a classifier and keeps its own")
+    if recipe.data.labels != config.labels:
+        raise BadRecipe(f"data.labels: {recipe.base.name} says {', '.join(config.labels)}, in this order")
+    if (recipe.image.width, recipe.image.height) != (config.width, config.height):
+        raise BadRecipe(f"image: {recipe.base.name} sees {config.width} x {config.height} pixels")
 
 
 def _digest_of_labels(root: Path, labels: Sequence[str]) -> Digest:

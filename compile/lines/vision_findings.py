@@ -15,6 +15,7 @@ from compile.findings import Answer, Case, Compared, Findings, Flips, Picture
 from compile.line import REFERENCE, device_name, size_ratio, tools_of
 from compile.lines.tensorrt import note as tensorrt_note
 from compile.lines.vision import BASELINES, LEDGER, MIXTURE, VariantSteps, VisionParts
+from compile.lines.vision_scores import alone, class_metrics
 from compile.onnx.files import MODEL, open_model, size_of, weighted
 from compile.onnx.vision_head import CHOICES
 from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
@@ -219,7 +220,7 @@ def _find_classes(line: VisionParts, recipe: ClassifyImageRecipe, cache: Cache, 
     results = {}
     for name, steps in line.variants.items():
         seen, ours = said[name]
-        metrics = _class_metrics(recipe, truth, ours, said[REFERENCE][1])
+        metrics = class_metrics(recipe, truth, ours, said[REFERENCE][1])
         results[name] = _result(line, cache, name, steps, seen, metrics)
     answers = {
         name: [
@@ -231,7 +232,7 @@ def _find_classes(line: VisionParts, recipe: ClassifyImageRecipe, cache: Cache, 
     stored = json.loads((cache.folder(line.baselines) / BASELINES).read_text(encoding="utf-8"))
     notes = {"majority": "the most frequent label", "pixels": "logistic regression on 16 x 16 grey pixels"}
     beside = tuple(
-        Compared(name, _alone(truth, found, labels, recipe.evaluate.bootstrap), notes[name])
+        Compared(name, alone(truth, found, labels, recipe.evaluate.bootstrap), notes[name])
         for name, found in stored.items()
     )
     return _findings(
@@ -246,7 +247,7 @@ def _find_classes(line: VisionParts, recipe: ClassifyImageRecipe, cache: Cache, 
             Case(image.file, image.label, {name: each[at] for name, each in answers.items()})
             for at, image in enumerate(splits.test)
         ),
-        notes=_head_notes(line, cache),
+        notes=_head_notes(line, cache) + _attention_notes(results),
     )
 
 
@@ -258,48 +259,18 @@ def _head_notes(line: VisionParts, cache: Cache) -> tuple[str, ...]:
     return (f"The head's strength was chosen on the calibration pictures (accuracy by strength: {said}).",)
 
 
+def _attention_notes(results: Mapping[str, VariantResult]) -> tuple[str, ...]:
+    return tuple(
+        f"{name}: attention's products in {one.settings['attention']}: mean KL on held-out pictures "
+        f"{tried['int8']:.3g} in INT8, {tried['float']:.3g} in float"
+        for name, one in results.items()
+        if (tried := one.settings.get("attention measured")) is not None
+    )
+
+
 def _probabilities(line: VisionParts, cache: Cache, name: str, splits: ImageSplits) -> "tuple[Seen, Array]":
     seen = read_seen(cache.folder(line.variants[name].seen))
     return seen, seen.answers[len(splits.calibration) :]
-
-
-def _class_metrics(
-    recipe: ClassifyImageRecipe, truth: Sequence[str], ours: "Array", theirs: "Array"
-) -> dict[str, Measured]:
-    import numpy as np
-
-    labels, rounds = recipe.data.labels, recipe.evaluate.bootstrap
-    said, others = ([labels[at] for at in rows.argmax(axis=1)] for rows in (ours, theirs))
-    right, wanted = ([float(a == b) for a, b in zip(each, truth, strict=True)] for each in (said, others))
-    same = [float(a == b) for a, b in zip(said, others, strict=True)]
-    floor = 1e-12
-    reference = np.maximum(theirs.astype(np.float64), floor)
-    divergence = (reference * (np.log(reference) - np.log(np.maximum(ours.astype(np.float64), floor)))).sum(
-        axis=1
-    )
-    mean = statistics.mean_interval(divergence, rounds, _SEED)
-    tail = statistics.resample(
-        len(divergence), lambda at: float(np.percentile(divergence[at], 99)), rounds, _SEED
-    )
-    count = len(truth)
-    return {
-        "accuracy": judge.paired(right, wanted, rounds, _SEED),
-        "macro_f1": judge.macro_f1(truth, said, others, labels, rounds, _SEED),
-        "top1_agreement": judge.paired(same, [1.0] * count, rounds, _SEED),
-        "kl_mean": Measured(0.0, float(divergence.mean()), mean, count, mean),
-        "kl_p99": Measured(0.0, float(np.percentile(divergence, 99)), tail, count, tail),
-    }
-
-
-def _alone(
-    truth: Sequence[str], said: Sequence[str], labels: Sequence[str], rounds: int
-) -> dict[str, Measured]:
-    """A baseline's scores, beside nothing."""
-    f1 = judge.macro_f1(truth, said, said, labels, rounds, _SEED)
-    return {
-        "accuracy": judge.share([a == b for a, b in zip(truth, said, strict=True)], rounds, _SEED),
-        "macro_f1": Measured(None, f1.value, None, f1.samples, f1.interval),
-    }
 
 
 def _result(

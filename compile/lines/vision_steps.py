@@ -1,7 +1,8 @@
 """The steps of a vision line: what is made from what, under which key. Nothing runs here but small hashes.
 
 For inspection the backbone is quantized first, and the memory bank is made of what the quantized backbone
-sees; for classification a head is trained on float features, and the whole is quantized.
+sees; for classification a head is trained on float features, and the whole is quantized. A classifier of
+transformers is exported whole and keeps its head.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from compile.data import images
 from compile.data.images import Limits
+from compile.data.rows import spread
 from compile.line import REFERENCE, versions
 from compile.lines.tensorrt import recipe_step
 from compile.lines.vision import (
@@ -26,8 +28,12 @@ from compile.lines.vision import (
     VisionParts,
 )
 from compile.lines.vision_variants import VariantMaker
+from compile.onnx.vision_pretrained import Pretrained
 from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
 from compile.steps import Report, Step
+
+_COMPARED = 16
+"""Pictures on which an exported graph is compared with torch."""
 
 
 class VisionSteps:
@@ -38,8 +44,10 @@ class VisionSteps:
 
     def parts(self) -> VisionParts:
         """Every step of the line, by role."""
-        data, backbone = self._data(), self._backbone()
-        head = self._head(data, backbone) if isinstance(self._sources.recipe, ClassifyImageRecipe) else None
+        data, whole = self._data(), isinstance(self._sources.config, Pretrained)
+        backbone = self._exported(data) if whole else self._backbone()
+        learns = isinstance(self._sources.recipe, ClassifyImageRecipe) and not whole
+        head = self._head(data, backbone) if learns else None
         maker = VariantMaker(self._sources, data, backbone, head)
         reference = maker.variant(FP32, None)
         variants = {REFERENCE: reference}
@@ -61,8 +69,7 @@ class VisionSteps:
         section = self._sources.recipe.tensorrt
         if section is None:
             return None
-        chosen = variants[section.variant]
-        weights = sum(file.stat().st_size for file in self._sources.source.glob("*.safetensors"))
+        chosen, weights = variants[section.variant], self._sources.weights
         if isinstance(self._sources.recipe, InspectRecipe):
             weights = chosen.model.disk_bytes  # the first stages of the backbone, and the bank
         after, in_float = {"model": chosen.model}, chosen.variant.type == "fp32"
@@ -89,7 +96,7 @@ class VisionSteps:
         )
 
     def _backbone(self) -> Step:
-        recipe, image = self._sources.recipe, self._sources.image
+        recipe, image, config = self._sources.recipe, self._sources.image, self._sources.lite
         parameters: dict[str, object] = {
             "base": self._sources.digests["base"],
             "size": [image.width, image.height],
@@ -110,11 +117,9 @@ class VisionSteps:
             from compile.onnx.vision_export import features, read_weights
 
             weights = read_weights(self._sources.source)
-            write_model(features(weights, self._sources.config, image.width, image.height), folder / POOLED)
+            write_model(features(weights, config, image.width, image.height), folder / POOLED)
             if isinstance(recipe, InspectRecipe):
-                model, grid = feature_graph(
-                    weights, self._sources.config, image.width, image.height, recipe.memory
-                )
+                model, grid = feature_graph(weights, config, image.width, image.height, recipe.memory)
                 write_model(model, folder / FEATURES)
                 (folder / GRID).write_text(json.dumps(asdict(grid)), encoding="utf-8")
 
@@ -127,6 +132,34 @@ class VisionSteps:
             seconds=1,
             disk_bytes=25_000_000,
             ram_bytes=205_000_000,
+        )
+
+    def _exported(self, data: Step) -> Step:
+        def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
+            from compile.onnx.vision_pretrained import export_classifier
+
+            splits = images.read_image_splits(inputs["data"])
+            export_classifier(
+                self._sources.source,
+                self._sources.image,
+                self._sources.paths(spread(splits.train, _COMPARED)),
+                self._sources.recipe.data.max_pixels,
+                folder,
+                scratch,
+                report,
+            )
+
+        weights = self._sources.weights
+        return Step(
+            "export",
+            {"base": self._sources.digests["base"], "image": self._sources.image.model_dump(mode="json")},
+            {"data": data},
+            versions("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "pillow")
+            | {"outpost-export-vision": "1"},
+            work,
+            seconds=15,
+            disk_bytes=3 * weights,
+            ram_bytes=660_000_000 + 33 * weights // 10,
         )
 
     def _head(self, data: Step, backbone: Step) -> Step:

@@ -35,34 +35,33 @@ class VariantMaker:
     def variant(self, variant: ImageVariant, reference: Step | None) -> VariantSteps:
         """The steps of one precision; ``reference`` is the model in float, None where this is that one."""
         quantized = None
-        if self._head is None:
+        if isinstance(self._sources.recipe, InspectRecipe):
             if variant.type != "fp32":
                 quantized = self._quantized(variant, self._backbone, FEATURES)
             model = self._memory(variant, quantized, reference)
         else:
-            model = whole = reference or self._classifier(self._head)
+            model = whole = reference or self._classifier()
             if variant.type != "fp32":
                 model = self._quantized(variant, whole, MODEL)
         return VariantSteps(variant, model, self._seen(variant, model))
 
-    def _classifier(self, head: Step) -> Step:
+    def _classifier(self) -> Step:
+        head = self._head
+        if head is None:
+            return self._backbone
+        config, image = self._sources.lite, self._sources.image
+
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
             from compile.onnx.files import write_model
             from compile.onnx.vision_export import classifier, read_weights
             from compile.onnx.vision_head import read_head
 
-            weights, image = read_weights(self._sources.source), self._sources.image
-            trained = read_head(inputs["head"])
-            write_model(
-                classifier(weights, self._sources.config, image.width, image.height, trained), folder / MODEL
-            )
+            weights, trained = read_weights(self._sources.source), read_head(inputs["head"])
+            write_model(classifier(weights, config, image.width, image.height, trained), folder / MODEL)
 
         return Step(
             "classifier",
-            {
-                "base": self._sources.digests["base"],
-                "size": [self._sources.image.width, self._sources.image.height],
-            },
+            {"base": self._sources.digests["base"], "size": [image.width, image.height]},
             {"backbone": self._backbone, "head": head},
             versions("onnx", "safetensors") | {"outpost-vision": "1"},
             work,
@@ -74,8 +73,6 @@ class VariantMaker:
     def _quantized(self, variant: ImageVariant, source: Step, file: str) -> Step:
         recipe = self._sources.recipe
 
-        held_out = variant.mixed.pictures if variant.mixed is not None else 0
-
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
             from compile.onnx.vision_quantize import quantize_vision
 
@@ -86,14 +83,14 @@ class VariantMaker:
                 variant,
                 self._sources.paths(spread(splits.train, variant.calibration_images)),
                 # Not training pictures: the head is surer of those than of any others.
-                self._sources.paths(spread(splits.calibration, held_out)),
+                self._sources.paths(spread(splits.calibration, variant.measured_on)),
                 self._sources.image,
                 recipe.data.max_pixels,
                 scratch,
                 report,
             )
             (folder / MIXTURE).write_text(json.dumps(found), encoding="utf-8")
-            _write_ledger(folder)
+            _write_ledger(folder, activations=variant.type == "int8-static")
 
         return Step(
             f"quantize-{variant.name}",
@@ -103,11 +100,11 @@ class VariantMaker:
                 "file": file,
             },
             {"data": self._data, "source": source},
-            versions("onnx", "onnxruntime", "pillow") | {"outpost-quantize": "4"},
+            versions("onnx", "onnxruntime", "pillow") | {"outpost-quantize": "5"},
             work,
             seconds=5 if variant.mixed is None else 90,
             disk_bytes=8_000_000,
-            ram_bytes=(175 if file == MODEL else 155) * 1_000_000 + (25_000_000 if held_out else 0),
+            ram_bytes=self._quantizing_bytes(variant, file),
         )
 
     def _memory(self, variant: ImageVariant, quantized: Step | None, reference: Step | None) -> Step:
@@ -143,7 +140,7 @@ class VariantMaker:
         after |= {"reference": reference} if reference is not None else {}
         memory = recipe.memory
         patches = places(self._sources.image, memory)
-        width = sum(texture(self._sources.config.architecture, stage)[1] for stage in memory.stages)
+        width = sum(texture(self._sources.lite.architecture, stage)[1] for stage in memory.stages)
         held = recipe.data.train * patches * width * 4
         return Step(
             f"memory-{variant.name}",
@@ -197,6 +194,11 @@ class VariantMaker:
             alone=True,
         )
 
+    def _quantizing_bytes(self, variant: ImageVariant, file: str) -> int:
+        """Peak memory of a quantizer, as measured."""
+        held = 175_000_000 if file == MODEL else 155_000_000
+        return held + (25_000_000 if variant.mixed is not None else 0)
+
     def _serving_bytes(self, variant: ImageVariant) -> int:
         """Peak memory of the engine, as measured: it takes 16 pictures at once."""
         pixels, batch = self._sources.image.width * self._sources.image.height, 16
@@ -214,9 +216,10 @@ def places(image: ImageInput, memory: Memory) -> int:
     return rows * columns
 
 
-def _write_ledger(folder: Path) -> None:
-    """What in ``folder/model.onnx`` did not become INT8: of an anomaly model, the space that banks lie in."""
+def _write_ledger(folder: Path, activations: bool = False) -> None:
+    """What in ``folder/model.onnx`` did not become INT8: of an anomaly model, the space that banks lie in;
+    with ``activations`` also attention's products, which dynamic quantization never touches."""
     from compile.onnx.files import ledger
 
-    told = [one.model_dump(mode="json") for one in ledger(folder / MODEL, "INT8")]
+    told = [one.model_dump(mode="json") for one in ledger(folder / MODEL, "INT8", activations)]
     (folder / LEDGER).write_text(json.dumps(told), encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Text encoders to ONNX, by optimum and nothing else, and the comparison that decides whether to believe it.
+"""Models to ONNX by optimum and nothing else, text encoders, and whether to believe what it wrote.
 
 optimum compares too, and calls a wide difference a success with a warning. Here the exported graph and the
 torch model read the same batch of real texts, and a difference beyond the tolerance is refused with its size.
+``vision_pretrained`` does so with pictures.
 Refuses weights that are not safetensors. Downloads nothing.
 """
 
@@ -60,17 +61,31 @@ def export_encoder(
     tokenizer, ``ToolFailed`` when optimum fails, ``Refused`` when the graph does not answer as torch does.
     """
     check_folder(source)
+    made = scratch / "optimum"
+    report(0.05, "exporting with optimum")
+    run_optimum(source, _TASKS[task], settings.opset, made)
+    report(0.6, "checking what it wrote")
+    write_model(open_model(made / MODEL), target / MODEL)
+    shutil.copyfile(made / TOKENIZER, target / TOKENIZER)
+    shutil.rmtree(made)
+    report(0.7, f"comparing with torch on {len(texts)} texts")
+    parity = compare(source, task, target / MODEL, texts, max_tokens)
+    check_parity(parity, settings, source.name)
+    write_exported(target, parity, settings.opset)
+    return parity
+
+
+def run_optimum(source: Path, task: str, opset: int, made: Path) -> None:
+    """Leave ``model.onnx`` and what belongs to it in ``made``. Raises ``ToolFailed``."""
     from optimum.exporters.onnx import main_export
 
-    made = scratch / "optimum"
     shutil.rmtree(made, ignore_errors=True)
-    report(0.05, "exporting with optimum")
     try:
         main_export(
             str(source),
             made,
-            task=_TASKS[task],
-            opset=settings.opset,
+            task=task,
+            opset=opset,
             device="cpu",
             dtype="fp32",
             framework="pt",
@@ -81,30 +96,26 @@ def export_encoder(
         )
     except (RuntimeError, ValueError, KeyError, OSError, NotImplementedError, AttributeError) as error:
         raise ToolFailed(f"optimum cannot export {source}: {error}") from error
-    report(0.6, "checking what it wrote")
-    write_model(open_model(made / MODEL), target / MODEL)
-    shutil.copyfile(made / TOKENIZER, target / TOKENIZER)
-    shutil.rmtree(made)
-    report(0.7, f"comparing with torch on {len(texts)} texts")
-    parity = compare(source, task, target / MODEL, texts, max_tokens)
-    check_parity(parity, settings, source.name)
+
+
+def write_exported(target: Path, parity: Parity, opset: int) -> None:
+    """Write ``export.json`` beside the graph."""
     written = asdict(parity) | {
-        "opset": settings.opset,
+        "opset": opset,
         "bytes": size_of(target / MODEL),
         "peak_ram_bytes": own_peak_ram(),
     }
     (target / EXPORTED).write_text(json.dumps(written), encoding="utf-8")
-    return parity
 
 
-def check_folder(source: Path) -> None:
+def check_folder(source: Path, needed: Sequence[str] = ("config.json", TOKENIZER)) -> None:
     """Raises ``UnsupportedBase``, or ``UnsafeFile`` for weights that are no sound safetensors."""
     weights = sorted(source.glob("*.safetensors"))
     if not weights:
         raise UnsupportedBase(f"{source}: no safetensors; other weights may run code and are not opened")
     for file in weights:
         read_header(file)
-    for name in ("config.json", TOKENIZER):
+    for name in needed:
         if not (source / name).is_file():
             raise UnsupportedBase(f"{source}: {name} is missing")
 

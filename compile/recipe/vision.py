@@ -14,6 +14,10 @@ STRIDES = (2, 4, 8, 16, 16, 32, 32)
 """Pixels from one place of a stage to the next."""
 
 
+_ATTENTION_PICTURES = 64
+"""What attention costs in INT8 is measured on so many, where ``mixed`` does not say."""
+
+
 class ImageData(Source):
     """A folder with a folder of images (JPEG, PNG) per label. ``max_pixels`` holds before decoding."""
 
@@ -122,8 +126,9 @@ class ImageVariant(Section):
     """A precision. ``calibration`` sets the ranges of static INT8; ``symmetric`` is how TensorRT wants them.
 
     ``reduce_range``: weights of 7 bits, which no sum of AVX2 overflows. Convolutional networks lose more by
-    it than transformers do; processors with VNNI, AMX or Arm's dot products can do without. ``keep``: parts
-    (``stem``, ``block0``, ...) that stay in float; ``mixed`` finds more of them by measurement.
+    it than transformers do; processors with VNNI, AMX or Arm's dot products can do without. ``attention``:
+    products of two activations in INT8, in float, or whichever measures better. ``keep``: parts (``stem``,
+    ``block0``, ...) that stay in float; ``mixed`` finds more of them by measurement.
     """
 
     name: Name
@@ -131,15 +136,25 @@ class ImageVariant(Section):
     calibration: Literal["min-max", "entropy", "percentile"] = "min-max"
     calibration_images: int = Field(default=32, ge=4, le=512)
     reduce_range: bool = True
+    attention: Literal["int8", "float", "measure"] = "measure"
     symmetric: bool = False
     keep: tuple[str, ...] = ()
     mixed: ImageMixed | None = None
 
     @model_validator(mode="after")
-    def _mixes_static(self) -> "ImageVariant":
+    def _settings_belong(self) -> "ImageVariant":
         if self.mixed is not None and self.type != "int8-static":
             raise ValueError(f"mixed goes with int8-static, not with {self.type}")
+        if "attention" in self.model_fields_set and self.type != "int8-static":
+            raise ValueError(f"attention goes with int8-static, not with {self.type}")
         return self
+
+    @property
+    def measured_on(self) -> int:
+        """How many pictures may be needed to find out what stays in float."""
+        if self.mixed is not None:
+            return self.mixed.pictures
+        return _ATTENTION_PICTURES if self.type == "int8-static" and self.attention == "measure" else 0
 
     @property
     def not_for_tensorrt(self) -> str:
@@ -160,7 +175,8 @@ class ImageEvaluate(Section):
 
 
 class Head(Section):
-    """A linear head on the backbone's pooled features, in place of the stored one."""
+    """A linear head on the backbone's pooled features, in place of the stored one. A base that is a
+    classifier of transformers keeps its own."""
 
     strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (0.01, 0.1, 1.0, 10.0)
 

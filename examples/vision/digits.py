@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 
 
-def write_digits(folder: Path, each: int | None = None) -> Path:
-    """Write ``folder/<digit>/<number>.png``, at most ``each`` of a digit; returns ``folder``."""
+def write_digits(folder: Path, each: int | None = None, start: int = 0, stop: int | None = None) -> Path:
+    """Write ``folder/<digit>/<number>.png``, at most ``each`` of a digit; returns ``folder``.
+
+    Only the scans from number ``start`` to before ``stop``, in the order of the data set.
+    """
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     counts: dict[int, int] = {}
-    for number, (values, label) in enumerate(zip(pixels, labels, strict=True)):
+    for number, (values, label) in list(enumerate(zip(pixels, labels, strict=True)))[start:stop]:
         counts[label] = counts.get(label, 0) + 1
         if each is None or counts[label] <= each:
             target = folder / str(label) / f"{number:04}.png"
