@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 IMPORT = (
-    "import time, sys; t = time.perf_counter(); import edge_agent.api, edge_agent.agent; "
+    "import time, sys; t = time.perf_counter(); import edge_agent.rest.api, edge_agent.agent; "
     "print(time.perf_counter() - t); assert 'torch' not in sys.modules"
 )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serve_load import Call, Load, Message
-from edge_agent.engine_wire import EngineSettings
+from edge_agent.engines.wire import EngineSettings
 from models.engines.base import Event, GenerateRequest, Sampling, Usage
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings
 from models.prompts import ChatTemplate

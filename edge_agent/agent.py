@@ -21,22 +21,22 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from edge_agent.activation import Activator
 from edge_agent.admission import Limits
-from edge_agent.api import create_app
+from edge_agent.calls.questions import Rules
 from edge_agent.catalog import Catalog
 from edge_agent.egress import Egress
-from edge_agent.engine_files import EngineFiles
-from edge_agent.engine_wire import EngineSettings
-from edge_agent.engines import start_engine
-from edge_agent.figures import weigher
+from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.start import start_engine
+from edge_agent.engines.supervised import SupervisedEngine
+from edge_agent.engines.wire import EngineSettings
 from edge_agent.home import Home, Membership
-from edge_agent.questions import Rules
+from edge_agent.rest.api import create_app
 from edge_agent.server import Door, listen, serve_until_signal, url_of
-from edge_agent.staging import Engine, Stage, StartEngine
-from edge_agent.state import MIGRATIONS as RELEASE_MIGRATIONS
-from edge_agent.state import ReleaseTable
-from edge_agent.supervised import SupervisedEngine
+from edge_agent.updates.activation import Activator
+from edge_agent.updates.figures import weigher
+from edge_agent.updates.staging import Engine, Stage, StartEngine
+from edge_agent.updates.state import MIGRATIONS as RELEASE_MIGRATIONS
+from edge_agent.updates.state import ReleaseTable
 from models.digest import Digest
 from models.machine import free_memory, this_machine
 from models.manifest import File

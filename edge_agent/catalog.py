@@ -2,7 +2,7 @@
 
 Publishing is a pointer change: a request that holds a lease finishes on what it started with, the
 next one gets the new release. One event loop owns a catalog; nothing here is thread-safe. Refuses:
-loading, staging or judging anything (``edge_agent.activation``).
+loading, staging or judging anything (``edge_agent.updates.activation``).
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from edge_agent.encoder_calls import EncoderAnswer, EncoderCall
+from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.errors import UnknownModel, WrongTask
 from models.digest import Digest
 from models.engines.base import EncoderFacts, Event, GenerateRequest

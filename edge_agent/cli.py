@@ -140,7 +140,7 @@ def serve(
 ) -> None:
     """Serve over OpenAI's API: --model at once and with no hub, or --home as a member of a fleet."""
     with exit_codes():
-        from edge_agent.engine_process import EngineSettings
+        from edge_agent.engines.text_process import EngineSettings
         from edge_agent.home import Home
         from edge_agent.server import Door
 
@@ -161,7 +161,7 @@ def serve(
             return
         if heavy_tokens is not None:
             raise WrongUse("--heavy-tokens: only a member of a fleet (--home) has a hub to ask")
-        from edge_agent.residence import Residence
+        from edge_agent.engines.residence import Residence
         from edge_agent.serve import read_plan
         from edge_agent.serve import serve as serve_files
         from models.machine import free_memory

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from edge_agent.encoder_calls import Inspected
+from edge_agent.engines.encoder_calls import Inspected
 from models.engines.onnx_vision import decode
 
 if TYPE_CHECKING:

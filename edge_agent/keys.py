@@ -1,9 +1,9 @@
 """API keys of this device: who may call it from other machines, and how often.
 
 A file keeps of each key its name, its SHA-256 and its limits, never the key itself: whoever reads the file
-cannot call. Keys are 256 random bits, so that a plain hash is enough. Owns the file and the counting of
-calls; refuses HTTP (``edge_agent.guard``). A file that is changed while the server runs takes effect with the
-next call; one that cannot be read then leaves the keys as they were.
+cannot call. Keys are 256 random bits, so that a plain hash is enough. A file that is changed while the server
+runs takes effect with the next call; one that cannot be read then leaves the keys as they were. Owns the file
+and the counting of calls; refuses HTTP (``edge_agent.rest.guard``).
 """
 
 import hashlib

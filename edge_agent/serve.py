@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.admission import Limits
-from edge_agent.api import create_app
 from edge_agent.catalog import Catalog, Served
-from edge_agent.encoder_process import EncoderProcess
-from edge_agent.engine_files import (
+from edge_agent.engines.encoder_process import EncoderProcess
+from edge_agent.engines.files import (
     EngineFiles,
     check_served,
     describes_itself,
@@ -21,11 +20,12 @@ from edge_agent.engine_files import (
     of_release,
     weights_of,
 )
-from edge_agent.engine_process import EngineProcess
-from edge_agent.engine_wire import EngineSettings
-from edge_agent.engines import start_engine
+from edge_agent.engines.residence import Residence
+from edge_agent.engines.start import start_engine
+from edge_agent.engines.text_process import EngineProcess
+from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import UnfitRelease, WrongUse
-from edge_agent.residence import Residence
+from edge_agent.rest.api import create_app
 from edge_agent.server import Door, listen, serve_until_signal, url_of
 from models import canonical
 from models.digest import Digest

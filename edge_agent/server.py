@@ -19,8 +19,8 @@ from cryptography import x509
 from starlette.types import ASGIApp
 
 from edge_agent.errors import CannotListen, NotLoopback, WrongUse
-from edge_agent.guard import LOOPBACK_HOSTS
 from edge_agent.keys import Keys
+from edge_agent.rest.guard import LOOPBACK_HOSTS
 
 KEEP_ALIVE = 65
 """Seconds; longer than clients keep idle connections, so that none is closed under a request."""

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from edge_agent.agent import SCHEMA
 from edge_agent.home import Home
-from edge_agent.state import ReleaseTable
+from edge_agent.updates.state import ReleaseTable
 from models.machine import this_machine
 from sync.database import Database
 from sync.trail import Trail, TrailIdentity

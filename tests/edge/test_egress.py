@@ -18,11 +18,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from edge_agent.calls.text import Rules
 from edge_agent.catalog import Catalog
 from edge_agent.egress import Egress
 from edge_agent.errors import PolicyViolation
 from edge_agent.policy import PolicyInput, decide
-from edge_agent.serving import Rules
 from models.data_class import DataClass
 from models.digest import Digest
 from models.engines.base import Usage

@@ -17,7 +17,7 @@ from scripted_engine import ScriptedEngine
 
 from edge_agent.admission import Limits
 from edge_agent.catalog import Catalog, Outcome, Served
-from edge_agent.multipart import Part, read_form
+from edge_agent.rest.multipart import Part, read_form
 from models.digest import Digest
 from models.errors import ContextLengthExceeded, EngineError, InvalidImage
 from models.openai.errors import ApiError

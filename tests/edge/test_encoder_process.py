@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from onnx_graphs import WORDS, write_anomaly, write_embedder, write_text_classifier, write_tokenizer
 from pictures import plain
 
-from edge_agent.encoder_calls import EncoderAnswer, EncoderCall, Inspected, floats
-from edge_agent.encoder_desk import share
-from edge_agent.encoder_process import EncoderProcess
-from edge_agent.encoder_wire import answer_from_wire, answer_to_wire, call_from_wire, call_to_wire
-from edge_agent.engine_files import EngineFiles, of_encoder
-from edge_agent.engine_wire import HEAD, EngineSettings, frame, unframe
+from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall, Inspected, floats
+from edge_agent.engines.encoder_desk import share
+from edge_agent.engines.encoder_process import EncoderProcess
+from edge_agent.engines.encoder_wire import answer_from_wire, answer_to_wire, call_from_wire, call_to_wire
+from edge_agent.engines.files import EngineFiles, of_encoder
+from edge_agent.engines.wire import HEAD, EngineSettings, frame, unframe
 from edge_agent.errors import EngineCrashed
 from models.engines.onnx_files import EncoderFiles
 from models.errors import ContextLengthExceeded, EngineError, InvalidImage, UnsafeFile

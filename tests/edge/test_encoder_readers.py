@@ -16,10 +16,10 @@ from test_encoder_process import mapped
 from test_encoder_serve import children_of, serving
 
 from compile.verify import verify_folder
-from edge_agent.encoder_calls import EncoderCall, floats
-from edge_agent.encoder_process import EncoderProcess
-from edge_agent.engine_files import of_path, of_release
-from edge_agent.engine_wire import EngineSettings
+from edge_agent.engines.encoder_calls import EncoderCall, floats
+from edge_agent.engines.encoder_process import EncoderProcess
+from edge_agent.engines.files import of_path, of_release
+from edge_agent.engines.wire import EngineSettings
 from models.engines.onnx_encoder import open_encoder
 from models.engines.onnx_files import files_of_release
 from models.engines.readings import Recording

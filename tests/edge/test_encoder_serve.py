@@ -20,10 +20,10 @@ from minilm import write_minilm
 from onnx_releases import EMBED, INSPECT, write_onnx_release
 from pictures import plain
 
-from edge_agent.encoder_calls import EncoderCall, floats
-from edge_agent.encoder_process import EncoderProcess
-from edge_agent.engine_files import EngineFiles, check_served, of_path, of_release
-from edge_agent.engine_wire import EngineSettings
+from edge_agent.engines.encoder_calls import EncoderCall, floats
+from edge_agent.engines.encoder_process import EncoderProcess
+from edge_agent.engines.files import EngineFiles, check_served, of_path, of_release
+from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import UnfitRelease, WrongUse
 from edge_agent.serve import read_plan
 from models.errors import DigestMismatch, UnsafeFile

@@ -13,7 +13,7 @@ from pictures import plain
 from PIL import Image
 
 from edge_agent.contact_sheet import MARGIN, SIDE, Cell, draw_sheet, thumbnail
-from edge_agent.encoder_calls import Inspected
+from edge_agent.engines.encoder_calls import Inspected
 
 
 def inspect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

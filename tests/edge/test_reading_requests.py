@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.encoder_calls import EncoderAnswer
-from edge_agent.multipart import Part
-from edge_agent.reading_requests import TranscriptionRequest, clock, transcript_answer
-from edge_agent.rerank import RerankRequest, ranked_json, relevances
+from edge_agent.engines.encoder_calls import EncoderAnswer
+from edge_agent.rest.multipart import Part
+from edge_agent.rest.reader_requests import TranscriptionRequest, clock, transcript_answer
+from edge_agent.rest.rerank import RerankRequest, ranked_json, relevances
 from models.engines.readings import Segment, Transcript
 from models.openai.errors import ApiError
 

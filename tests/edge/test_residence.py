@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx_releases import EMBED, INSPECT, write_onnx_release
 
-from edge_agent.encoder_calls import EncoderCall
-from edge_agent.encoder_process import EncoderProcess
-from edge_agent.engine_files import of_release
-from edge_agent.engine_wire import EngineSettings
+from edge_agent.engines.encoder_calls import EncoderCall
+from edge_agent.engines.encoder_process import EncoderProcess
+from edge_agent.engines.files import of_release
+from edge_agent.engines.residence import Residence, Resident, forecast_bytes, make_room, memory_of
+from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
-from edge_agent.residence import Residence, Resident, forecast_bytes, make_room, memory_of
 from models.errors import EngineError
 
 RESIDENTS = st.lists(st.tuples(st.integers(1, 100), st.none() | st.floats(0, 100)), max_size=6).map(

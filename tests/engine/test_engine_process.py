@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from gguf_bytes import build
 
-from edge_agent.engine_files import of_path
-from edge_agent.engine_process import EngineProcess, EngineSettings
+from edge_agent.engines.files import of_path
+from edge_agent.engines.text_process import EngineProcess, EngineSettings
 from edge_agent.errors import EngineCrashed
 from models.digest import Digest
 from models.engines.base import Finish, GenerateRequest
@@ -206,8 +206,8 @@ async def test_a_child_holds_no_torch(engine: EngineProcess) -> None:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from edge_agent.engine_files import of_path
-from edge_agent.engine_process import EngineProcess, EngineSettings
+from edge_agent.engines.files import of_path
+from edge_agent.engines.text_process import EngineProcess, EngineSettings
 
 async def main():
     engine = await EngineProcess.start(Path(sys.argv[1]), EngineSettings(threads=1, context_tokens=256))

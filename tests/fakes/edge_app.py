@@ -8,12 +8,12 @@ from fastapi import FastAPI
 from scripted_engine import ScriptedEngine
 
 from edge_agent.admission import Limits
-from edge_agent.api import create_app
+from edge_agent.calls.questions import Rules
 from edge_agent.catalog import Catalog, Served
 from edge_agent.egress import Egress
 from edge_agent.journal import Journal
 from edge_agent.keys import Keys
-from edge_agent.questions import Rules
+from edge_agent.rest.api import create_app
 from models.digest import Digest
 from models.prompts import ChatTemplate
 

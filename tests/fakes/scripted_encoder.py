@@ -3,7 +3,7 @@
 import asyncio
 from array import array
 
-from edge_agent.encoder_calls import EncoderAnswer, EncoderCall, Inspected
+from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall, Inspected
 from models.engines.base import EncoderFacts
 from models.errors import EngineError
 from models.manifest import Task

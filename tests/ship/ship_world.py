@@ -14,12 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tuf.api.exceptions import DownloadError, DownloadHTTPError
 from tuf.ngclient.fetcher import FetcherInterface
 
-from edge_agent.activation import Activator
 from edge_agent.catalog import Catalog, Outcome
-from edge_agent.engine_files import EngineFiles
-from edge_agent.figures import Footprint
-from edge_agent.staging import Stage
-from edge_agent.state import MIGRATIONS, ReleaseTable
+from edge_agent.engines.files import EngineFiles
+from edge_agent.updates.activation import Activator
+from edge_agent.updates.figures import Footprint
+from edge_agent.updates.staging import Stage
+from edge_agent.updates.state import MIGRATIONS, ReleaseTable
 from models.digest import Digest
 from models.engines.base import Event, Finish, GenerateRequest, ModelFacts, Sampling, Usage
 from models.errors import EngineError

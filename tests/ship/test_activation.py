@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ship_world import Device, World
 
-from edge_agent.state import ReleaseTable
+from edge_agent.updates.state import ReleaseTable
 from sync.errors import BadSignature, StaleDesired
 from sync.protocol import ProbationTerms
 from sync.signing import sign

@@ -11,11 +11,11 @@ from pictures import plain
 from readers import write_ocr_release, write_speech_release
 from ship_world import NOW, Device, World
 
-from edge_agent.encoder_calls import EncoderCall, floats
-from edge_agent.engine_files import EngineFiles
-from edge_agent.engine_wire import EngineSettings
-from edge_agent.engines import start_engine
-from edge_agent.figures import Footprint, weigher
+from edge_agent.engines.encoder_calls import EncoderCall, floats
+from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.start import start_engine
+from edge_agent.engines.wire import EngineSettings
+from edge_agent.updates.figures import Footprint, weigher
 from models.engines.base import EncoderFacts
 from models.manifest import Engine
 from models.store import read_release

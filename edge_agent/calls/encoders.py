@@ -1,0 +1,149 @@
+"""One call to an encoder from question to answer: policy, admission, journal, engine, receipt.
+
+The guarantees are those of ``edge_agent.calls.text``: the intent is committed before anything is answered,
+the result before the answer leaves, also when the call failed. Refuses the hub: no encoder's input leaves
+the device.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edge_agent.admission import Admission
+from edge_agent.calls.questions import ANONYMOUS, Question, Rules, decide, intent_facts, refusal
+from edge_agent.calls.receipt import Receipt
+from edge_agent.catalog import Catalog, Outcome, Served
+from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
+from edge_agent.journal import Entry, Journal
+from edge_agent.metrics import Metrics
+from edge_agent.policy import RunAt
+from models.digest import Digest
+from models.engines.base import Usage
+from models.errors import ContextLengthExceeded, EngineError, InvalidAudio, InvalidImage, UnsupportedRequest
+from models.manifest import Task
+from sync.errors import SyncError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderAsk(Question):
+    """A call to a model for one of ``tasks``."""
+
+    call: EncoderCall
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The answer, complete and on record."""
+
+    answer: EncoderAnswer
+    labels: tuple[str, ...]
+    receipt: Receipt
+
+
+class EncoderService:
+    """Answers calls from the encoders of a catalog. ``monotonic`` is a clock in seconds for durations."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        journal: Journal | None,
+        admission: Admission,
+        rules: Rules,
+        metrics: Metrics,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._catalog = catalog
+        self._journal = journal
+        self._admission = admission
+        self._rules = rules
+        self._metrics = metrics
+        self._monotonic = monotonic
+
+    def task_of(self, model: str) -> Task | None:
+        """What a published model is made for; None for text, and for a model that is not published."""
+        return next((one.task for one in self._catalog.list() if one.model_id == model), None)
+
+    async def answer(self, ask: EncoderAsk, kept: Callable[[EncoderAnswer, Served], Any]) -> Encoded:
+        """Ask and record. ``kept`` is what the journal keeps of an answer, as JSON.
+
+        Raises ``UnknownModel``, ``WrongTask``, ``Overloaded``, ``EngineError``, and ``SyncError`` when the
+        journal cannot record the call.
+        """
+        decision = decide(ask, self._catalog, self._rules, hub=False)
+        self._admission.enter()
+        began = self._monotonic()
+        receipt: Receipt | None = None
+        try:
+            entry = Entry(self._journal, ask.id, str(decision.data_class), ask.subject or ANONYMOUS)
+            entry.begin(intent_facts(ask, decision, self._catalog), ask.body)
+            try:
+                if decision.run_at is not RunAt.EDGE:
+                    raise refusal(ask, decision, hub=False)
+                with self._catalog.lease(ask.model) as served:
+                    engine = served.encoder(*ask.tasks)
+                    answer = await self._ask(served, ask.call)
+                    # The engine has worked while the intent was being written.
+                    receipt = Receipt.local(ask.id, served, decision, await entry.intent())
+                    body = json.dumps(kept(answer, served), ensure_ascii=False).encode()
+                    labels = engine.facts.labels
+                number = await entry.result(_facts(ask, receipt, answer), body)
+            except SyncError:
+                raise  # the journal itself failed: there is nothing left to record it in
+            except BaseException as error:
+                await entry.result(_facts(ask, receipt, None, error), b"")
+                raise
+            self._metrics.answered(ask.model, receipt.served_by, Usage(answer.tokens), None)
+            return Encoded(answer, labels, receipt.closed(number))
+        finally:
+            self._admission.leave(self._monotonic() - began)
+
+    async def _ask(self, served: Served, call: EncoderCall) -> EncoderAnswer:
+        began = self._monotonic()
+        engine = served.encoder()
+        try:
+            answer = await engine.ask(call)
+        except (ContextLengthExceeded, UnsupportedRequest, InvalidImage, InvalidAudio):
+            raise  # the caller's doing: says nothing about the model
+        except EngineError:
+            self._observe(Outcome(served, False, self._monotonic() - began, 0))
+            raise
+        self._observe(Outcome(served, True, self._monotonic() - began, call.size))
+        return answer
+
+    def _observe(self, outcome: Outcome) -> None:
+        self._metrics.outcome(outcome)
+        self._catalog.record(outcome)
+
+
+def keep_files(fields: dict[str, Any], **files: tuple[bytes, ...]) -> bytes:
+    """What the journal keeps of a call with files: its fields, and of each file its digest and size."""
+    shown = {
+        name: [{"sha256": Digest.of(data).hex, "bytes": len(data)} for data in several]
+        for name, several in files.items()
+    }
+    return json.dumps(fields | shown, ensure_ascii=False).encode()
+
+
+def _facts(
+    ask: EncoderAsk,
+    receipt: Receipt | None,
+    answer: EncoderAnswer | None,
+    error: BaseException | None = None,
+) -> dict[str, Any]:
+    """What the leaf of the result says; the fields are those of a text answer, and ``inputs``."""
+    return {
+        "finish": None if answer is None else "stop",
+        "served_by": None if receipt is None else receipt.served_by,
+        "release": None if receipt is None else receipt.release,
+        "adapter": None,
+        "prompt": None,
+        "upstream": None,
+        "provisional": False,
+        "prompt_tokens": 0 if answer is None else answer.tokens,
+        "completion_tokens": 0,
+        "inputs": ask.call.size,
+        "error": None if error is None else type(error).__name__,
+    }

@@ -1,0 +1,387 @@
+"""An engine's process, supervised from asyncio, whatever the engine is.
+
+Owns the child process, the calls that wait for its replies, and bringing it back. Refuses files that the
+parsers of ``models`` have not passed, before the child sees them. A crash costs those in flight a clean
+``EngineCrashed``; the child is restarted with growing pauses. A child that owes an answer and falls silent
+hangs in native code: it is killed, which makes it a crash like any other. One event loop owns an engine.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import sys
+from abc import ABC, abstractmethod
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import asdict
+from typing import Any, Protocol, Self
+
+from edge_agent.engines import wire
+from edge_agent.engines.files import CheckAdapter, EngineFiles
+from edge_agent.engines.wire import EngineSettings
+from edge_agent.errors import EngineCrashed
+from models.engines.base import EncoderFacts, Load, ModelFacts
+from models.errors import EngineError, ModelsError
+
+_log = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 30.0
+HEALTHY_AFTER = 60.0
+"""Seconds: between crash and restart at first and at most; how long a child must live to be trusted again."""
+PATIENCE = 15.0
+"""Seconds that a request waits for a restart before it is refused."""
+GRACE = 5.0
+"""Seconds that a child gets to end by itself."""
+SLOW_DISK = 20e6
+"""Bytes a second that any disk reads; more time than that takes is no reason to kill a child that loads."""
+GLANCES = 4
+"""How often a silent child is looked at before it is killed."""
+
+
+class Gate(Protocol):
+    """Who decides whether there is memory for an engine (``edge_agent.engines.residence``)."""
+
+    def admit(self, engine: "SupervisedEngine") -> AbstractAsyncContextManager[None]:
+        """The engine loads within the block. Raises ``EngineError`` when it may not."""
+
+
+class SupervisedEngine(ABC):
+    """A running engine; the kinds of engine add what they are asked for. Made by ``_start``.
+
+    It can be put to ``rest``: then it has no process until it is asked again.
+    """
+
+    def __init__(
+        self,
+        files: EngineFiles,
+        settings: EngineSettings,
+        check_adapter: CheckAdapter,
+        gate: Gate | None = None,
+    ) -> None:
+        self.files, self._settings, self._check_adapter, self._gate = files, settings, check_adapter, gate
+        self._waking: asyncio.Task[None] | None = None
+        self._resting = False
+        self._last_owed = 0.0
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count(1)
+        self._outbox: list[list[Any]] = []
+        self._child: _Child | None = None
+        self._ready = asyncio.Event()
+        self._closed = False
+        self._supervisor: asyncio.Task[None] | None = None
+        self._loaded: ModelFacts | EncoderFacts | None = None
+        self._load_now = Load()
+        self.loads = 0
+        self.restarts = 0
+
+    @classmethod
+    async def _start(cls, files: EngineFiles, settings: EngineSettings, gate: Gate | None = None) -> Self:
+        """Load ``files`` in a new process, when ``gate`` lets it.
+
+        Raises ``UnsafeFile`` before native code has seen a bad file, else ``EngineError`` with the child's
+        reason.
+        """
+        engine = cls(files, settings, await asyncio.to_thread(files.check), gate)
+        try:
+            await engine._load()
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; ``None`` while there is no child."""
+        return self._child.process.pid if self._child else None
+
+    @property
+    def load(self) -> Load:
+        """What the child said last that it has to do; nothing while there is no child."""
+        return self._load_now if self._child else Load()
+
+    @property
+    def idle_since(self) -> float | None:
+        """When it answered last, by the loop's clock; None while somebody waits for an answer."""
+        return None if self._owed or self._outbox else self._last_owed
+
+    async def rest(self) -> bool:
+        """End the child until it is needed again, unless somebody waits for an answer; whether it rests."""
+        if self._resting:
+            return True
+        if self._child is None or self.idle_since is None or self._closed:
+            return False
+        self._resting = True
+        self._ready.clear()
+        await self._end_child()
+        return True
+
+    async def close(self) -> None:
+        """End the child. Requests in flight get an ``EngineError``. Safe to call twice."""
+        self._closed = True
+        self._ready.set()  # whoever waits for a restart learns that there will be none
+        if self._waking is not None:
+            self._waking.cancel()
+            await asyncio.wait([self._waking])
+        self._abandon(EngineError("the engine has been closed"))
+        await self._end_child()
+
+    async def _end_child(self) -> None:
+        # Taken away before anything is awaited: whoever asks meanwhile may start another.
+        supervisor, self._supervisor = self._supervisor, None
+        child, self._child = self._child, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.wait([supervisor])
+        if child is not None:
+            await child.end()
+
+    # What the kinds of engine add
+
+    @abstractmethod
+    def _hear(self, events: Sequence[dict[str, Any]]) -> None:
+        """Deliver events. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what makes no sense."""
+
+    @abstractmethod
+    def _owes_events(self) -> bool:
+        """Whether the child still has events to tell."""
+
+    @abstractmethod
+    def _abandon_events(self, error: EngineError) -> None:
+        """Whoever waits for events gets ``error``."""
+
+    @abstractmethod
+    def _restored(self) -> None:
+        """Tell a restarted child what the one before knew, by ``_send``: nobody listens to replies yet."""
+
+    # What they use
+
+    async def _until_ready(self) -> None:
+        """Return with a child that is ready, and in the same turn of the loop."""
+        while not self._ready.is_set():
+            if self._resting:
+                if self._waking is None:
+                    self._waking = asyncio.create_task(self._wake(), name="engine waking")
+                await asyncio.shield(self._waking)
+                continue
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._ready.wait()
+            except TimeoutError as error:
+                raise EngineCrashed("the engine has crashed and is not back yet") from error
+        if self._closed:
+            raise EngineError("the engine has been closed")
+
+    async def _wake(self) -> None:
+        """Load again; all who wait for it share the outcome."""
+        try:
+            await self._load()
+            self._restored()
+            self._resting = False
+        except asyncio.CancelledError:  # only ``close`` does that; those who wait are not cancelled
+            raise EngineError("the engine has been closed") from None
+        finally:
+            self._waking = None
+
+    def _send(self, *command: Any) -> None:
+        """Queue a command; all of one turn of the event loop leave in one frame."""
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append(list(command))
+
+    async def _call(self, verb: str, *arguments: Any, otherwise: str | None = None) -> Any:
+        """The child's reply to ``verb CALL ARGUMENTS``. Who stops waiting has ``otherwise CALL`` sent."""
+        number = next(self._numbers)
+        self._calls[number] = asyncio.get_running_loop().create_future()
+        self._send(verb, number, *arguments)
+        try:
+            return await self._calls[number]
+        except asyncio.CancelledError:
+            if otherwise is not None:
+                self._send(otherwise, number)
+            raise
+        finally:
+            del self._calls[number]
+
+    # Inside
+
+    def _flush(self) -> None:
+        commands, self._outbox = self._outbox, []
+        if self._child is not None and commands:
+            self._child.writer.write(wire.frame({"do": commands}))
+
+    async def _load(self) -> None:
+        """A new child, when the gate lets it. Raises ``EngineError``."""
+        async with self._gate.admit(self) if self._gate is not None else nullcontext():
+            await self._spawn()
+
+    async def _spawn(self) -> None:
+        """A new child, loaded and under supervision. Raises ``EngineError`` with the child's reason."""
+        self.loads += 1
+        child = await _Child.spawn()
+        try:
+            self._loaded = await child.load(self.files, self._settings)
+        except BaseException:
+            await child.end()
+            raise
+        self._child, self._load_now = child, Load()
+        self._last_owed = asyncio.get_running_loop().time()
+        self._ready.set()
+        if self._supervisor is None:
+            self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+
+    async def _supervise(self) -> None:
+        pause = FIRST_PAUSE
+        loop = asyncio.get_running_loop()
+        while self._child is not None:
+            started = loop.time()
+            reason = await self._listen(self._child)
+            child, self._child = self._child, None
+            self._ready.clear()
+            self._outbox.clear()
+            await child.end()
+            reason = reason or child.reason
+            self._abandon(EngineCrashed(f"the engine's process ended: {reason}"))
+            _log.error("engine process %d ended: %s", child.process.pid, reason)
+            if loop.time() - started > HEALTHY_AFTER:
+                pause = FIRST_PAUSE
+            while self._child is None:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                self.restarts += 1
+                try:
+                    await self._spawn()
+                    self._restored()
+                except (ModelsError, OSError) as error:
+                    _log.error("engine process cannot be restarted: %s", error)
+
+    async def _watch(self, child: "_Child") -> None:
+        """End when the child has owed an answer and said nothing for too long; it is killed then.
+
+        Counts glances, not the clock: a loop that was held up itself also found no time to hear the child.
+        """
+        silent = 0
+        while silent < GLANCES:
+            owed, heard = self._owed, child.heard
+            await asyncio.sleep(self._settings.silence_seconds / GLANCES)
+            silent = silent + 1 if owed and self._owed and child.heard == heard else 0
+        with suppress(ProcessLookupError):
+            child.process.kill()
+
+    @property
+    def _owed(self) -> bool:
+        """Whether the child still has to say something; what it said may be waiting for a slow reader."""
+        return self._owes_events() or any(not call.done() for call in self._calls.values())
+
+    async def _listen(self, child: "_Child") -> str | None:
+        """Deliver what the child says until it ends; the reason, if it made no sense or hung."""
+        watch = asyncio.create_task(self._watch(child), name="engine watchdog")
+        try:
+            while (message := await child.receive()) is not None:
+                self._hear(message["events"])
+                self._load_now = Load(*message["load"])
+                for number, error, value in message["replies"]:
+                    self._settle(number, wire.error_from_wire(error) if error else None, value)
+                self._last_owed = asyncio.get_running_loop().time()
+        except (KeyError, TypeError, ValueError) as error:
+            return f"it sent what is no message: {error!r:.200}"
+        finally:
+            watch.cancel()
+        if watch.done():
+            return f"it owed an answer and said nothing for {self._settings.silence_seconds:g} s"
+        return None
+
+    def _settle(self, number: int, error: ModelsError | None, value: Any) -> None:
+        call = self._calls.get(number)
+        if call is None or call.done():
+            if error is not None:  # an adapter that a restarted child would not take back
+                _log.error("engine process refused what nobody waits for: %s", error)
+        elif error is None:
+            call.set_result(value)
+        else:
+            call.set_exception(error)
+
+    def _abandon(self, error: EngineError) -> None:
+        """Everything that waits for an answer gets ``error``."""
+        self._abandon_events(error)
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(error)
+
+
+class _Child:
+    """One operating-system process and the socket to it."""
+
+    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.process, self._reader, self.writer = process, reader, writer
+        self._last_words = asyncio.create_task(self._read_stderr())
+        self.reason = "no reason given"
+        self.heard = 0
+
+    @classmethod
+    async def spawn(cls) -> Self:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "edge_agent.engines.child", str(theirs.fileno()), str(os.getpid())),
+                pass_fds=[theirs.fileno()],
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                stderr=PIPE,
+            )
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    async def load(self, files: EngineFiles, settings: EngineSettings) -> ModelFacts | EncoderFacts:
+        """Have the model loaded. Raises ``EngineError``; kills a child that takes too long."""
+        limit = settings.load_seconds + (await asyncio.to_thread(files.bytes_on_disk)) / SLOW_DISK
+        self.writer.write(wire.frame({"load": {"files": files.to_wire(), "settings": asdict(settings)}}))
+        try:
+            async with asyncio.timeout(limit):
+                message = await self.receive()
+        except TimeoutError as error:
+            self.process.kill()
+            raise EngineCrashed(f"the engine had not loaded {files.shown} after {limit:.0f} s") from error
+        if message is None:
+            await self.end()
+            raise EngineCrashed(f"the engine's process ended while loading {files.shown}: {self.reason}")
+        if "failed" in message:
+            raise wire.error_from_wire(message["failed"])
+        return wire.facts_from_wire(message["loaded"])
+
+    async def receive(self) -> dict[str, Any] | None:
+        """The next message; ``None`` when there will be none."""
+        try:
+            head = await self._reader.readexactly(wire.HEAD.size)
+            message = wire.unframe(head, await self._reader.readexactly(sum(wire.HEAD.unpack(head))))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        self.heard += 1
+        return message
+
+    async def end(self) -> None:
+        """Close the socket, which ends the child; kill it if it does not. Leaves a ``reason``."""
+        self.writer.close()
+        try:
+            async with asyncio.timeout(GRACE):
+                code = await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            code = await self.process.wait()
+        words = await self._last_words
+        self.reason = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        if words:
+            self.reason += f" ({words})"
+
+    async def _read_stderr(self) -> str:
+        """The last line that the child wrote, which says more than its exit status."""
+        last = b""
+        if self.process.stderr is not None:
+            while part := await self.process.stderr.read(4096):
+                last = (last + part)[-4096:]
+        lines = last.decode("utf-8", "replace").split("\n")
+        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,1 @@
+"""The local REST API: routes, how bodies are read and answers written, who is let in."""

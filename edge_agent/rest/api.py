@@ -1,0 +1,170 @@
+"""The local REST API: OpenAI's routes over a catalog, those of encoders, health, readiness, metrics.
+
+Owns routes and how a request's body becomes a call. Everything that can go wrong is answered in
+OpenAI's shape. Refuses: policy, journal and engines, which come in from outside.
+"""
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edge_agent.admission import Admission, Limits
+from edge_agent.calls.encoders import EncoderService
+from edge_agent.calls.questions import Rules
+from edge_agent.calls.text import Service
+from edge_agent.catalog import Catalog
+from edge_agent.egress import Egress
+from edge_agent.errors import EdgeError
+from edge_agent.journal import Journal
+from edge_agent.keys import Keys
+from edge_agent.metrics import MEDIA_TYPE, Metrics
+from edge_agent.rest import openapi
+from edge_agent.rest.answers import error_response
+from edge_agent.rest.encoders import encoder_routes
+from edge_agent.rest.errors import Named, to_api_error
+from edge_agent.rest.guard import LOOPBACK_HOSTS, Guard, Locked
+from edge_agent.rest.readiness import Readiness
+from edge_agent.rest.text import text_routes
+from models.openai.errors import ApiError
+from models.openai.writers import model_json, models_json
+
+
+def create_app(
+    catalog: Catalog,
+    *,
+    journal: Journal | None,
+    egress: Egress | None,
+    now: Callable[[], float],
+    monotonic: Callable[[], float],
+    new_id: Callable[[], str],
+    limits: Limits = Limits(),
+    rules: Rules = Rules(),
+    hosts: frozenset[str] = LOOPBACK_HOSTS,
+    keys: Keys | None = None,
+) -> FastAPI:
+    """The API. ``now``: seconds since the epoch; ``monotonic``: seconds for durations; ``new_id``: an
+    unguessable string for each request; ``hosts``: the names that this server may be called by; ``keys``:
+    who may call, None for everybody who can reach it.
+    """
+    app = FastAPI(title="Outpost edge", docs_url=None, redoc_url=None, openapi_url=None)
+    metrics = Metrics()
+    admission = Admission(limits)
+    readiness = Readiness(catalog)
+    service = Service(
+        catalog,
+        journal=journal,
+        egress=egress,
+        admission=admission,
+        rules=rules,
+        metrics=metrics,
+        monotonic=monotonic,
+    )
+
+    def places() -> dict[str, str]:
+        return {
+            "x-ratelimit-limit-requests": str(limits.capacity),
+            "x-ratelimit-remaining-requests": str(admission.remaining),
+        }
+
+    app.include_router(
+        text_routes(service, limits, _read_body, places, now, hub=egress is not None),
+    )
+    encoders = EncoderService(
+        catalog, journal=journal, admission=admission, rules=rules, metrics=metrics, monotonic=monotonic
+    )
+    app.include_router(encoder_routes(encoders, limits, _read_body, places))
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        rows = [model_json(served.model_id, served.created) for served in catalog.list()]
+        return JSONResponse(models_json(rows))
+
+    @app.get("/v1/models/{model_id:path}")
+    async def model(model_id: str) -> Response:
+        served = catalog.resolve(model_id)
+        return JSONResponse(model_json(served.model_id, served.created))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def description() -> Response:
+        return JSONResponse(openapi.describe(app, [served.model_id for served in catalog.list()]))
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz")
+    async def ready() -> Response:
+        answers = await readiness.check()
+        is_ready = any(answers.values())
+        body = {"status": "ready" if is_ready else "not ready", "models": answers}
+        return JSONResponse(body, 200 if is_ready else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        text = metrics.text(in_flight=admission.inside, served=catalog.list())
+        return PlainTextResponse(text, media_type=MEDIA_TYPE)
+
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(EdgeError, _edge_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    # The last added is the outermost: what the guard refuses is counted too.
+    if keys is not None:
+        app.add_middleware(Locked, keys=keys)
+    app.add_middleware(Guard, hosts=hosts, new_id=new_id)
+    app.add_middleware(_Counted, metrics=metrics)
+    return app
+
+
+class _Counted:
+    """ASGI middleware that counts answers by route and status."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                self._metrics.http(route, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, counted if scope["type"] == "http" else send)
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for block in request.stream():
+        body += block
+        if len(body) > limit:
+            raise ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
+    return bytes(body)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return error_response(error)
+
+
+async def _edge_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, EdgeError):
+        raise error
+    return error_response(to_api_error(error, Named()))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return error_response(ApiError(404, f"There is no {where} here.", code="unknown_url"))
+    if error.status_code == 405:
+        refused = ApiError(405, f"{where} is not allowed here.", code="method_not_allowed")
+        response = error_response(refused)
+        response.headers.update(error.headers or {})
+        return response
+    return error_response(ApiError(error.status_code, str(error.detail), code="http_error"))

@@ -1,0 +1,137 @@
+"""``/v1/classify`` and ``/v1/inspect``: requests read strictly, answers written. Pure.
+
+Both routes are ours. Texts come as ``input``; pictures as ``image``: base64 or a data URL in JSON, or files
+of a form. Options are honoured or refused by name, as in ``models.openai.reading``.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr, model_validator
+
+from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall, floats
+from edge_agent.rest.multipart import Part
+from models.openai.embeddings import read_texts
+from models.openai.errors import bad_request
+from models.openai.reading import read_body, validated
+
+MAX_IMAGES = 64
+"""Pictures in one request."""
+
+Json = dict[str, Any]
+
+
+def read_images(value: Any) -> Any:
+    """One picture or a list of them, as bytes or base64. Raises ``ApiError`` (400)."""
+    images = [value] if isinstance(value, str | bytes) else value
+    if not isinstance(images, list) or not images:
+        raise bad_request("'image' must be base64, or a list of such.", "image", "invalid_type")
+    if len(images) > MAX_IMAGES:
+        raise bad_request(f"{len(images)} pictures; at most {MAX_IMAGES}.", "image", "invalid_value")
+    return tuple(_read_image(image) for image in images)
+
+
+def _read_image(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise bad_request("'image' must be base64.", "image", "invalid_type")
+    head, comma, rest = value[:100].partition(",")
+    text = rest + value[100:] if comma and head.startswith("data:") and head.endswith(";base64") else value
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise bad_request(
+            "'image' is neither base64 nor a data URL of it.", "image", "invalid_value"
+        ) from error
+
+
+def fields_of_form(parts: Sequence[Part], file: str, texts: Sequence[str]) -> tuple[Json, list[bytes]]:
+    """The texts of a form, and the files called ``file``. Raises ``ApiError`` (400) for anything else."""
+    given: Json = {}
+    for part in parts:
+        if part.name == file:
+            continue
+        if part.name in given or part.name not in texts:
+            raise bad_request(f"Unknown parameter: '{part.name:.100}'.", part.name, "unknown_parameter")
+        given[part.name] = part.data.decode("utf-8", "replace")
+    if not given.get("model"):
+        raise bad_request("Missing required parameter: 'model'.", "model", "missing_required_parameter")
+    return given, [part.data for part in parts if part.name == file]
+
+
+class EncoderRequest(BaseModel):
+    """Texts or pictures for a model. ``heat_map``: an inspection shows where it looked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: StrictStr = Field(min_length=1, max_length=200)
+    input: Annotated[tuple[str, ...], BeforeValidator(read_texts)] = ()
+    image: Annotated[tuple[bytes, ...], BeforeValidator(read_images)] = ()
+    heat_map: StrictBool = False
+    user: StrictStr | None = Field(default=None, max_length=512)
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_input(self) -> Self:
+        if bool(self.input) == bool(self.image):
+            raise bad_request("Send either 'input' (text) or 'image'.", "input", "missing_required_parameter")
+        return self
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read a JSON body. Raises ``ApiError`` (400) that names the parameter."""
+        return read_body(cls, data, {})
+
+    @classmethod
+    def of_form(cls, parts: Sequence[Part]) -> Self:
+        """Read a form. Raises ``ApiError`` (400) that names the parameter."""
+        given, images = fields_of_form(parts, "image", ("model", "heat_map", "user"))
+        if "heat_map" in given:
+            if given["heat_map"] not in ("true", "false"):
+                raise bad_request("'heat_map' must be true or false.", "heat_map", "invalid_value")
+            given["heat_map"] = given["heat_map"] == "true"
+        return validated(cls, {**given, "image": images})
+
+    @property
+    def call(self) -> EncoderCall:
+        """What the engine is asked."""
+        return EncoderCall(self.input, self.image, self.heat_map)
+
+
+def classes_json(
+    model: str, labels: Sequence[str], answer: EncoderAnswer, receipt: Mapping[str, Any] | None
+) -> Json:
+    """The answer of a classifier: for each input all labels with their probabilities, likeliest first."""
+    data = []
+    for index, row in enumerate(answer.rows):
+        ordered = sorted(zip(labels, floats(row), strict=True), key=lambda pair: -pair[1])
+        scores = [{"label": label, "score": score} for label, score in ordered]
+        data.append({"index": index, **scores[0], "labels": scores})
+    usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
+    return _whole(model, data, receipt) | {"usage": usage}
+
+
+def inspections_json(
+    model: str, answer: EncoderAnswer, receipt: Mapping[str, Any] | None, *, pictures: bool = True
+) -> Json:
+    """The answer of an inspection; ``pictures`` False leaves heat maps out."""
+    data = []
+    for index, one in enumerate(answer.inspections):
+        found: Json = {
+            "index": index,
+            "score": one.score,
+            "verdict": "defect" if one.is_defect else "good",
+            "threshold": one.threshold,
+            "region": list(one.region),
+        }
+        if one.heat_map is not None and pictures:
+            found["heat_map"] = base64.b64encode(one.heat_map).decode("ascii")
+        data.append(found)
+    return _whole(model, data, receipt)
+
+
+def _whole(model: str, data: list[Json], receipt: Mapping[str, Any] | None) -> Json:
+    whole: Json = {"object": "list", "model": model, "data": data}
+    return whole if receipt is None else whole | {"outpost": dict(receipt)}

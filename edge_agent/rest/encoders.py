@@ -1,0 +1,147 @@
+"""Routes of encoders and vision models: embeddings, classify, rerank, inspect; and those of readers.
+
+Owns how a body becomes a call and an answer becomes JSON. Refuses everything else
+(``edge_agent.calls.encoders``).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from edge_agent.admission import Limits
+from edge_agent.calls.encoders import EncoderService, keep_files
+from edge_agent.catalog import Served
+from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
+from edge_agent.rest.encoder_front import Front, ReadBody
+from edge_agent.rest.encoder_requests import EncoderRequest, classes_json, inspections_json
+from edge_agent.rest.errors import Named
+from edge_agent.rest.openapi import takes
+from edge_agent.rest.readers import reading_routes
+from edge_agent.rest.rerank import RerankRequest, ranked_json, relevances
+from models.digest import Digest
+from models.manifest import Task
+from models.openai.embeddings import EmbeddingRequest, embeddings_json
+
+_PICTURES = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string"},
+        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        "heat_map": {"enum": ["true", "false"]},
+        "user": {"type": "string"},
+    },
+    "required": ["model", "image"],
+}
+
+
+def encoder_routes(
+    service: EncoderService, limits: Limits, read_body: ReadBody, places: Callable[[], dict[str, str]]
+) -> APIRouter:
+    """The routes. ``read_body`` reads at most so many bytes; ``places`` are headers about free places."""
+    router, front = APIRouter(), Front(service, limits, read_body, places)
+    router.include_router(reading_routes(front))
+
+    @router.post("/v1/embeddings", openapi_extra=takes(EmbeddingRequest))
+    async def embeddings(request: Request) -> Response:
+        body = await read_body(request, limits.max_body_bytes)
+        asked = EmbeddingRequest.parse(body)
+        return front.answer(
+            request,
+            "embeddings",
+            model=asked.model,
+            user=asked.user,
+            body=body,
+            call=EncoderCall(asked.input),
+            tasks=("embed",),
+            kept=_digests,
+            write=lambda found: embeddings_json(
+                asked.model,
+                found.answer.rows,
+                asked.encoding_format,
+                found.answer.tokens,
+                found.receipt.to_json(),
+            ),
+            named=Named("input"),
+        )
+
+    @router.post("/v1/rerank", openapi_extra=takes(RerankRequest))
+    async def rerank(request: Request) -> Response:
+        body = await read_body(request, limits.max_body_bytes)
+        asked = RerankRequest.parse(body)
+        task: Task = "embed" if service.task_of(asked.model) == "embed" else "rerank"
+
+        def kept(answer: EncoderAnswer, served: Served) -> Any:
+            return {"relevance": relevances(task, answer)}
+
+        return front.answer(
+            request,
+            "rerank",
+            model=asked.model,
+            user=asked.user,
+            body=body,
+            call=asked.call(task),
+            tasks=(task,),
+            kept=kept,
+            write=lambda found: ranked_json(asked, task, found.answer, found.receipt.to_json()),
+            named=Named("documents"),
+        )
+
+    @router.post("/v1/classify", openapi_extra=takes(EncoderRequest, form=_PICTURES))
+    async def classify(request: Request) -> Response:
+        asked, body = await front.read(request, EncoderRequest.parse, EncoderRequest.of_form)
+        tasks: tuple[Task, ...] = ("classify",) if asked.input else ("classify-image",)
+
+        def kept(answer: EncoderAnswer, served: Served) -> Any:
+            labels = served.encoder(*tasks).facts.labels
+            return classes_json(asked.model, labels, answer, None)
+
+        return front.answer(
+            request,
+            "classify",
+            model=asked.model,
+            user=asked.user,
+            body=_recorded(asked, body),
+            call=asked.call,
+            tasks=tasks,
+            kept=kept,
+            write=lambda found: classes_json(
+                asked.model, found.labels, found.answer, found.receipt.to_json()
+            ),
+            named=Named("input" if asked.input else "image"),
+        )
+
+    @router.post("/v1/inspect", openapi_extra=takes(EncoderRequest, form=_PICTURES))
+    async def inspect(request: Request) -> Response:
+        asked, body = await front.read(request, EncoderRequest.parse, EncoderRequest.of_form)
+
+        def kept(answer: EncoderAnswer, served: Served) -> Any:
+            return inspections_json(asked.model, answer, None, pictures=False)
+
+        return front.answer(
+            request,
+            "inspect",
+            model=asked.model,
+            user=asked.user,
+            body=_recorded(asked, body),
+            call=asked.call,
+            tasks=("inspect",),
+            kept=kept,
+            write=lambda found: inspections_json(asked.model, found.answer, found.receipt.to_json()),
+            named=Named("image"),
+        )
+
+    return router
+
+
+def _recorded(asked: EncoderRequest, body: bytes) -> bytes:
+    """What the journal keeps of a request."""
+    if asked.input:
+        return body
+    return keep_files({"model": asked.model, "heat_map": asked.heat_map}, images=asked.image)
+
+
+def _digests(answer: EncoderAnswer, served: Served) -> Any:
+    """Vectors are large and say nothing to a reader: the journal keeps what proves them."""
+    return {"embeddings": len(answer.rows), "sha256": Digest.of(b"".join(answer.rows)).hex}
