@@ -9,10 +9,10 @@
 
 The shell (``edge_agent.updates.activation``) makes each state durable before it does what the state
 announces. An attempt is counted when a release is verified, because from there on it touches the engine: a
-release that kills the device while it is staged uses up its attempts, a download that is cut does not. A verdict (it does
-not fit, a probe failed, probation went badly, a person said so) puts the release on hold until it is released
-at the device; an accident (the engine crashed, the memory was full) is tried again, at most ``MAX_ATTEMPTS``
-times. No clock and no I/O.
+release that kills the device while it is staged uses up its attempts, a download that is cut does not. A
+verdict (it does not fit, a probe failed, probation went badly, a person said so) puts the release on hold
+until it is released at the device; an accident (the engine crashed, the memory was full) is tried again, at
+most ``MAX_ATTEMPTS`` times. No clock and no I/O.
 """
 
 from collections.abc import Sequence
