@@ -21,6 +21,7 @@ from compile.lines.vision import (
 )
 from compile.onnx.files import MODEL
 from compile.onnx.vision_export import texture
+from compile.onnx.vision_pretrained import Pretrained
 from compile.recipe.vision import ImageVariant, InspectRecipe, Memory
 from compile.steps import Report, Step
 from models.manifest import AnomalyFacts, ImageInput
@@ -103,7 +104,7 @@ class VariantMaker:
             versions("onnx", "onnxruntime", "pillow") | {"outpost-quantize": "5"},
             work,
             seconds=5 if variant.mixed is None else 90,
-            disk_bytes=8_000_000,
+            disk_bytes=max(8_000_000, self._sources.weights // 2),
             ram_bytes=self._quantizing_bytes(variant, file),
         )
 
@@ -195,7 +196,9 @@ class VariantMaker:
         )
 
     def _quantizing_bytes(self, variant: ImageVariant, file: str) -> int:
-        """Peak memory of a quantizer, as measured."""
+        """Peak memory of a quantizer, as measured; of transformers with 5 and with 76 MB of weights."""
+        if isinstance(self._sources.config, Pretrained):
+            return 120_000_000 + 38 * self._sources.weights // 10
         held = 175_000_000 if file == MODEL else 155_000_000
         return held + (25_000_000 if variant.mixed is not None else 0)
 
@@ -207,6 +210,8 @@ class VariantMaker:
         if isinstance(self._sources.recipe, InspectRecipe):
             memory = self._sources.recipe.memory
             return held + batch * places(self._sources.image, memory) * memory.patches * 4
+        if isinstance(self._sources.config, Pretrained):
+            return held + (6 if small else 12) * self._sources.weights // 10
         return held + (9_000_000 if small else 37_000_000)
 
 
