@@ -242,21 +242,32 @@ def nearest_recipe(variants: Sequence[VariantResult]) -> dict[str, Any] | None:
     def distance(one: VariantResult) -> tuple[int, float, int]:
         return len(missed(one)), sum(_miss(verdict) for verdict in missed(one)), one.bytes
 
-    hopeful = [
-        one for one in variants if all(verdict.key and not verdict.demanded for verdict in missed(one))
-    ]
+    hopeful = [one for one in variants if all(_can_loosen(verdict) for verdict in missed(one))]
     if not hopeful:
         return None
     nearest = min(hopeful, key=distance)
     changed = {}
     for verdict in nearest.verdicts:
         if not verdict.passed:
-            key, end = verdict.key, _worst(verdict)
-            # Away from the measured end by its last digit, so that rounding cannot refuse it again.
-            need = {"max_loss": -end, "max_rise": end, "min_gain": end}[key]
-            room = -0.001 if key == "min_gain" else 0.001
-            changed[verdict.metric] = {key: round(need + room, 3)}
+            end = _worst(verdict)
+            need = -end if verdict.key == "max_loss" else end
+            changed[verdict.metric] = {verdict.key: _just_beyond(need, verdict.key != "min_gain")}
     return {"variant": nearest.name, "budgets": changed}
+
+
+def _can_loosen(verdict: Verdict) -> bool:
+    """Whether a budget could be written that it meets; no ``min_gain`` is met by what may have lost."""
+    return bool(verdict.key) and not verdict.demanded and (verdict.key != "min_gain" or _worst(verdict) > 0)
+
+
+def _just_beyond(need: float, above: bool) -> float:
+    """The positive ``need`` in three digits, moved on by one of the last, so that it is not refused again.
+
+    Law: at most 2 % away.
+    """
+    digits = 2 - math.floor(math.log10(need))
+    unit = 10.0**-digits
+    return round(need + (unit if above else -unit), digits)
 
 
 def _worst(verdict: Verdict) -> float:

@@ -48,6 +48,26 @@ def test_the_smallest_that_passes_is_chosen_and_else_the_nearest_recipe_named():
     assert all(v.passed for v in hold({"class_accuracy": measured(0.7, -0.14, -0.06)}, changed))
 
 
+@given(st.floats(1e-9, 1e4), st.sampled_from(["max_loss", "max_rise", "min_gain"]))
+def test_the_nearest_recipe_passes_and_is_hardly_looser_than_it_must_be(need, key):
+    end = -need if key == "max_loss" else need
+    metric = {"max_loss": "class_accuracy", "max_rise": "kl_mean", "min_gain": "adapter_effect"}[key]
+    one = {metric: Measured(0.0, end, (end, end), 100)}
+    asked = {metric: Budget(**{key: 2 * need if key == "min_gain" else need / 2})}
+    refused = VariantResult("only", "Q8_0", 1, hold(one, asked), (1.0,), 1)
+    near = nearest_recipe([refused])["budgets"][metric]
+    assert all(verdict.passed for verdict in hold(one, {metric: Budget(**near)}))
+    low, high = (0.98 * need, need) if key == "min_gain" else (need, 1.02 * need)
+    assert low <= near[key] <= high
+
+
+def test_no_recipe_asks_for_a_gain_of_what_may_have_lost():
+    verdicts = hold(
+        {"adapter_effect": Measured(0.0, 0.01, (-0.02, 0.04), 9)}, {"adapter_effect": Budget(min_gain=0.1)}
+    )
+    assert nearest_recipe([VariantResult("only", "Q8_0", 1, verdicts, (1.0,), 1)]) is None
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=5, max_size=60), st.integers(0, 9))
 def test_a_paired_interval_holds_the_difference_and_never_claims_certainty(pairs, seed):
