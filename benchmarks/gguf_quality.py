@@ -23,6 +23,7 @@ from compile.gguf.importance import importance
 from compile.gguf.quantize import quantize
 from compile.gguf.sensitivity import (
     Heldout,
+    Limits,
     measure_mixture,
     measure_reference,
     plan_mixed,
@@ -130,7 +131,7 @@ def main() -> None:
         plan = plan_mixed(
             found,
             TensorType[high],
-            float(budget),
+            Limits(kl=float(budget)),
             measure_mixture(*arguments, found, part, folder, threads, matrix),
         )
         mixed.append(
@@ -139,7 +140,14 @@ def main() -> None:
                 "kept": plan.point.kept,
                 "overrides": len(plan.overrides),
                 "curve": [
-                    {"kept": len(one.kept), "bytes": one.bytes, "kl": one.kl, "worst": one.worst}
+                    {
+                        "kept": len(one.kept),
+                        "bytes": one.bytes,
+                        "kl": one.kl,
+                        "worst_kl": one.worst_kl,
+                        "flips": one.flips,
+                        "worst_flips": one.worst_flips,
+                    }
                     for one in plan.curve
                 ],
             }
@@ -147,8 +155,7 @@ def main() -> None:
         for one in plan.curve:
             mark = "  <- chosen" if one is plan.point else ""
             print(
-                f"{kind} with {len(one.kept):3} of {len(found)} groups at {high}: {one.bytes / 1e6:7.2f} MB  "
-                f"KL {one.kl:.5f} (up to {one.worst:.5f}){mark}",
+                f"{kind} with {len(one.kept):3} of {len(found)} groups at {high}: {one}{mark}",
                 flush=True,
             )
         print("kept:", ", ".join(plan.point.kept))

@@ -1,10 +1,10 @@
-"""Mixed precision by measurement: which tensors to keep higher so that a KL budget holds at least size.
+"""Mixed precision by measurement: which tensors to keep higher so that bounds hold at least size.
 
 ``sensitivity`` measures, for each group of tensors (a kind of matrix in a layer, say), the KL divergence to
 the reference when only that group is quantized, through the engine that will serve. ``plan_mixed`` then keeps
 groups higher in the order of harm per byte saved, and asks for measurements of whole mixtures until it has
 the shortest list that holds: harms alone do not add up exactly, so no plan rests on their sum. Planning is
-pure but for the measuring function that it is given. Refuses a budget that keeping everything cannot meet.
+pure but for the measuring function that it is given. Refuses bounds that keeping everything cannot meet.
 """
 
 import json
@@ -50,12 +50,40 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Point:
-    """A mixture as measured: mean KL with the upper end of its 95 % interval, and the file's bytes."""
+    """A mixture as measured: its file's bytes, its mean KL, and the rate of flips (another top token).
+
+    ``worst_kl`` and ``worst_flips`` are the upper ends of their 95 % intervals.
+    """
 
     kept: tuple[str, ...]
     bytes: int
     kl: float
-    worst: float
+    worst_kl: float
+    flips: float
+    worst_flips: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.bytes / 1e6:.1f} MB, KL {self.kl:.3g} (up to {self.worst_kl:.3g}), "
+            f"{self.flips:.2%} flips (up to {self.worst_flips:.2%})"
+        )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a mixture may lose at the upper ends of its intervals; None bounds nothing."""
+
+    kl: float | None = None
+    flips: float | None = None
+
+    def hold(self, point: Point) -> bool:
+        """Whether the mixture is within both."""
+        within_kl = self.kl is None or point.worst_kl <= self.kl
+        return within_kl and (self.flips is None or point.worst_flips <= self.flips)
+
+    def __str__(self) -> str:
+        named = [] if self.kl is None else [f"a KL of {self.kl:g}"]
+        return " and ".join(named + ([] if self.flips is None else [f"{self.flips:.4g} flips"]))
 
 
 @dataclass(frozen=True)
@@ -70,14 +98,14 @@ class Plan:
 def plan_mixed(
     candidates: Sequence[Candidate],
     high: TensorType,
-    budget: float,
+    limits: Limits,
     measured: Callable[[frozenset[str]], Point],
 ) -> Plan:
-    """Keep the fewest groups at ``high``, those first that save most KL per byte, so that the budget holds.
+    """Keep the fewest groups at ``high``, those first that save most KL per byte, so that ``limits`` hold.
 
-    ``measured(kept)`` measures a mixture; ``budget`` bounds the upper end of its mean KL's interval. Asks for
-    at most ``2 + log2(n + 1)`` mixtures. Law: the point of the plan is within the budget, and where more
-    kept groups never measure worse, no shorter list of the same order is. Raises ``Refused``.
+    ``measured(kept)`` measures a mixture. Asks for at most ``2 + log2(n + 1)`` mixtures. Law: the point of
+    the plan is within the limits, and where more kept groups never measure worse, no shorter list of the
+    same order is. Raises ``Refused``.
     """
     order = sorted(candidates, key=lambda one: (-one.harm / max(one.high_bytes - one.low_bytes, 1), one.name))
     seen: dict[int, Point] = {}
@@ -87,16 +115,15 @@ def plan_mixed(
             seen[count] = measured(frozenset(one.name for one in order[:count]))
         return seen[count]
 
-    if at(len(order)).worst > budget:
-        best = at(len(order))
+    if not limits.hold(best := at(len(order))):
         raise Refused(
-            f"KL {best.kl:.4g} (up to {best.worst:.4g}) with every group at {high.name}; "
-            f"the budget is {budget:.4g}: no mixture with {high.name} holds it"
+            f"with every group at {high.name}: {best}; the budget is {limits}: "
+            f"no mixture with {high.name} holds it"
         )
     low, enough = 0, len(order)
     while low < enough:
         middle = (low + enough) // 2
-        if at(middle).worst <= budget:
+        if limits.hold(at(middle)):
             enough = middle
         else:
             low = middle + 1
@@ -213,9 +240,10 @@ def _measured(
     try:
         quantize(reference, model, kind, threads, importance, tuple(overrides))
         measure(_job(model, text, results, against, threads), lambda done, note: None)
-        divergence = np.load(results / TOKENS)["kl"].astype(np.float64)
-        _, worst = statistics.mean_interval(divergence, 1000, 0, _BLOCK)
-        return Point(kept, model.stat().st_size, float(divergence.mean()), worst)
+        ours, theirs = np.load(results / TOKENS), np.load(against / TOKENS)
+        kl, flips = ours["kl"].astype(np.float64), (ours["top"] != theirs["top"]).astype(np.float64)
+        worst_kl, worst_flips = (statistics.mean_interval(one, 1000, 0, _BLOCK)[1] for one in (kl, flips))
+        return Point(kept, model.stat().st_size, float(kl.mean()), worst_kl, float(flips.mean()), worst_flips)
     finally:
         model.unlink(missing_ok=True)
 

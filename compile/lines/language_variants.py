@@ -190,7 +190,14 @@ def _mix(
 ) -> None:
     """Find by measurement which tensors are kept higher, and write the model and what was kept."""
     from compile.gguf.mixture import Override
-    from compile.gguf.sensitivity import Heldout, measure_mixture, measure_reference, plan_mixed, sensitivity
+    from compile.gguf.sensitivity import (
+        Heldout,
+        Limits,
+        measure_mixture,
+        measure_reference,
+        plan_mixed,
+        sensitivity,
+    )
 
     heldout, high = Heldout(text, tokens), TensorType[mixed.higher]
     against = scratch / "reference"
@@ -211,11 +218,9 @@ def _mix(
     measured = measure_mixture(reference, against, kind, high, candidates, heldout, scratch, threads, matrix)
     said: dict[str, object] = {"kept at": mixed.higher}
     try:
-        plan = plan_mixed(candidates, high, mixed.max_kl, measured)
+        plan = plan_mixed(candidates, high, Limits(mixed.max_kl, mixed.max_flips), measured)
         overrides, kept = plan.overrides, plan.point.kept
-        said["KL by size"] = [
-            f"{point.bytes / 1e6:.1f} MB {point.kl:.4f} (at most {point.worst:.4f})" for point in plan.curve
-        ]
+        said["mixtures measured"] = [str(point) for point in plan.curve]
     except Refused as refusal:  # the judge refuses it again, with everything that was measured
         overrides = tuple(Override(name, high) for one in candidates for name in one.tensors)
         kept = tuple(one.name for one in candidates)

@@ -41,15 +41,23 @@ class Calibration(Section):
 
 
 class Mixed(Section):
-    """Tensors are kept in a ``higher`` type, the most sensitive first, until the mean KL is at most this.
+    """Tensors are kept in a ``higher`` type, the most sensitive first, until what is bounded holds.
 
-    Groups of tensors are tried one by one: all of a ``kind``, all of a ``layer``, or a kind in a layer. The
-    KL is that on the calibration text, at the upper end of its interval.
+    ``max_kl`` bounds the mean KL, ``max_flips`` the share of tokens whose most likely successor is another
+    one than the reference's; both on the calibration text, at the upper end of the interval. Groups of
+    tensors are tried one by one: all of a ``kind``, all of a ``layer``, or a kind in a layer.
     """
 
-    max_kl: float = Field(gt=0)
+    max_kl: float | None = Field(default=None, gt=0)
+    max_flips: float | None = Field(default=None, gt=0, lt=1)
     higher: GgufType = "Q8_0"
     by: Literal["kind", "layer", "layer-kind"] = "layer"
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> "Mixed":
+        if self.max_kl is None and self.max_flips is None:
+            raise ValueError("mixed sets max_kl, max_flips or both")
+        return self
 
 
 class LanguageVariant(Section):

@@ -13,6 +13,7 @@ from compile.gguf.quantize import quantize
 from compile.gguf.sensitivity import (
     Candidate,
     Heldout,
+    Limits,
     Point,
     groups_of,
     measure_mixture,
@@ -32,8 +33,13 @@ harms = st.lists(st.tuples(st.floats(0, 1), st.integers(1, 100)), min_size=1, ma
 
 
 @settings(deadline=None)
-@given(harms, st.floats(0, 3), st.floats(0, 0.5))
-def test_a_plan_holds_its_budget_with_no_shorter_list_of_the_same_order(listed, budget, rest):
+@given(
+    harms,
+    st.builds(Limits, kl=st.floats(0, 3), flips=st.none() | st.floats(0, 1))
+    | st.builds(Limits, flips=st.floats(0, 1)),
+    st.floats(0, 0.5),
+)
+def test_a_plan_holds_its_limits_with_no_shorter_list_of_the_same_order(listed, limits, rest):
     groups = [
         Candidate(f"g{at}", (f"t{at}.weight",), 10, 10 + more, harm) for at, (harm, more) in enumerate(listed)
     ]
@@ -43,14 +49,19 @@ def test_a_plan_holds_its_budget_with_no_shorter_list_of_the_same_order(listed, 
         asked.append(kept)
         kl = rest + sum(one.harm for one in groups if one.name not in kept)
         size = sum(one.high_bytes if one.name in kept else one.low_bytes for one in groups)
-        return Point(tuple(sorted(kept)), size, kl, kl * 1.1)
+        return Point(tuple(sorted(kept)), size, kl, kl * 1.1, kl / 4, kl / 3)
 
-    if rest * 1.1 > budget:
+    def within(kl):
+        return (limits.kl is None or kl * 1.1 <= limits.kl) and (
+            limits.flips is None or kl / 3 <= limits.flips
+        )
+
+    if not within(rest):
         with pytest.raises(Refused, match="budget"):
-            plan_mixed(groups, TensorType.Q8_0, budget, measured)
+            plan_mixed(groups, TensorType.Q8_0, limits, measured)
         return
-    plan = plan_mixed(groups, TensorType.Q8_0, budget, measured)
-    assert plan.point.worst <= budget and len(asked) == len(set(asked)) <= 2 + math.log2(len(groups) + 1)
+    plan = plan_mixed(groups, TensorType.Q8_0, limits, measured)
+    assert within(plan.point.kl) and len(asked) == len(set(asked)) <= 2 + math.log2(len(groups) + 1)
     assert (
         [one.tensor for one in plan.overrides] and {one.type for one in plan.overrides} == {TensorType.Q8_0}
         if plan.point.kept
@@ -59,7 +70,7 @@ def test_a_plan_holds_its_budget_with_no_shorter_list_of_the_same_order(listed, 
     order = sorted(groups, key=lambda one: (-one.harm / (one.high_bytes - one.low_bytes), one.name))
     assert set(plan.point.kept) == {one.name for one in order[: len(plan.point.kept)]}
     if plan.point.kept:
-        assert measured(frozenset(one.name for one in order[: len(plan.point.kept) - 1])).worst > budget
+        assert not within(measured(frozenset(one.name for one in order[: len(plan.point.kept) - 1])).kl)
     assert [one.bytes for one in plan.curve] == sorted(one.bytes for one in plan.curve)
 
 
@@ -86,9 +97,10 @@ def test_a_measured_plan_makes_the_file_that_holds(tmp_path):
     )
     measured = measure_mixture(*arguments, found, text, folder, 1)
     least, most = measured(frozenset()), measured(frozenset(one.name for one in found))
-    budget = (least.worst + most.worst) / 2
-    plan = plan_mixed(found, TensorType.Q8_0, budget, measured)
-    assert most.kl < plan.point.worst <= budget < least.worst
+    assert 0 < least.flips < least.worst_flips and most.flips < least.flips
+    budget = (least.worst_kl + most.worst_kl) / 2
+    plan = plan_mixed(found, TensorType.Q8_0, Limits(kl=budget), measured)
+    assert most.kl < plan.point.worst_kl <= budget < least.worst_kl
     assert least.bytes < plan.point.bytes < most.bytes
     quantize(reference, tmp_path / "mixed.gguf", "Q4_0", 1, overrides=plan.overrides)
     assert (tmp_path / "mixed.gguf").stat().st_size == plan.point.bytes
