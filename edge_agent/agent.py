@@ -227,7 +227,7 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
         catalog = Catalog()
         store = BlobStore(home.blobs)
         threads = settings.engine.threads or max(1, machine.cores - 1)
-        engine = replace(settings.engine, prefixes=str(home.prefixes))
+        engine = replace(settings.engine, prefixes=str(home.prefixes), engine_cache=str(home.engine_cache))
         stage = Stage(store, catalog, _starter(engine), free_memory, weigher(threads))
         activator = Activator(
             device=membership.device,

@@ -144,7 +144,8 @@ def serve(
         from edge_agent.home import Home
         from edge_agent.server import Door
 
-        settings = EngineSettings(threads=threads, device=device)
+        engine_cache = Path("~/.cache/outpost/engines").expanduser()
+        settings = EngineSettings(threads=threads, device=device, engine_cache=str(engine_cache))
         if keys is None and home is not None and Home(home).api_keys.exists():
             keys = Home(home).api_keys
         door = Door(host, port, tls_cert, tls_key, keys)

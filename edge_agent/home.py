@@ -68,6 +68,11 @@ class Home:
         return self.root / "prefixes"
 
     @property
+    def engine_cache(self) -> Path:
+        """TensorRT engines that were built here: see docs/tensorrt.md."""
+        return self.root / "engines"
+
+    @property
     def tuf(self) -> Path:
         """Verified repository metadata."""
         return self.root / "tuf"

@@ -14,6 +14,7 @@
         ├── UnsupportedRequest       the engine cannot honour an option, and will not ignore it
         ├── InvalidImage             a picture that cannot be read, or that is refused before it is decoded
         ├── InvalidAudio             a recording that cannot be read, or that is too long
+        ├── NoTensorRt               TensorRT is not to be had on this machine; says what to install
         └── UnknownAdapter           no adapter of that name is attached
 """
 
@@ -68,6 +69,10 @@ class InvalidImage(EngineError):
 
 class InvalidAudio(EngineError):
     """A recording cannot be read, or is longer than what is heard."""
+
+
+class NoTensorRt(EngineError):
+    """TensorRT, the GPU or a build of ONNX Runtime for both is missing here; the message says which."""
 
 
 class UnknownAdapter(EngineError):

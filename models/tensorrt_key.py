@@ -1,13 +1,14 @@
-"""The name under which a TensorRT engine is kept on a device: all that it depends on, and nothing else.
+"""The names under which TensorRT engines are kept on a device: all that they depend on, and nothing else.
 
 An engine is compiled for one graph, one TensorRT, one GPU architecture and one set of shapes; used for
-another it fails at best. ONNX Runtime's own cache named engines by less than that and answered with another
-model (onnxruntime#6455), so it is not used. Pure.
+another it fails at best. ONNX Runtime names engines by less than that and has answered with another model's
+(onnxruntime#6455), so that each key gets a folder of its own. Pure.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from models import canonical
 from models.digest import Digest
@@ -22,13 +23,15 @@ ShapeRange = tuple[Shape, Shape, Shape]
 class EngineIdentity:
     """What an engine depends on.
 
-    ``onnx`` is the digest of the graph, ``weights`` those of the files beside it by name. ``sm`` is the
-    compute capability without its dot (87 for 8.7). ``flags`` in any order; ``profiles`` in theirs: engines
-    number them. Raises ``ModelsError`` for what cannot be.
+    ``onnx`` is the digest of the graph, ``weights`` those of the files beside it by name. ``runtime`` is the
+    ONNX Runtime that cuts the graph up for TensorRT. ``sm`` is the compute capability without its dot (87
+    for 8.7). ``flags`` in any order; ``profiles`` in theirs: engines number them. Raises ``ModelsError`` for
+    what cannot be.
     """
 
     onnx: Digest
     weights: Mapping[str, Digest]
+    runtime: str
     tensorrt: str
     sm: int
     driver: str
@@ -40,31 +43,38 @@ class EngineIdentity:
             raise ModelsError(f"{self.tensorrt!r} is no version of TensorRT; MAJOR.MINOR.PATCH is needed")
         if not 50 <= self.sm <= 999:
             raise ModelsError(f"{self.sm} is no compute capability without its dot")
-        if not self.driver:
-            raise ModelsError("the driver's version is missing")
+        if not self.driver or not self.runtime:
+            raise ModelsError("the version of the driver or of ONNX Runtime is missing")
+
+    def to_json(self) -> dict[str, Any]:
+        """As canonical JSON takes it. Law: two identities have the same JSON only when they are equal."""
+        return {
+            "schema": 2,
+            "onnx": self.onnx,
+            "weights": dict(self.weights),
+            "runtime": self.runtime,
+            "tensorrt": self.tensorrt,
+            "sm": self.sm,
+            "driver": self.driver,
+            "flags": sorted(self.flags),
+            "profiles": [
+                {name: [list(shape) for shape in shapes] for name, shapes in profile.items()}
+                for profile in self.profiles
+            ],
+        }
 
 
 def engine_key(identity: EngineIdentity) -> Digest:
     """Law: two identities share a key only when they are equal."""
-    return Digest.of(
-        canonical.encode(
-            {
-                "schema": 1,
-                "onnx": identity.onnx,
-                "weights": dict(identity.weights),
-                "tensorrt": identity.tensorrt,
-                "sm": identity.sm,
-                "driver": identity.driver,
-                "flags": sorted(identity.flags),
-                "profiles": [
-                    {name: [list(shape) for shape in shapes] for name, shapes in profile.items()}
-                    for profile in identity.profiles
-                ],
-            }
-        )
-    )
+    return Digest.of(canonical.encode(identity.to_json()))
 
 
 def engine_name(identity: EngineIdentity) -> str:
-    """The file's name: readable in front, the whole key behind."""
-    return f"trt{identity.tensorrt}-sm{identity.sm}-{engine_key(identity).hex}.engine"
+    """The folder of its engine: readable in front, the whole key behind."""
+    return f"trt{identity.tensorrt}-sm{identity.sm}-{engine_key(identity).hex}"
+
+
+def timing_name(identity: EngineIdentity) -> str:
+    """The folder of what TensorRT has timed: that holds for every model on this GPU, driver and TensorRT."""
+    machine = {"tensorrt": identity.tensorrt, "sm": identity.sm, "driver": identity.driver}
+    return f"timing-{Digest.of(canonical.encode(machine)).hex}"

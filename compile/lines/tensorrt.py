@@ -13,15 +13,7 @@ from compile.findings import Findings
 from compile.forecast import fitting
 from compile.line import versions
 from compile.onnx.files import MODEL
-from compile.onnx.tensorrt import (
-    MODEL_FILE,
-    RECIPE_FILE,
-    TO_BE_BUILT,
-    UNTESTED,
-    Range,
-    profile_for,
-    write_recipe,
-)
+from compile.onnx.tensorrt import TO_BE_BUILT, UNTESTED, Range, profile_for, write_recipe
 from compile.package import files_below, package_release
 from compile.recipe.encoder import ClassifyRecipe, EmbedRecipe
 from compile.recipe.tensorrt import SUFFIX, TensorRt
@@ -29,6 +21,7 @@ from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
 from compile.steps import Report, Step
 from models.manifest import Engine, Fallback, Manifest, Probe
 from models.onnx import read_model
+from models.tensorrt_recipe import MODEL_FILE, RECIPE_FILE
 
 TextRecipe = EmbedRecipe | ClassifyRecipe
 ImageRecipe = InspectRecipe | ClassifyImageRecipe

@@ -1,17 +1,16 @@
 """TensorRT as a recipe: an ONNX, and how to build an engine from it on the device that will run it.
 
 Owns which TensorRT a JetPack has, which flags a graph needs there, the optimization profiles, the constants
-that have to be widened, and the checks that everything up to the engine is right. Refuses graphs that
-TensorRT would read otherwise than ONNX Runtime (operators of other runtimes, unsigned or shifted INT8, double
-precision, mixed types), profiles that do not fit the inputs, and JetPacks that are not known.
+that have to be widened, and the checks that everything up to the engine is right. The engine is built by the
+device (``models.tensorrt_recipe``). Refuses graphs that TensorRT would read otherwise than ONNX Runtime
+(operators of other runtimes, unsigned or shifted INT8, double precision, mixed types), profiles that do not
+fit the inputs, and JetPacks that are not known.
 
 Sources: https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-jetson.html
 (11.4.1 needs JetPack 7.2.2 on Jetson AGX Orin or Thor; JetPack 6 stays on 10.x) and
 .../tensorrt-10x-to-11x.html (11.x is strongly typed only; FP16, INT8 and their like are gone);
 https://github.com/onnx/onnx-tensorrt/issues/850 and https://github.com/microsoft/onnxruntime/issues/14229
 (a bias in INT32 behind a DequantizeLinear is not read).
-
-``build`` runs where ``tensorrt`` can be imported. It has not been run on a GPU: untested.
 """
 
 import json
@@ -22,18 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compile.errors import BadRecipe, ToolFailed, UnsupportedBase
-from models.digest import Digest
+from compile.errors import BadRecipe, UnsupportedBase
 from models.onnx import Value, read_model
 from models.profiles import PROFILES
 from models.store import digest_of
-from models.tensorrt_key import EngineIdentity, ShapeRange, engine_name
+from models.tensorrt_key import ShapeRange
+from models.tensorrt_recipe import MODEL_FILE, RECIPE_FILE, read_recipe
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-RECIPE_FILE = "tensorrt.json"
-MODEL_FILE = "model.onnx"
 TO_BE_BUILT = "to-be-built-on-device"
 UNTESTED = "untested"
 
@@ -349,82 +346,10 @@ def write_recipe(
             for profile in profiles
         ],
     }
-    (target / RECIPE_FILE).write_text(json.dumps(recipe, indent=1, sort_keys=True), encoding="utf-8")
+    data = json.dumps(recipe, indent=1, sort_keys=True).encode()
+    read_recipe(data)  # as the device will
+    (target / RECIPE_FILE).write_bytes(data)
     return recipe
-
-
-def identity(recipe: Mapping[str, Any], tensorrt: str, sm: int, driver: str) -> EngineIdentity:
-    """What the engine of a recipe depends on, on one device. Raises ``BadRecipe`` when no plan is for it."""
-    plan = _plan_for(recipe, tensorrt)
-    return EngineIdentity(
-        onnx=Digest(recipe["onnx"]["sha256"]),
-        weights={name: Digest(digest) for name, digest in recipe["weights"].items()},
-        tensorrt=tensorrt,
-        sm=sm,
-        driver=driver,
-        flags=frozenset([*plan["network_flags"], *plan["builder_flags"]]),
-        profiles=[
-            {name: _range(shapes) for name, shapes in profile.items()} for profile in recipe["profiles"]
-        ],
-    )
-
-
-def build(folder: Path, cache: Path, sm: int, driver: str) -> Path:
-    """Build the engine of the recipe in ``folder``, or find it in ``cache``. Needs ``tensorrt`` and a GPU.
-
-    Untested: no GPU has run it yet. Raises ``ToolFailed``, ``BadRecipe``.
-    """
-    try:
-        import tensorrt as trt  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise ToolFailed(
-            f"tensorrt is not installed here: the recipe stays {TO_BE_BUILT}; JetPack brings it along"
-        ) from error
-    from models.store import write_durably
-
-    recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-    plan = _plan_for(recipe, trt.__version__)
-    engine = cache / engine_name(identity(recipe, trt.__version__, sm, driver))
-    if engine.is_file():
-        return engine
-    builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
-    bits = 0
-    for flag in plan["network_flags"]:
-        # 11.x takes STRONGLY_TYPED and ignores it; what it does not know is an error, not a shrug.
-        bits |= 1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag))
-    network = builder.create_network(bits)
-    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.WARNING))
-    if not parser.parse_from_file(str(folder / recipe["onnx"]["path"])):
-        errors = "; ".join(str(parser.get_error(at)) for at in range(parser.num_errors))
-        raise ToolFailed(f"TensorRT cannot read the graph: {errors[:2000]}")
-    settings = builder.create_builder_config()
-    for flag in plan["builder_flags"]:
-        settings.set_flag(getattr(trt.BuilderFlag, flag))
-    for profile in recipe["profiles"]:
-        ranges = builder.create_optimization_profile()
-        for name, (low, best, high) in profile.items():
-            ranges.set_shape(name, low, best, high)
-        settings.add_optimization_profile(ranges)
-    built = builder.build_serialized_network(network, settings)
-    if built is None:
-        raise ToolFailed("TensorRT built no engine; its log on stderr says why")
-    write_durably(engine, bytes(built))
-    return engine
-
-
-def _plan_for(recipe: Mapping[str, Any], tensorrt: str) -> Mapping[str, Any]:
-    major = int(tensorrt.split(".")[0])
-    for plan in recipe["plans"]:
-        if plan["tensorrt_major"] == major:
-            found: Mapping[str, Any] = plan
-            return found
-    known = ", ".join(sorted({plan["line"] for plan in recipe["plans"]}))
-    raise BadRecipe(f"the recipe is for {known}; here is TensorRT {tensorrt}")
-
-
-def _range(shapes: Sequence[Sequence[int]]) -> ShapeRange:
-    low, best, high = (tuple(shape) for shape in shapes)
-    return low, best, high
 
 
 def _dequantizer(name: str, makers: "Mapping[str, NodeProto]") -> "NodeProto | None":

@@ -90,7 +90,9 @@ def _load(message: Mapping[str, Any]) -> Desk:
     cores = len(os.sched_getaffinity(0))
     threads = settings.threads or max(1, cores - 1)
     if files.encoder is not None:
-        engine = open_encoder(files.encoder, OnnxSettings(threads=threads, device=settings.device))
+        cache = Path(settings.engine_cache) if settings.engine_cache else None
+        sized = OnnxSettings(threads=threads, device=settings.device, engine_cache=cache)
+        engine = open_encoder(files.encoder, sized)
         if isinstance(engine, WhisperEngine):
             return SpeechDesk(engine)
         return EncoderDesk(engine, settings.encoder_batch)

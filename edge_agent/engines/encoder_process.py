@@ -21,6 +21,9 @@ SPEECH_SILENCE = 600.0
 to 448 tokens each, before its segment is given up.
 """
 
+BUILD_SECONDS = 3600.0
+"""Seconds that loading a TensorRT recipe may take: its engine is built then, minutes on a small device."""
+
 
 class EncoderProcess(SupervisedEngine):
     """A running encoder. Make one with ``start``; satisfies ``edge_agent.catalog.EncoderEngine``."""
@@ -31,6 +34,8 @@ class EncoderProcess(SupervisedEngine):
         if files.format == "ctranslate2":
             patience = max(settings.silence_seconds, SPEECH_SILENCE)
             settings = replace(settings, silence_seconds=patience)
+        if files.format == "tensorrt-recipe":
+            settings = replace(settings, load_seconds=max(settings.load_seconds, BUILD_SECONDS))
         return await cls._start(files, settings, gate)
 
     @property

@@ -9,23 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edge_agent.engines.tensorrt import FindTensorRt, find_tensorrt
 from edge_agent.errors import UnfitRelease
 from models.ctranslate2 import MODEL_FILE
 from models.digest import Digest
 from models.engines import whisper
 from models.engines.onnx_files import EncoderFiles, files_of_folder, files_of_release, missing_beside
 from models.engines.onnx_genai import CONFIG_FILE, check_folder
+from models.engines.onnx_session import recipe_beside
 from models.engines.rapid_ocr import check_ocr
-from models.errors import UnsafeFile
+from models.errors import EngineError, UnsafeFile
 from models.gguf import check_adapter, check_model
 from models.manifest import Engine, File, Kind, Manifest, Task
 from models.onnx import read_model
 from models.pickles import refuse_pickle
 from models.store import unlisted
 
-Format = Literal["gguf", "onnx", "onnx-genai", "ctranslate2"]
+Format = Literal["gguf", "onnx", "onnx-genai", "ctranslate2", "tensorrt-recipe"]
 SERVED: Mapping[Kind, frozenset[str]] = {
-    Kind.MODEL: frozenset({"gguf", "onnx", "onnx-genai", "ctranslate2"}),
+    Kind.MODEL: frozenset({"gguf", "onnx", "onnx-genai", "ctranslate2", "tensorrt-recipe"}),
     Kind.ADAPTER: frozenset({"gguf", "onnx-genai"}),
 }
 """Formats that a device serves, by kind of release."""
@@ -35,6 +37,7 @@ _TASKS: Mapping[str, frozenset[Task | None]] = {
     "onnx-genai": frozenset({None}),
     "onnx": frozenset({"embed", "classify", "rerank", "classify-image", "inspect", "ocr"}),
     "ctranslate2": frozenset({"transcribe"}),
+    "tensorrt-recipe": frozenset({"embed", "classify", "rerank", "classify-image", "inspect"}),
 }
 """What a model of each format may be asked."""
 
@@ -83,6 +86,8 @@ class EngineFiles:
             check_ocr(self.path)
         else:
             read_model(self.path)
+            if self.encoder is not None and self.encoder.through_tensorrt:
+                recipe_beside(self.path)
         return _leave_to_the_engine
 
     def to_wire(self) -> dict[str, Any]:
@@ -105,7 +110,9 @@ class EngineFiles:
             return cls(value["format"], path, weights=value["weights"] and Digest(value["weights"]))
         tokenizer = Path(value["tokenizer"]) if value["tokenizer"] else None
         needs = Engine.model_validate(value["engine"])
-        return cls(value["format"], path, EncoderFiles(path, needs, tokenizer, value["name"]))
+        through_tensorrt = value["format"] == "tensorrt-recipe"
+        encoder = EncoderFiles(path, needs, tokenizer, value["name"], through_tensorrt)
+        return cls(value["format"], path, encoder)
 
 
 def _leave_to_the_engine(path: Path) -> None:
@@ -114,18 +121,29 @@ def _leave_to_the_engine(path: Path) -> None:
 
 def of_encoder(files: EncoderFiles) -> EngineFiles:
     """An encoder's files as what a process loads."""
+    if files.through_tensorrt:
+        return EngineFiles("tensorrt-recipe", files.model, files)
     return EngineFiles("ctranslate2" if files.engine.task == "transcribe" else "onnx", files.model, files)
 
 
-def of_release(folder: Path, manifest: Manifest) -> EngineFiles:
+def of_release(folder: Path, manifest: Manifest, find: FindTensorRt = find_tensorrt) -> EngineFiles:
     """What is loaded of a model's release whose files lie in ``folder`` under their names.
 
-    Raises ``UnfitRelease`` for what no engine here serves, ``UnsafeFile`` for a release that lacks a file.
+    Of TensorRT, ``find`` says which the device has. Raises ``UnfitRelease`` for what no engine here serves,
+    ``UnsafeFile`` for a release that lacks a file.
     """
     check_served(manifest)
     reads_what_it_finds = manifest.format in ("onnx-genai", "ctranslate2")
     if reads_what_it_finds and (strangers := unlisted(folder, manifest)):
         raise UnfitRelease(f"{manifest.name}: {strangers[0]} is no file of the release")
+    if manifest.format == "tensorrt-recipe":
+        files = files_of_release(folder, manifest)
+        recipe, here = recipe_beside(files.model), find()
+        try:
+            recipe.plan_for(here.tensorrt)
+        except EngineError as error:
+            raise UnfitRelease(f"{manifest.name}: {error}") from error
+        return of_encoder(files)
     if manifest.format in ("onnx", "ctranslate2"):
         return of_encoder(files_of_release(folder, manifest))
     if manifest.format == "onnx-genai":

@@ -35,6 +35,7 @@ from models.errors import (
     InvalidAudio,
     InvalidImage,
     ModelsError,
+    NoTensorRt,
     UnknownAdapter,
     UnsafeFile,
     UnsupportedRequest,
@@ -55,6 +56,7 @@ _ERRORS: Mapping[str, type[ModelsError]] = {
         ContextLengthExceeded,
         InvalidAudio,
         InvalidImage,
+        NoTensorRt,
         UnsupportedRequest,
         UnknownAdapter,
         UnsafeFile,
@@ -70,7 +72,8 @@ class EngineSettings:
     and replaced. It speaks after every step, so a step has to fit in, and so has loading an adapter.
     ``load_seconds``: how long it may take to load a model, besides a second for each 20 MB of its file, as
     slow flash reads it. ``device``: see ``models.engines.onnx_session``; llama.cpp's is that of its build.
-    ``prefixes``: the folder in which what many prompts begin with is kept from one run to the next.
+    ``prefixes``: the folder in which what many prompts begin with is kept from one run to the next;
+    ``engine_cache``: the one for TensorRT engines, None: each load builds its own.
     """
 
     threads: int = 0
@@ -82,6 +85,7 @@ class EngineSettings:
     silence_seconds: float = 60.0
     load_seconds: float = 120.0
     prefixes: str | None = None
+    engine_cache: str | None = None
 
 
 def frame(message: Mapping[str, Any]) -> bytes:

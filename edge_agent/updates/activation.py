@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from edge_agent.catalog import Catalog, Outcome, Served
 from edge_agent.engines.files import check_served
+from edge_agent.engines.tensorrt import machine_for
 from edge_agent.errors import ReleaseRefused, UnfitRelease, UnknownModel
 from edge_agent.updates.staging import Engine, Need, Stage, verified
 from edge_agent.updates.state import Release, ReleaseTable
@@ -273,7 +274,8 @@ class Activator:
         vouched = await self._vouch(assignment.target_path)
         manifest = agree(desired, self.desired_version, assignment, vouched).manifest
         check_served(manifest)  # what cannot be served here is not fetched, nor what does not fit
-        if (why := unfit(manifest, self._machine)) is not None:
+        machine = await asyncio.to_thread(machine_for, manifest, self._machine)
+        if (why := unfit(manifest, machine)) is not None:
             raise UnfitRelease(why)
         if manifest.kind is Kind.ADAPTER:
             self._base_for(manifest)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from models.errors import UnsafeFile
 from models.manifest import Engine, ImageInput, Manifest, Task, TextInput
 from models.onnx import OnnxModel, read_model
+from models.tensorrt_recipe import RECIPE_FILE
 
 MODEL, TOKENIZER = "model.onnx", "tokenizer.json"
 OCR_FILES = ("detection.onnx", "direction.onnx", "recognition.onnx", "characters.txt")
@@ -30,17 +31,18 @@ _BILINEAR, _BICUBIC = 2, 3
 @dataclass(frozen=True, slots=True)
 class EncoderFiles:
     """An encoder's graph, or the folder of one that has several; its tokenizer if it reads text; and what the
-    engine needs to be right.
+    engine needs to be right. ``through_tensorrt``: the recipe of its engine lies beside the graph.
     """
 
     model: Path
     engine: Engine
     tokenizer: Path | None = None
     name: str = ""
+    through_tensorrt: bool = False
 
 
 def files_of_release(folder: Path, manifest: Manifest) -> EncoderFiles:
-    """The files of a release of ONNX or CTranslate2. Raises ``UnsafeFile`` that says what is missing.
+    """The files of a release of ONNX, TensorRT or CTranslate2. Raises ``UnsafeFile``, saying what is missing.
 
     Weights beside the graph must be files of the release too: nobody has vouched for others.
     """
@@ -53,7 +55,11 @@ def files_of_release(folder: Path, manifest: Manifest) -> EncoderFiles:
             raise UnsafeFile(f"{manifest.name}: {missing[0]} is no file of the release")
         return EncoderFiles(folder, manifest.engine, None, name)
     graphs = sorted(path for path in paths if path.endswith(".onnx"))
-    if manifest.format != "onnx" or len(graphs) != 1 or manifest.engine.task is None:
+    through_tensorrt = manifest.format == "tensorrt-recipe"
+    if through_tensorrt and RECIPE_FILE not in paths:
+        raise UnsafeFile(f"{manifest.name}: {RECIPE_FILE} is no file of the release")
+    readable = manifest.format in ("onnx", "tensorrt-recipe")
+    if not readable or len(graphs) != 1 or manifest.engine.task is None:
         raise UnsafeFile(
             f"{manifest.name}: an ONNX release holds one .onnx file and says its task; this one is of format "
             f"{manifest.format}, holds {len(graphs)} and its task is {manifest.engine.task}"
@@ -63,14 +69,15 @@ def files_of_release(folder: Path, manifest: Manifest) -> EncoderFiles:
             f"{manifest.name}: a model that reads text holds a {TOKENIZER}; this release does not"
         )
     inside = PurePosixPath(graphs[0]).parent
-    for name in read_model(folder / graphs[0]).files:
-        if str(inside / name) not in paths:
-            raise UnsafeFile(f"{manifest.name}: its weights lie in {name!r:.200}, no file of the release")
+    for weights in read_model(folder / graphs[0]).files:
+        if str(inside / weights) not in paths:
+            raise UnsafeFile(f"{manifest.name}: its weights lie in {weights!r:.200}, no file of the release")
     return EncoderFiles(
         folder / graphs[0],
         manifest.engine,
         folder / TOKENIZER if manifest.engine.text is not None else None,
         name,
+        through_tensorrt,
     )
 
 

@@ -2,18 +2,32 @@
 
 Owns the session's options, where it computes, and the one place where the runtime's exceptions become ours.
 Refuses a file that ``models.onnx`` has not passed. ``onnxruntime`` and numpy are imported when a session is
-made.
+made. Computing through TensorRT, from a release's recipe, has not been run on a GPU: untested.
 """
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.errors import EngineError
+from models.engines.engine_cache import engine_folder
+from models.engines.tensorrt_machine import TENSORRT_PROVIDER, read_machine
+from models.errors import EngineError, UnsafeFile
 from models.onnx import OnnxModel, Value, read_model
+from models.store import digest_of
+from models.tensorrt_recipe import (
+    ANY_SIZE,
+    MAX_RECIPE,
+    RECIPE_FILE,
+    Recipe,
+    identity_of,
+    provider_options,
+    read_recipe,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +56,7 @@ class OnnxSettings:
     batch_tokens: int = 4096  # of one batch of texts, padding included
     truncate: bool = False  # cut texts that are too long, and count them, instead of refusing
     max_pixels: int = 50_000_000  # of one picture, before it is decoded
+    engine_cache: Path | None = None  # where TensorRT engines are kept; None: each session builds its own
 
     def __post_init__(self) -> None:
         if min(self.threads, self.batch, self.batch_tokens, self.max_pixels) < 1:
@@ -52,10 +67,19 @@ class OnnxSession:
     """A loaded graph. Raises ``UnsafeFile`` for a file that is not sound, else ``EngineError``.
 
     On a GPU nodes that it has no kernel for are computed on the CPU, as ONNX Runtime places them; a GPU that
-    cannot be used at all is an error, where the runtime alone would only warn.
+    cannot be used at all is an error, where the runtime alone would only warn. ``through_tensorrt``: the
+    graph lies beside a recipe, and TensorRT computes what it takes of it; the engine is built now unless
+    ``engine_cache`` has it. Raises ``NoTensorRt`` then where that cannot be.
     """
 
-    def __init__(self, path: Path, threads: int, device: Device = "cpu") -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        device: Device = "cpu",
+        through_tensorrt: bool = False,
+        engine_cache: Path | None = None,
+    ) -> None:
         self.model: OnnxModel = read_model(path)
         import onnxruntime
 
@@ -70,14 +94,35 @@ class OnnxSession:
         self.file_bytes = path.stat().st_size + sum(
             (path.parent / name).stat().st_size for name in self.model.files
         )
-        providers = _providers(onnxruntime, device)
-        with _foreign(f"{path.name} cannot be loaded"):
-            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        if self._session.get_providers()[0] != providers[0]:
-            raise EngineError(f"{path.name}: ONNX Runtime cannot use the GPU ({providers[0]} did not start)")
-        self.call_tokens = CALL_TOKENS["cpu" if providers[0] == _CPU else "cuda"]
+        self._recipe: Recipe | None = recipe_beside(path) if through_tensorrt else None
+        begin = partial(_begin, onnxruntime, path, options)
+        if self._recipe is not None:
+            if device == "cpu":
+                raise EngineError(f"{path.name} is made for TensorRT, which does not compute on the CPU")
+            self._session: Any = self._with_engine(path, self._recipe, engine_cache, begin)
+            self.call_tokens = CALL_TOKENS["cuda"]
+        else:
+            providers = _providers(onnxruntime, device)
+            self._session = begin(providers)
+            self.call_tokens = CALL_TOKENS["cpu" if providers[0] == _CPU else "cuda"]
         self.inputs: Mapping[str, Value] = {value.name: value for value in self.model.inputs}
         self.outputs: Mapping[str, Value] = {value.name: value for value in self.model.outputs}
+
+    def _with_engine(
+        self, path: Path, recipe: Recipe, cache: Path | None, begin: Callable[[Sequence[Any]], Any]
+    ) -> Any:
+        machine = read_machine()
+        weights = {name: digest_of(path.parent / name) for name in self.model.files}
+        identity = identity_of(recipe, machine, digest_of(path), weights)
+        with (
+            tempfile.TemporaryDirectory(prefix="outpost-engine-") as passing,
+            engine_folder(cache or Path(passing), identity) as folder,
+        ):
+            return begin([(TENSORRT_PROVIDER, provider_options(identity, folder)), _CUDA, _CPU])
+
+    def sizes(self, axis: int) -> tuple[int, int]:
+        """The smallest and the largest size of a dimension of its inputs: 0 rows, 1 tokens."""
+        return ANY_SIZE if self._recipe is None else self._recipe.sizes(axis)
 
     def run(
         self, feeds: Mapping[str, "npt.NDArray[Any]"], wanted: Sequence[str]
@@ -112,6 +157,26 @@ class OnnxSession:
     def close(self) -> None:
         """Free the weights. Safe to call twice."""
         self._session = None
+
+
+def _begin(onnxruntime: Any, path: Path, options: Any, providers: Sequence[Any]) -> Any:
+    """A session whose first provider has started. Raises ``EngineError``."""
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    with _foreign(f"{path.name} cannot be loaded"):
+        # Left to itself the runtime begins anew without a provider that failed, and says so on stdout.
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    if session.get_providers()[0] != first:
+        raise EngineError(f"{path.name}: ONNX Runtime cannot use the GPU ({first} did not start)")
+    return session
+
+
+def recipe_beside(graph: Path) -> Recipe:
+    """The recipe of the engine that is built from a graph. Raises ``UnsafeFile``."""
+    try:
+        with (graph.parent / RECIPE_FILE).open("rb") as stream:
+            return read_recipe(stream.read(MAX_RECIPE + 1))
+    except OSError as error:
+        raise UnsafeFile(f"{RECIPE_FILE}: cannot be read: {error.strerror}") from error
 
 
 def _providers(onnxruntime: Any, device: Device) -> list[str]:

@@ -9,7 +9,7 @@ when an engine is made.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,9 +63,14 @@ class OnnxText:
             raise EngineError(f"{files.model.name} is no text encoder: its task is {needs.task}")
         self._text: TextInput = needs.text
         self._task = needs.task
-        self._settings = settings
         self._tokenizer = _Tokens(files.tokenizer, needs.text.max_tokens, settings.truncate)
-        self._session = OnnxSession(files.model, settings.threads, settings.device)
+        self._session = OnnxSession(
+            files.model, settings.threads, settings.device, files.through_tensorrt, settings.engine_cache
+        )
+        (self._least_rows, rows), (self._least_tokens, tokens) = map(self._session.sizes, (0, 1))
+        if needs.text.max_tokens > tokens:
+            raise EngineError(f"{files.model.name} takes {tokens} tokens, fewer than {needs.text.max_tokens}")
+        self._settings = replace(settings, batch=min(settings.batch, rows))
         unknown = self._session.inputs.keys() - _KNOWN_INPUTS
         if unknown or "input_ids" not in self._session.inputs:
             raise EngineError(f"{files.model.name} wants inputs that no text gives: {sorted(unknown)}")
@@ -149,7 +154,9 @@ class OnnxText:
     def _forward(self, read: Sequence[_Ids]) -> "npt.NDArray[np.float32]":
         import numpy as np
 
-        longest = max(len(one.ids) for one in read)
+        rows = len(read)
+        read = [*read, *[read[-1]] * (self._least_rows - rows)]
+        longest = max(self._least_tokens, max(len(one.ids) for one in read))
         tokens = np.full((len(read), longest), self._tokenizer.pad, dtype=np.int64)
         mask, types = np.zeros_like(tokens), np.zeros_like(tokens)
         for row, one in enumerate(read):
@@ -167,7 +174,7 @@ class OnnxText:
             for name, value in self._session.inputs.items()
         }
         (found,) = self._session.run(feeds, [self._output])
-        return self._finish(found, mask)
+        return self._finish(found, mask)[:rows]
 
     def _finish(
         self, found: "npt.NDArray[np.float32]", mask: "npt.NDArray[np.int64]"

@@ -50,7 +50,9 @@ class OnnxVision:
         self._task = needs.task
         self._settings = settings
         self._threshold = needs.anomaly.threshold if needs.anomaly is not None else None
-        self._session = OnnxSession(files.model, settings.threads, settings.device)
+        self._session = OnnxSession(
+            files.model, settings.threads, settings.device, files.through_tensorrt, settings.engine_cache
+        )
         fitting = max(1, MAX_BATCH_BYTES // (12 * needs.image.width * needs.image.height))
         self._input, self._batch = _input_of(self._session, needs.image, min(settings.batch, fitting))
         if self._task == "inspect":
@@ -124,12 +126,14 @@ class OnnxVision:
         self._session.close()
 
     def _run(self, pixels: "Sequence[npt.NDArray[np.float32]]") -> "list[npt.NDArray[np.float32]]":
-        """One batch; a graph of a fixed batch is filled up with the last picture."""
+        """One batch, filled up with the last picture where the graph takes no smaller one."""
         import numpy as np
 
         batch = np.stack(pixels)
-        if isinstance(self._session.inputs[self._input].shape[0], int) and len(batch) < self._batch:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], self._batch - len(batch), axis=0)])
+        fixed = isinstance(self._session.inputs[self._input].shape[0], int)
+        least = self._batch if fixed else self._session.sizes(0)[0]
+        if len(batch) < least:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], least - len(batch), axis=0)])
         return [
             array[: len(pixels)] if array.ndim else array.reshape(1)
             for array in self._session.run({self._input: batch}, self._outputs)
@@ -225,4 +229,4 @@ def _input_of(session: OnnxSession, image: ImageInput, batch: int) -> tuple[str,
             f"{image.width}] is expected"
         )
     fixed = value.shape[0]
-    return name, fixed if isinstance(fixed, int) else batch
+    return name, fixed if isinstance(fixed, int) else min(batch, session.sizes(0)[1])

@@ -1,19 +1,16 @@
-"""TensorRT recipes: what is checked before a GPU is needed, and the name an engine is kept under."""
+"""TensorRT recipes: what is checked before a GPU is needed."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from compile.errors import BadRecipe, ToolFailed, UnsupportedBase
+from compile.errors import BadRecipe, UnsupportedBase
 from compile.onnx import tensorrt
 from compile.onnx.tensorrt import (
     TO_BE_BUILT,
@@ -21,7 +18,6 @@ from compile.onnx.tensorrt import (
     check_graph,
     check_profiles,
     devices_of,
-    identity,
     line_of,
     profile_for,
     qdq_report,
@@ -30,10 +26,10 @@ from compile.onnx.tensorrt import (
 )
 from compile.package import files_below, package_release
 from models.digest import Digest
-from models.errors import ModelsError
+from models.engines.onnx_session import recipe_beside
+from models.errors import UnsafeFile
 from models.manifest import Kind, Manifest
 from models.onnx import read_model
-from models.tensorrt_key import EngineIdentity, engine_key, engine_name
 
 PROFILE = {"x": ((1, 1, 8), (4, 16, 8), (8, 64, 8))}
 
@@ -262,60 +258,10 @@ def test_profiles_that_do_not_fit_are_refused() -> None:
         check_profiles([], inputs)
 
 
-def test_without_tensorrt_the_recipe_stays_a_recipe(tmp_path: Path) -> None:
+def test_the_device_reads_what_was_written(tmp_path: Path) -> None:
     write_recipe(quantized(tmp_path), ["6.2"], [PROFILE], tmp_path / "out")
-    with pytest.raises(ToolFailed, match=TO_BE_BUILT):
-        tensorrt.build(tmp_path / "out", tmp_path / "cache", 87, "540.4.0")
-
-
-IDENTITY = EngineIdentity(
-    onnx=Digest.of(b"graph"),
-    weights={"model.onnx.data": Digest.of(b"weights")},
-    tensorrt="10.3.0.30",
-    sm=87,
-    driver="540.4.0",
-    flags=frozenset({"FP16", "INT8"}),
-    profiles=({"x": ((1, 8), (4, 8), (8, 8))},),
-)
-
-
-def test_the_key_is_what_it_was() -> None:
-    """Golden: a key that moves makes every device build its engines again."""
-    assert engine_key(IDENTITY) == "sha256:fb111bf37ae33dff8345510c9186dc2af0e303ebd0ac6c83248ffa4a1288bc5f"
-    assert engine_name(IDENTITY) == f"trt10.3.0.30-sm87-{engine_key(IDENTITY).hex}.engine"
-
-
-CHANGES = [
-    {"onnx": Digest.of(b"other")},
-    {"weights": {}},
-    {"weights": {"other.data": Digest.of(b"weights")}},
-    {"tensorrt": "10.3.1.30"},
-    {"sm": 89},
-    {"driver": "540.5.0"},
-    {"flags": frozenset({"FP16"})},
-    {"profiles": ({"x": ((1, 8), (4, 8), (9, 8))},)},
-    {"profiles": ({"x": ((1, 8), (4, 8), (8, 8))},) * 2},
-]
-
-
-@given(st.sets(st.integers(0, len(CHANGES) - 1)), st.sets(st.integers(0, len(CHANGES) - 1)))
-def test_two_identities_share_a_key_only_when_equal(one: set[int], other: set[int]) -> None:
-    def changed(numbers: set[int]) -> EngineIdentity:
-        merged: dict = {}
-        for number in sorted(numbers):
-            merged |= CHANGES[number]
-        return replace(IDENTITY, **merged)
-
-    assert (engine_key(changed(one)) == engine_key(changed(other))) == (changed(one) == changed(other))
-
-
-def test_a_recipe_gives_the_identity_of_its_engine(tmp_path: Path) -> None:
-    recipe = write_recipe(quantized(tmp_path), ["6.2"], [PROFILE], tmp_path / "out")
-    made = identity(recipe, "10.3.0", 87, "540.4.0")
-    assert made.flags == {"STRONGLY_TYPED"}
-    assert made.profiles[0] == PROFILE
-    with pytest.raises(BadRecipe, match="TensorRT 11"):
-        identity(recipe, "11.4.1", 87, "540.4.0")
-    for wrong in ({"tensorrt": "ten"}, {"sm": 8}, {"driver": ""}):
-        with pytest.raises(ModelsError):
-            replace(made, **wrong)
+    recipe = recipe_beside(tmp_path / "out" / "model.onnx")
+    assert recipe.plan_for("10.3.0.30").network_flags == ("STRONGLY_TYPED",)
+    assert recipe.profiles == (PROFILE,) and recipe.sizes(1) == (1, 64)
+    with pytest.raises(UnsafeFile, match=r"tensorrt\.json"):
+        write_recipe(quantized(tmp_path), ["6.2"], [PROFILE, PROFILE], tmp_path / "two")

@@ -142,7 +142,7 @@ def test_what_serve_is_given_is_checked_before_it_is_loaded(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"format": "tensorrt-recipe"}, "format tensorrt-recipe"),
+        ({"format": "json"}, "format json"),
         ({"format": "gguf"}, "asked to embed is not served from format gguf"),
         ({"engine": Engine()}, "asked to generate is not served from format onnx"),
         ({"kind": Kind.KNOWLEDGE_PACK}, "knowledge-pack"),
