@@ -1,6 +1,5 @@
 """``outpost-compile plan``: what would run, what is there, and what it would take, before it starts."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,13 +12,14 @@ from compile.line import Line
 from compile.progress import span
 from compile.steps import Cache, in_order
 from models.forecast import Forecast
+from models.machine import memory_limit
 
 ROUGHNESS = "times within about a factor of two on an idle machine with two cores, memory within a quarter"
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step. ``seconds``, ``ram_bytes`` and ``disk_bytes`` are a forecast; what is cached takes nothing.
+    """One step. Seconds and bytes are a forecast; what is cached takes nothing. Scratch is freed at its end.
 
     ``took_seconds`` and ``took_ram_bytes`` say of a cached step what it really took.
     """
@@ -30,13 +30,17 @@ class PlannedStep:
     seconds: float
     ram_bytes: int
     disk_bytes: int
+    scratch_bytes: int
     took_seconds: float | None = None
     took_ram_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A forecast. ``refusals``: what this machine cannot do; ``devices``: what variants will be elsewhere."""
+    """A forecast. ``refusals``: what this machine cannot do; ``devices``: what variants will be elsewhere.
+
+    ``disk_bytes``: all results, and the largest scratch of as many steps as run at once.
+    """
 
     steps: tuple[PlannedStep, ...]
     peak_ram_bytes: int
@@ -70,16 +74,17 @@ def make_plan(line: Line, cache: Cache, folder: Path, jobs: int = 1) -> Plan:
             took = cache.record(step)
             steps.append(
                 PlannedStep(
-                    step.name, step.key, True, 0.0, 0, 0, took.get("seconds"), took.get("peak_ram_bytes")
+                    step.name, step.key, True, 0.0, 0, 0, 0, took.get("seconds"), took.get("peak_ram_bytes")
                 )
             )
         else:
-            forecast = (round(step.seconds, 1), step.ram_bytes, step.disk_bytes)
+            forecast = (round(step.seconds, 1), step.ram_bytes, step.disk_bytes, step.scratch_bytes)
             steps.append(PlannedStep(step.name, step.key, False, *forecast))
     largest = sorted((step.ram_bytes for step in steps), reverse=True)
-    ram, disk = sum(largest[:jobs]), sum(step.disk_bytes for step in steps)
+    scratch = sorted((step.scratch_bytes for step in steps), reverse=True)
+    ram, disk = sum(largest[:jobs]), sum(step.disk_bytes for step in steps) + sum(scratch[:jobs])
     refusals = []
-    have_ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    have_ram = memory_limit()
     if ram > have_ram:
         refusals.append(
             f"needs about {ram / 1e9:.1f} GB of memory; this machine has {have_ram / 1e9:.1f} GB"
@@ -106,7 +111,8 @@ def describe(plan: Plan) -> str:
     for step in plan.steps:
         time = "cached" if step.cached else f"about {span(step.seconds)}"
         lines.append(
-            f"{step.name:<28} {time:>14} {_size(step.ram_bytes):>9} {_size(step.disk_bytes):>9}  "
+            f"{step.name:<28} {time:>14} {_size(step.ram_bytes):>9} "
+            f"{_size(step.disk_bytes + step.scratch_bytes):>9}  "
             f"{step.key[7:19]}"
         )
     lines.append(

@@ -39,8 +39,9 @@ class Step:
     """One step. ``work(inputs, folder, scratch, report)`` fills ``folder``.
 
     ``inputs`` are the result folders of ``after``, by name; ``scratch`` survives a kill, so that a long
-    step can go on from where it was. ``seconds`` is a rough forecast for two quiet cores. A step that
-    measures speed runs ``alone``, where steps run side by side.
+    step can go on from where it was. ``seconds`` is a rough forecast for two quiet cores, ``disk_bytes`` is
+    of the result, ``scratch_bytes`` of what lies beside it until the step ends. A step that measures speed
+    runs ``alone``, where steps run side by side.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Step:
     seconds: float
     disk_bytes: int = 0
     ram_bytes: int = 0
+    scratch_bytes: int = 0
     alone: bool = False
     key: Digest = field(init=False)
 

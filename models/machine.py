@@ -1,7 +1,7 @@
 """What this machine is, and how much memory a process had, as Linux says it.
 
-Owns the reading of ``/proc``; which profile the words mean is decided in ``models.profiles``. Refuses to
-guess: what the system does not say is None.
+Owns the reading of ``/proc`` and of control groups; which profile the words mean is decided in
+``models.profiles``. Refuses to guess: what the system does not say is None.
 """
 
 import os
@@ -22,8 +22,24 @@ def this_machine() -> Machine:
     return Machine(
         profile=profile,
         cores=len(os.sched_getaffinity(0)),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=memory_limit(),
     )
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes that this process may hold: the machine's, or fewer where a control group (v2) has fewer.
+
+    A group is bound by those above it as well. A container sees its own as the root of the tree.
+    """
+    bounds = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    tree = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        if line.startswith("0::/"):
+            own = tree / line.removeprefix("0::/")
+            groups = [own, *(above for above in own.parents if above.is_relative_to(tree))]
+            said = [_text(group / "memory.max").strip() for group in groups]
+            bounds += [int(one) for one in said if one.isdigit()]  # else "max", or no such file
+    return min(bounds)
 
 
 def peak_memory(pid: int) -> int | None:

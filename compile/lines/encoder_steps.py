@@ -29,6 +29,8 @@ _READ_SECONDS = 0.03
 """Per text that is measured."""
 _ASK_SECONDS = 1.0
 """Per answer of a teacher that answers in text."""
+_CHECKPOINTS = 9
+"""On disk, in trained weights: the best, the last, and the one being written, each with two moments."""
 _ROW_BYTES = 400
 """What 100 tokens take in a source, with their keys."""
 
@@ -167,7 +169,8 @@ class EncoderSteps:
             versions("torch", "transformers") | {"outpost-prune": "1"},
             prune,
             seconds=20 + rows * (heal.training.epochs if heal is not None else 0) * _TRAIN_SECONDS,
-            disk_bytes=4 * self._weights,
+            disk_bytes=self._weights,
+            scratch_bytes=self._weights + (_CHECKPOINTS * self._weights if heal is not None else 0),
             ram_bytes=self._train_ram if heal is not None else self._read_ram,
         )
 
@@ -197,7 +200,8 @@ class EncoderSteps:
                 self._lesson(inputs), inputs.get("labelled"), False, folder, scratch, report
             ),
             seconds=self._train_seconds,
-            disk_bytes=2 * self._weights,
+            disk_bytes=self._student,
+            scratch_bytes=_CHECKPOINTS * self._student,
             ram_bytes=self._train_ram,
         )
 
@@ -224,7 +228,7 @@ class EncoderSteps:
                 self._lesson(inputs), inputs.get("labelled"), folder, scratch, report
             ),
             seconds=self._train_seconds,
-            disk_bytes=3 * self._weights,
+            scratch_bytes=(1 + _CHECKPOINTS) * self._student,
             ram_bytes=self._train_ram,
         )
 
@@ -311,7 +315,8 @@ class EncoderSteps:
                 recipe, inputs.get("tuned", source), inputs["data"], folder, scratch, report
             ),
             seconds=15,
-            disk_bytes=3 * self._weights,
+            disk_bytes=self._weights,
+            scratch_bytes=self._weights,
             ram_bytes=660_000_000 + 33 * self._weights // 10,
         )
 
@@ -323,7 +328,8 @@ class EncoderSteps:
             versions("onnx", "onnxruntime") | {"outpost-prepare": "1"},
             lambda inputs, folder, scratch, report: work.prepare_graph(inputs["exported"], folder),
             seconds=4,
-            disk_bytes=3 * self._weights,
+            disk_bytes=self._weights,
+            scratch_bytes=self._weights,
             ram_bytes=142_000_000 + 35 * self._weights // 10,
         )
 
@@ -348,7 +354,8 @@ class EncoderSteps:
                 recipe, variant, inputs, folder, scratch, threads, report
             ),
             seconds=4 + searched * 3,
-            disk_bytes=3 * self._weights,
+            disk_bytes=self._weights // (3 if variant.mixed is None else 1),
+            scratch_bytes=2 * self._weights,
             ram_bytes=held + tenths * self._weights // 10,
         )
 

@@ -158,7 +158,8 @@ class VisionSteps:
             | {"outpost-export-vision": "1"},
             work,
             seconds=15,
-            disk_bytes=3 * weights,
+            disk_bytes=weights,
+            scratch_bytes=weights,
             ram_bytes=660_000_000 + 33 * weights // 10,
         )
 

@@ -5,14 +5,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from genai_folders import exported, hf_folder
 
 from compile.errors import BadRecipe
 from compile.forecast import COSTS, Facts, facts_of, predict
+from compile.plan import describe, make_plan
+from compile.steps import Cache, Step
 from models.forecast import fitting_profiles, memory_needed
-from models.machine import this_machine
+from models.machine import memory_limit, this_machine
 from models.profiles import PROFILES
 from models.workloads import workload_of
 
@@ -79,6 +82,34 @@ def test_every_profile_and_kind_is_on_the_page() -> None:
     for name in PROFILES:
         assert f"`{name}`" in DOC
     assert this_machine().profile in PROFILES
+
+
+def test_scratch_is_counted_once_and_results_all(tmp_path: Path) -> None:
+    """Two results of 10 MB that take 100 and 300 MB while they are made: 320 MB, or 420 side by side."""
+
+    def step(name: str, scratch: int) -> Step:
+        return Step(name, {}, {}, {}, lambda *given: None, 1.0, 10**7, 10**6, scratch * 10**6)
+
+    line = SimpleNamespace(steps=[step("a", 100), step("b", 300)], workloads={})
+    for jobs, megabytes in ((1, 320), (2, 420)):
+        plan = make_plan(line, Cache(tmp_path), tmp_path, jobs)
+        assert plan.disk_bytes == megabytes * 10**6 and plan.refusals == ()
+    assert "310 MB" in describe(plan)  # of one step: its result, and what lies beside it
+
+
+def test_memory_is_bounded_by_the_control_groups_above(tmp_path: Path) -> None:
+    whole = memory_limit(tmp_path)
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("4:memory:/old\n0::/slice/unit\n")
+    unit = tmp_path / "sys" / "fs" / "cgroup" / "slice" / "unit"
+    unit.mkdir(parents=True)
+    assert memory_limit(tmp_path) == whole
+    (unit / "memory.max").write_text("max\n")
+    assert memory_limit(tmp_path) == whole
+    (unit.parent / "memory.max").write_text("5000000\n")
+    assert memory_limit(tmp_path) == 5_000_000
+    (unit.parent.parent / "memory.max").write_text("4000000\n")
+    assert memory_limit(tmp_path) == 4_000_000
 
 
 @pytest.mark.model
