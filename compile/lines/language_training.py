@@ -7,6 +7,7 @@ from typing import Any
 
 from compile.data.rows import Row, Splits, read_splits
 from compile.errors import BadRecipe
+from compile.forecast import facts_of, predict
 from compile.gguf.files import vocabulary
 from compile.line import versions
 from compile.lines.language import (
@@ -23,6 +24,7 @@ from compile.recipe.distil import DistilLogits, DistilSequences, Prune
 from compile.recipe.training import FineTune
 from compile.steps import Report, Step
 from compile.training.run import TrainingRun
+from compile.training.teacher import memory_of
 from models.digest import Digest
 from models.gguf import read_header
 
@@ -32,6 +34,8 @@ _WINDOW = 128
 """Tokens of a piece of plain text, where text without rows is learned from."""
 _TYPICAL_ROW = 128
 """Tokens of a row, for forecasts."""
+_ROWS_BYTES = 100_000_000
+"""Memory of a step that only reads, asks about and writes rows."""
 _NO_LESSON = "distil: the rows are preferences, which are learned without a teacher"
 
 
@@ -91,8 +95,19 @@ class TrainingSteps:
             work,
             seconds=forecast.seconds,
             disk_bytes=4 * self._sources.base_bytes if whole else 60_000_000,
-            ram_bytes=forecast.ram_bytes,
+            ram_bytes=self._with_teacher(forecast.ram_bytes),
         )
+
+    def _with_teacher(self, learning: int) -> int:
+        """Peak memory where learning alone takes ``learning``: a teacher of logits runs beside the student,
+        or before it where what it says is kept on disk."""
+        distil, place = self._recipe.distil, self._sources.teacher
+        if not isinstance(distil, DistilLogits) or place is None or distil.hard == 1:
+            return learning
+        facts = facts_of(place)
+        if distil.top is None:
+            return learning + facts.float_bytes
+        return max(learning, predict("finetune-lora", facts).ram_bytes)
 
     def _learn(self, inputs: Folders, settings: FineTune, run: TrainingRun) -> None:
         """From pairs of answers where the rows have them, from a teacher's logits, or from the answers."""
@@ -155,7 +170,7 @@ class TrainingSteps:
             versions("llama-cpp-python") | {"outpost-teacher": "2"},
             work,
             seconds=600,
-            ram_bytes=1_000_000_000,
+            ram_bytes=_ROWS_BYTES if place is None else memory_of(place, teacher),
         )
 
     def _taught_by(self) -> dict[str, Digest]:
@@ -176,15 +191,18 @@ class TrainingSteps:
             )
 
         rows = (self._recipe.data.train_rows if self._recipe.data else None) or 768
+        facts = self._sources.facts
+        entering = rows * _TYPICAL_ROW * 4 * facts.hidden
         return Step(
             "fixed-layers",
             {"first_layer": settings.first_layer, **self._lesson()},
             after,
             versions("torch", "transformers") | {"outpost-examples": "2"},
             work,
-            seconds=10 + rows * 0.007 * settings.first_layer,
-            disk_bytes=rows * 220_000,
-            ram_bytes=1_500_000_000,
+            seconds=10 + rows * 0.2 * settings.first_layer / facts.layers * facts.float_bytes / 540e6,
+            disk_bytes=entering,
+            # Row by row, and then all rows in one piece.
+            ram_bytes=self._sources.forecast("finetune-lora").ram_bytes + 2 * entering,
         )
 
     def _run(self, folder: Path, scratch: Path, report: Report) -> TrainingRun:

@@ -15,6 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +24,9 @@ from compile.recipe.distil import TextTeacher
 from compile.steps import Report
 from models.engines.base import GenerateRequest, Sampling
 from models.errors import EngineError, InvalidTemplate
+from models.forecast import memory_needed
 from models.prompts import ChatTemplate
+from models.workloads import workload_of
 
 if TYPE_CHECKING:
     import httpx
@@ -35,6 +38,8 @@ _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may be answered."""
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 """Seconds."""
+_SEQUENCES = 16
+"""Answers that a teacher here writes at once."""
 
 
 class Teacher(Protocol):
@@ -108,6 +113,12 @@ def open_teacher(
         teacher.close()
 
 
+def memory_of(file: Path, settings: TextTeacher) -> int:
+    """Peak memory of the teacher in ``file``, by forecast. Raises ``UnsafeFile``."""
+    load = workload_of(file, "", settings.context_tokens)  # whatever its precision: memory is bytes
+    return round(memory_needed(replace(load, sequences=_SEQUENCES)))
+
+
 class LocalTeacher:
     """A GGUF, through llama.cpp. Implements ``Teacher``.
 
@@ -124,9 +135,9 @@ class LocalTeacher:
             LlamaSettings(
                 threads=threads,
                 context_tokens=settings.context_tokens,
-                max_sequences=16,
+                max_sequences=_SEQUENCES,
                 batch_tokens=256,
-                cache_tokens=16 * settings.context_tokens,
+                cache_tokens=_SEQUENCES * settings.context_tokens,
             ),
         )
         facts = self._engine.facts

@@ -64,6 +64,11 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
         ("type: Q8_0", "type: Q8", "variants.0.type: 'Q8' is none of .*did you mean 'Q8_0'"),
         ("base:", "task: translate\nbase:", "task: 'translate' is none of generate, embed"),
         ("  rank: 16", "  rank: none", "finetune.rank: Input should be a valid integer"),
+        (
+            "{name: q8_0, type: Q8_0}",
+            "{name: q8_0, type: Q8_0, mixed: {higher: F16}}",
+            "variants.0.mixed: .*mixed sets max_kl, max_flips or both",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_line_and_what_is_possible(tmp_path, good, bad, said):
