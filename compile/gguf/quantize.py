@@ -9,7 +9,7 @@ tensor by tensor.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compile.child import started
 from compile.errors import ToolFailed, UnsupportedBase
@@ -17,6 +17,9 @@ from compile.gguf.importance_file import describe
 from compile.gguf.mixture import Override, check_kind, designed
 from models.errors import UnsafeFile
 from models.gguf import GgufHeader, TensorType, check_model, read_header
+
+if TYPE_CHECKING:
+    from compile.steps import Report
 
 _PLAIN = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.F64})
 
@@ -28,6 +31,7 @@ def quantize(
     threads: int,
     importance: Path | None = None,
     overrides: Sequence[Override] = (),
+    report: "Report" = lambda done, note: None,
 ) -> None:
     """Write ``source`` (F32 GGUF) to ``target`` as ``kind``, such as ``Q8_0``.
 
@@ -49,7 +53,7 @@ def quantize(
                 "importance": None if importance is None else _importance(importance),
                 "types": _types(header, kind, importance is not None, overrides),
             }
-            child.run(job, lambda done, note: None, f"quantizing to {kind}")
+            child.run(job, report, f"quantizing to {kind}")
         _check_result(header, unfinished, kind)
         unfinished.replace(target)
     finally:

@@ -7,12 +7,13 @@ the bindings alone, NumPy only for an importance matrix.
 import ctypes
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compile.child import main
+from compile.child import main, say
 from compile.gguf.importance_file import read_columns
 from compile.gguf.mixture import IMPORTANCE_TEXT, IMPORTANCE_TOKENS
 
@@ -27,6 +28,23 @@ def _bindings() -> Any:
         sys.exit("llama-cpp-python is missing: pip install 'outpost[compile]'")
     sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)  # a package that was never executed
     return importlib.import_module("llama_cpp.llama_cpp")
+
+
+def _listen(lib: Any) -> Any:
+    """Tell of each tensor as the library says that it begins; all that it says stays on stderr.
+
+    Returns what must live as long as the library speaks.
+    """
+
+    def heard(level: int, text: bytes, data: Any) -> None:
+        line = text.decode("utf-8", "replace")
+        sys.stderr.write(line)
+        if found := re.match(r"\[ *(\d+)/ *(\d+)\] +(\S+)", line):
+            say((int(found[1]) - 1) / int(found[2]), f"quantizing {found[3]}")
+
+    callback = lib.llama_log_callback(heard)
+    lib.llama_log_set(callback, None)
+    return callback
 
 
 def _quantize(lib: Any, job: Mapping[str, Any]) -> int:
@@ -59,9 +77,11 @@ def _quantize(lib: Any, job: Mapping[str, Any]) -> int:
         lineage[1].key = IMPORTANCE_TOKENS.encode()
         lineage[1].value.val_i64 = importance["tokens"]
         parameters.kv_overrides = lineage
+    listening = _listen(lib)
     result: int = lib.llama_model_quantize(
         job["source"].encode(), job["target"].encode(), ctypes.byref(parameters)
     )
+    del listening
     return result
 
 

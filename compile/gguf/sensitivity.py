@@ -7,10 +7,11 @@ the shortest list that holds: harms alone do not add up exactly, so no plan rest
 pure but for the measuring function that it is given. Refuses bounds that keeping everything cannot meet.
 """
 
-import json
+import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,6 @@ from compile.gguf.quantize import quantize
 from compile.steps import Report
 from models.gguf import GgufHeader, TensorType, check_model
 
-SENSITIVITY = "sensitivity.json"
 GroupBy = Literal["layer-kind", "layer", "kind"]
 _BLOCK = 32
 """Tokens that are drawn together: neighbours depend on each other."""
@@ -161,8 +161,8 @@ def sensitivity(
 ) -> tuple[Candidate, ...]:
     """Measure every group that ``high`` would hold more exactly than a ``kind`` file does.
 
-    ``against`` is the folder of the reference's own measurement on ``text`` (``measure_reference``). Leaves
-    ``sensitivity.json`` in ``folder``. Raises ``ToolFailed`` and what ``quantize`` raises.
+    ``against`` is the folder of the reference's own measurement on ``text`` (``measure_reference``);
+    ``folder`` is for files on the way. Raises ``ToolFailed`` and what ``quantize`` raises.
     """
     header = check_model(reference)
     plain = {tensor.name: tensor for tensor in header.tensors}
@@ -171,7 +171,6 @@ def sensitivity(
     result = []
     groups = groups_of(header, by)
     for number, (name, whole) in enumerate(groups.items()):
-        report(number / len(groups), f"group {name}")
         sizes = {one: (size_of(plain[one], low[one]), size_of(plain[one], high)) for one in whole}
         tensors = tuple(one for one, (now, then) in sizes.items() if now < then)
         if not tensors:  # the design holds them as exactly already
@@ -180,17 +179,12 @@ def sensitivity(
         chosen = frozenset(tensors)
         overrides = [one for one in everything if one.tensor not in chosen]
         overrides += [Override(one, low[one]) for one in tensors]
-        point = _measured(reference, against, kind, text, folder, threads, importance, overrides, name)
+        point = _measured(
+            reference, against, kind, text, folder, threads, importance, overrides,
+            _nth(report, number, len(groups), f"group {name}"), name,
+        )  # fmt: skip
         result.append(Candidate(name, tensors, low_bytes, high_bytes, point.kl))
-    stored = {"kind": kind, "high": high.name, "by": by, "candidates": [asdict(one) for one in result]}
-    (folder / SENSITIVITY).write_text(json.dumps(stored, indent=1), encoding="utf-8")
     return tuple(result)
-
-
-def read_candidates(folder: Path) -> tuple[Candidate, ...]:
-    """What ``sensitivity`` left."""
-    stored: dict[str, Any] = json.loads((folder / SENSITIVITY).read_text(encoding="utf-8"))
-    return tuple(Candidate(**(one | {"tensors": tuple(one["tensors"])})) for one in stored["candidates"])
 
 
 def measure_reference(reference: Path, text: Heldout, folder: Path, threads: int, report: Report) -> None:
@@ -209,17 +203,26 @@ def measure_mixture(
     folder: Path,
     threads: int,
     importance: Path | None = None,
+    report: Report = lambda done, note: None,
 ) -> Callable[[frozenset[str]], Point]:
     """The measuring function of ``plan_mixed``: quantizes a mixture, measures it, deletes it."""
+    most, calls = 2 + math.ceil(math.log2(len(candidates) + 1)), itertools.count()
 
     def one(kept: frozenset[str]) -> Point:
+        number = next(calls)
         names = [name for group in candidates if group.name in kept for name in group.tensors]
         overrides = [Override(name, high) for name in names]
         return _measured(
-            reference, against, kind, text, folder, threads, importance, overrides, *sorted(kept)
-        )
+            reference, against, kind, text, folder, threads, importance, overrides,
+            _nth(report, number, most, f"mixture {number + 1}"), *sorted(kept),
+        )  # fmt: skip
 
     return one
+
+
+def _nth(report: Report, number: int, count: int, what: str) -> Report:
+    """The progress of one of ``count`` in that of all."""
+    return lambda done, note: report(min(1.0, (number + done) / count), f"{what}: {note}")
 
 
 def _measured(
@@ -231,6 +234,7 @@ def _measured(
     threads: int,
     importance: Path | None,
     overrides: Iterable[Override],
+    report: Report,
     *kept: str,
 ) -> Point:
     import numpy as np
@@ -238,8 +242,11 @@ def _measured(
     model, results = folder / "mixture.gguf", folder / "mixture"
     results.mkdir(exist_ok=True)
     try:
-        quantize(reference, model, kind, threads, importance, tuple(overrides))
-        measure(_job(model, text, results, against, threads), lambda done, note: None)
+        quantize(
+            reference, model, kind, threads, importance, tuple(overrides),
+            lambda done, note: report(done / 2, note),
+        )  # fmt: skip
+        measure(_job(model, text, results, against, threads), lambda done, note: report(0.5 + done / 2, note))
         ours, theirs = np.load(results / TOKENS), np.load(against / TOKENS)
         kl, flips = ours["kl"].astype(np.float64), (ours["top"] != theirs["top"]).astype(np.float64)
         worst_kl, worst_flips = (statistics.mean_interval(one, 1000, 0, _BLOCK)[1] for one in (kl, flips))

@@ -76,7 +76,7 @@ class VariantMaker:
             matrix = inputs["importance"] / IMPORTANCE if "importance" in inputs else None
             reference = inputs["root"] / REFERENCE_FILE
             if mixed is None:
-                quantize(reference, folder / MODEL, one.type, self._workshop.threads, matrix)
+                quantize(reference, folder / MODEL, one.type, self._workshop.threads, matrix, report=report)
             elif text is not None and calibration is not None:
                 _mix(
                     reference, one.type, mixed, text, calibration.tokens, matrix, self._workshop.threads,
@@ -214,8 +214,10 @@ def _mix(
         matrix,
         lambda done, note: report(0.1 + 0.7 * done, note),
     )
-    report(0.8, "mixtures")
-    measured = measure_mixture(reference, against, kind, high, candidates, heldout, scratch, threads, matrix)
+    measured = measure_mixture(
+        reference, against, kind, high, candidates, heldout, scratch, threads, matrix,
+        lambda done, note: report(0.8 + 0.15 * done, note),
+    )  # fmt: skip
     said: dict[str, object] = {"kept at": mixed.higher}
     try:
         plan = plan_mixed(candidates, high, Limits(mixed.max_kl, mixed.max_flips), measured)
@@ -225,7 +227,10 @@ def _mix(
         overrides = tuple(Override(name, high) for one in candidates for name in one.tensors)
         kept = tuple(one.name for one in candidates)
         said["mixed precision"] = str(refusal)
-    quantize(reference, folder / MODEL, kind, threads, matrix, overrides)
+    quantize(
+        reference, folder / MODEL, kind, threads, matrix, overrides,
+        lambda done, note: report(0.95 + 0.05 * done, note),
+    )  # fmt: skip
     said["kept higher"] = f"{len(kept)} of {len(candidates)}: {', '.join(kept)}"
     stored = {"settings": said, "overrides": [[one.tensor, one.type.name] for one in overrides]}
     (folder / SETTINGS).write_text(json.dumps(stored, indent=1), encoding="utf-8")

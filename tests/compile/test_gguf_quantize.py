@@ -6,6 +6,9 @@ import sys
 
 from gguf_models import Shape, write_llama
 
+from compile.gguf.quantize import quantize
+from models.gguf import read_header
+
 HEAVY = ("torch", "numpy", "pydantic", "transformers", "jinja2", "safetensors")
 """Half a second of imports, which is as long as it takes to quantize a small model."""
 
@@ -36,6 +39,15 @@ def test_neither_process_loads_what_quantizing_does_not_need(tmp_path):
     )
     assert "llama_cpp" in loaded(done.stderr) and not loaded(done.stderr).intersection(HEAVY)
     assert (tmp_path / "child.gguf").read_bytes() == (tmp_path / "q8.gguf").read_bytes()
+
+
+def test_it_says_which_tensor_it_is_at(tmp_path):
+    told = []
+    source = write_llama(tmp_path / "f32.gguf", Shape(layers=1))
+    quantize(source, tmp_path / "q8.gguf", "Q8_0", 1, report=lambda done, note: told.append((done, note)))
+    names = [tensor.name for tensor in read_header(source).tensors]
+    assert sorted(note for _, note in told) == sorted(f"quantizing {name}" for name in names)
+    assert [done for done, _ in told] == [round(at / len(names), 3) for at in range(len(names))]
 
 
 def test_a_refused_source_leaves_no_process_and_no_file(tmp_path):

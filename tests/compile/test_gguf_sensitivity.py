@@ -1,6 +1,7 @@
 """Planning as laws over made-up harms; measuring on a real file through the engine."""
 
 import math
+import re
 
 import pytest
 from gguf_models import Shape, calibration_text, write_llama
@@ -19,7 +20,6 @@ from compile.gguf.sensitivity import (
     measure_mixture,
     measure_reference,
     plan_mixed,
-    read_candidates,
     sensitivity,
 )
 from models.gguf import TensorType, read_header
@@ -90,8 +90,13 @@ def test_a_measured_plan_makes_the_file_that_holds(tmp_path):
     folder.mkdir()
     measure_reference(reference, text, against, 1, quiet)
     arguments = (reference, against, "Q4_0", TensorType.Q8_0)
-    found = sensitivity(*arguments, text, folder, 1, "kind")
-    assert read_candidates(folder) == found
+    told = []
+    found = sensitivity(
+        *arguments, text, folder, 1, "kind", None, lambda done, note: told.append((done, note))
+    )
+    assert told == sorted(told, key=lambda one: one[0]) and told[-1][0] == 1
+    assert any(re.match(r"group attn_q: quantizing blk\.1\.attn_q", note) for _, note in told)
+    assert any("group attn_q: window 3 of 3" in note for _, note in told)
     assert {one.name for one in found} > {"attn_q", "ffn_down", "token_embd"} and all(
         one.harm > 0 for one in found
     )
