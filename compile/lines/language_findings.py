@@ -339,7 +339,7 @@ def _ledger(
         from models.onnx import read_model
 
         model = read_model(place / "model.onnx")
-        found = ledger(model, GenaiSettings(precision=kind.genai_precision))
+        found = ledger(model, GenaiSettings(kind.genai_precision, **kind.genai_settings))
         return found, sum(len(tensor.shape) > 1 for tensor in model.initializers)
     header = read_header(place)
     return fallbacks(header, kind.type, overrides), sum(len(tensor.shape) > 1 for tensor in header.tensors)
@@ -349,7 +349,9 @@ def _settings(kind: LanguageVariant | None, folder: Path) -> tuple[dict[str, Any
     """How a variant was made, for people, and the tensors that have a type of their own."""
     if kind is None:
         return {}, ()
-    found: dict[str, Any] = {"importance matrix": "yes"} if kind.importance else {}
+    found = kind.genai_settings
+    if kind.importance:
+        found["importance matrix"] = "yes"
     if kind.merged:
         found["adapter"] = "merged"
     if not (folder / SETTINGS).is_file():

@@ -137,7 +137,7 @@ class VariantMaker:
         slots = None
         if settings is not None and self._recipe.has_adapter:
             slots = AdapterSlots(max_rank=settings.rank, targets=settings.targets)
-        asked = GenaiSettings(precision=one.genai_precision, slots=slots)
+        asked = GenaiSettings(one.genai_precision, **one.genai_settings, slots=slots)
 
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
             (folder / GENAI).mkdir()

@@ -147,10 +147,11 @@ def write_adapter(values: "Mapping[str, npt.NDArray[np.float32]]", target: Path)
 
 def ledger(model: OnnxModel, settings: GenaiSettings) -> tuple[Fallback, ...]:
     """Weight matrices that did not get the asked precision, with what they got. Norms do not count."""
-    asked = settings.precision
-    if asked == "fp32":
+    if settings.precision == "fp32":
         return ()
     found = []
+    # A weight has dots where its node, which the parts are of, has slashes.
+    kept = [part.replace("/", ".") for part in settings.eight_bits]
     for tensor in model.initializers:
         if (
             len(tensor.shape) < 2
@@ -158,6 +159,7 @@ def ledger(model: OnnxModel, settings: GenaiSettings) -> tuple[Fallback, ...]:
             or tensor.name.endswith(("_scale", "_zp", "_cache"))
         ):
             continue
+        asked = "int8" if any(part in f".{tensor.name}" for part in kept) else settings.precision
         got = "int4" if "_Q4G" in tensor.name else "int8" if "_Q8G" in tensor.name else tensor.type
         if got != asked and tensor.elements:
             found.append(Fallback(tensor=tensor.name, asked=asked, got=got))

@@ -1,6 +1,6 @@
 """Recipes of causal language models (``task: generate``)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,15 @@ class Mixed(Section):
         return self
 
 
+class Genai(Section):
+    """How GenAI's builder quantizes; what is left out is as ``compile.onnx.genai.GenaiSettings`` has it."""
+
+    algorithm: Literal["k_quant", "rtn"] | None = None
+    block_size: Literal[16, 32, 64, 128, 256] | None = None
+    accuracy_level: Literal[1, 4] | None = None
+    eight_bits: tuple[str, ...] | None = None
+
+
 class LanguageVariant(Section):
     """One precision of the base."""
 
@@ -68,6 +77,7 @@ class LanguageVariant(Section):
     importance: bool = False
     mixed: Mixed | None = None
     merged: bool = False
+    genai: Genai | None = None
 
     @property
     def is_genai(self) -> bool:
@@ -86,6 +96,11 @@ class LanguageVariant(Section):
             raise ValueError(f"{self.type} is not a type of GenAI")
         return found[self.type]
 
+    @property
+    def genai_settings(self) -> dict[str, Any]:
+        """What the variant says of GenAI's builder beside the precision."""
+        return {} if self.genai is None else self.genai.model_dump(exclude_none=True)
+
     def is_merged(self, other: "LanguageVariant") -> bool:
         """Whether this is ``other`` but for the adapter, which is merged here and beside it there."""
         return self == other.model_copy(update={"name": self.name, "merged": True}) and not other.merged
@@ -94,6 +109,10 @@ class LanguageVariant(Section):
     def _goes_together(self) -> "LanguageVariant":
         if self.is_genai and (self.importance or self.mixed is not None or self.merged):
             raise ValueError("importance, mixed and merged are for GGUF types")
+        if self.genai is not None and self.type not in ("genai-int8", "genai-int4"):
+            raise ValueError("genai says how genai-int8 and genai-int4 are quantized")
+        if self.genai is not None and self.genai.eight_bits and self.type != "genai-int4":
+            raise ValueError("eight_bits is for genai-int4: a model in eight bits has no others to spare")
         return self
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from compile.errors import BadRecipe, UnsupportedBase
 from compile.evaluate.tokens import first_difference, readings
 from compile.onnx.genai import GenaiSettings, export, export_adapter, ledger
+from compile.recipe.language import LanguageVariant
 from models.engines.onnx_genai import GenaiEngine, check_folder, lora_slots, parameters_of
 from models.engines.onnx_genai import GenaiSettings as EngineSettings
 from models.errors import UnsafeFile
@@ -101,6 +102,35 @@ def test_sizes_and_ledger() -> None:
     asked_four = ledger(int8, GenaiSettings("int4"))
     assert {one.got for one in asked_four} == {"int8"}
     assert any("lm_head" in one.tensor for one in asked_four)
+
+
+def test_what_a_recipe_keeps_at_eight_bits_is_no_fallback(tmp_path: Path) -> None:
+    said = {"algorithm": "rtn", "block_size": 64, "eight_bits": ["lm_head", "layers.0/mlp/down_proj"]}
+    one = LanguageVariant.model_validate({"name": "g4", "type": "genai-int4", "genai": said})
+    settings = GenaiSettings(one.genai_precision, **one.genai_settings)
+    export(hf_folder(), settings, tmp_path, work() / "scratch", quiet)
+    model = read_model(tmp_path / "model.onnx")
+    quantized = {tensor.name for tensor in model.initializers if "MatMul.weight_Q" in tensor.name}
+    packed = {name for name in quantized if not name.endswith(("_scale", "_zp"))}
+    eight = {name for name in packed if "_Q8G" in name}
+    assert eight == {"lm_head.MatMul.weight_Q8G64", "model.layers.0.mlp.down_proj.MatMul.weight_Q8G64"}
+    assert all(name.endswith("_Q4G64") for name in packed - eight) and packed > eight
+    assert ledger(model, settings) == ()
+    assert {one.tensor for one in ledger(model, GenaiSettings("int4"))} == eight
+
+
+@pytest.mark.parametrize(
+    ("type_", "said", "why"),
+    [
+        ("Q8_0", {"block_size": 64}, "genai says how genai-int8 and genai-int4"),
+        ("genai-fp32", {"block_size": 64}, "genai says how genai-int8 and genai-int4"),
+        ("genai-int8", {"eight_bits": ["lm_head"]}, "no others to spare"),
+        ("genai-int4", {"block_size": 48}, "block_size"),
+    ],
+)
+def test_a_recipe_says_nothing_of_the_builder_that_it_would_not_do(type_: str, said: dict, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        LanguageVariant.model_validate({"name": "g", "type": type_, "genai": said})
 
 
 def test_the_same_export_gives_the_same_bytes(tmp_path: Path) -> None:
