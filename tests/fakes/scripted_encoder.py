@@ -5,6 +5,7 @@ from array import array
 
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall, Inspected
 from models.engines.base import EncoderFacts
+from models.engines.readings import Transcript
 from models.errors import EngineError
 from models.manifest import Task
 
@@ -44,6 +45,8 @@ class ScriptedEncoder:
         if self.facts.task == "inspect":
             picture = b"\x89PNG" if call.heat_maps else None
             return EncoderAnswer(inspections=tuple(Inspected(s, s > 4, 4.0, REGION, picture) for s in sizes))
+        if self.facts.task == "transcribe":
+            return EncoderAnswer(transcript=Transcript("en", 1.0, ()))
         if self.facts.task == "embed":
             return EncoderAnswer(tuple(row(size, 0.5) for size in sizes), tokens=3 * len(sizes))
         return EncoderAnswer(tuple(row(0.25, 0.75) for _ in sizes), tokens=2)
