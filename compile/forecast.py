@@ -108,19 +108,9 @@ COSTS: Mapping[str, Cost] = MappingProxyType(
         ),
         "finetune-lora": Cost(539e6, per_float=1.0, per_activation=56.0, seconds=10, seconds_per_gb=500),
         "finetune-full": Cost(540e6, per_float=3.9, per_activation=56.0, seconds=10, seconds_per_gb=900),
-        "export-encoder": Cost(600e6, per_float=4.4, seconds=8, seconds_per_gb=80, disk_per_float=1.0),
-        "prepare-onnx": Cost(510e6, per_float=3.0, seconds=2, seconds_per_gb=40, disk_per_float=1.0),
-        "quantize-onnx-dynamic": Cost(
-            100e6, per_float=3.0, seconds=2, seconds_per_gb=35, disk_per_weight=1.0
-        ),
-        "quantize-onnx-static": Cost(215e6, per_float=3.0, seconds=3, seconds_per_gb=50, disk_per_weight=1.0),
-        "quantize-onnx-blocks": Cost(
-            315e6, per_float=3.0, seconds=3, seconds_per_gb=200, disk_per_weight=1.0
-        ),
-        "measure-encoder": Cost(415e6, per_float=1.0, seconds=5, seconds_per_gb=100),
     }
 )
-"""Fitted to docs/profiles.md's table; the kinds of encoders to one model only, all-MiniLM-L6-v2."""
+"""Fitted to docs/profiles.md's table."""
 
 
 def predict(kind: str, facts: Facts) -> Forecast:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 BUILDER_VERSION = "onnxruntime-genai 0.13.2"
-ADAPTER_FILE = "adapter.onnx_adapter"
 _REFUSED = 3  # exit code of the child for what is no fault of the builder's
 _EIGHT, _FOUR = 8, 4
 

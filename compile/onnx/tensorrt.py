@@ -94,12 +94,6 @@ class QdqReport:
 
     quantized: Mapping[str, int]
     in_float: Mapping[str, int]
-    int8_weights: int
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether anything computes in INT8."""
-        return bool(self.quantized)
 
 
 def qdq_report(model: "ModelProto") -> QdqReport:
@@ -114,17 +108,15 @@ def qdq_report(model: "ModelProto") -> QdqReport:
             _check_zero_point(node, constants)
     quantized: Counter[str] = Counter()
     in_float: Counter[str] = Counter()
-    weights = 0
     for node in model.graph.node:
         if node.op_type not in _QDQ_COMPUTE:
             continue
         fed = [_dequantizer(name, makers) for name in node.input[:2]]
         if all(fed):
             quantized[node.op_type] += 1
-            weights += sum(maker is not None and maker.input[0] in constants for maker in fed)
         else:
             in_float[node.op_type] += 1
-    return QdqReport(dict(quantized), dict(in_float), weights)
+    return QdqReport(dict(quantized), dict(in_float))
 
 
 def check_graph(model: "ModelProto") -> Typing:
@@ -268,13 +260,12 @@ class BuildPlan:
     builder_flags: tuple[str, ...]
 
 
-def build_plan(line: Line, typing: Typing, report: QdqReport, jetpack: str | None = None) -> BuildPlan:
+def build_plan(line: Line, typing: Typing, jetpack: str | None = None) -> BuildPlan:
     """Flags for a line. Raises ``BadRecipe`` where the line cannot take such a graph."""
     if line.weak:
         if typing == "strong":
             return BuildPlan(line.name, line.major, jetpack, ("STRONGLY_TYPED",), ())
-        flags = ("FP16", "INT8") if report.is_quantized else ("FP16",)
-        return BuildPlan(line.name, line.major, jetpack, (), flags)
+        return BuildPlan(line.name, line.major, jetpack, (), ("FP16",))
     if typing == "weak":
         raise BadRecipe(
             f"{line.name} computes a graph in the types it has: this one would run in float32. Quantize it "
@@ -315,10 +306,10 @@ def write_recipe(
         line = line_of(jetpack)
         if device is not None and line.devices and device not in line.devices:
             raise BadRecipe(f"jetpack: {line.name} is not for {device}, only for {', '.join(line.devices)}")
-        plans.append(build_plan(line, typing, report, jetpack))
+        plans.append(build_plan(line, typing, jetpack))
     if not jetpacks:
         anywhere = [line for line in LINES if line.jetpack is None and (line.weak or typing == "strong")]
-        plans = [build_plan(line, typing, report) for line in anywhere]
+        plans = [build_plan(line, typing) for line in anywhere]
     target.mkdir(parents=True, exist_ok=True)
     if widened:
         write_model(graph, target / MODEL_FILE)

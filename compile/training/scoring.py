@@ -1,4 +1,4 @@
-"""What a model says before and after training: losses of given answers, and answers of its own.
+"""What a model makes of given answers before and after training: their losses.
 
 In torch, on the weights as they were trained; what is shipped is measured through the engine that serves it
 (``compile/evaluate/measure.py``). Loads torch and transformers: import it inside the function that needs it.
@@ -66,47 +66,3 @@ def answer_losses(
                 right[index] = bool(hits[own].all())
             report((at + len(chosen)) / len(order), "losses of the answers")
     return AnswerLosses(tuple(losses), tuple(tokens), tuple(right))
-
-
-def write_answers(
-    hf_folder: Path,
-    examples: Sequence[Example],
-    tokenizer: Any,
-    end_of_turn: str,
-    max_tokens: int,
-    threads: int,
-    report: Report,
-    adapter: Path | None = None,
-    batch: int = 8,
-) -> list[str]:
-    """What the model answers to the examples' prompts, the likeliest token each time."""
-    result = [""] * len(examples)
-    end = tokenizer.token_to_id(end_of_turn)
-    prompts = [example.ids[: example.prompt_length] for example in examples]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    with conditions(FineTune(), threads), torch.no_grad():
-        model = load_tuned(hf_folder, adapter)
-        for at in range(0, len(order), batch):
-            chosen = order[at : at + batch]
-            longest = max(len(prompts[index]) for index in chosen)
-            # Padding stands before the prompt, so that all go on from the same place.
-            before = [longest - len(prompts[index]) for index in chosen]
-            ids = torch.tensor(
-                [[end] * gap + list(prompts[index]) for gap, index in zip(before, chosen, strict=True)]
-            )
-            mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in before])
-            said = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_tokens,
-                do_sample=False,
-                eos_token_id=end,
-                pad_token_id=end,
-            )
-            for row, index in enumerate(chosen):
-                own = said[row].tolist()
-                own = own[longest:] if own[: len(ids[row])] == ids[row].tolist() else own
-                own = own[: own.index(end)] if end in own else own
-                result[index] = tokenizer.decode(own)
-            report((at + len(chosen)) / len(order), "answers")
-    return result
