@@ -17,7 +17,7 @@ from edge_agent.engines.start import start_engine
 from edge_agent.engines.wire import EngineSettings
 from edge_agent.updates.figures import Footprint, weigher
 from models.engines.base import EncoderFacts
-from models.manifest import Engine
+from models.manifest import MANIFEST_FILE, Engine
 from models.store import read_release
 from sync.protocol import ProbationTerms
 from sync.repository import Published, sign_release
@@ -139,3 +139,20 @@ async def test_what_reads_and_hears_is_measured_too(
     assert report.state == "committed", report.reason
     assert report.figures.items_per_second > 0 and report.figures.weight_bytes > 1_000_000
     assert report.figures.peak_ram_bytes > report.figures.weight_bytes
+
+
+async def test_a_recipe_of_tensorrt_is_not_fetched_where_no_engine_can_be_built(
+    world: World, tmp_path: Path
+) -> None:
+    folder = world.folder / "releases" / "minilm-1.0.0"
+    manifest = write_onnx_release(folder, EMBED).model_copy(update={"format": "tensorrt-recipe"})
+    (folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+    sign_release(folder, world.offline / "targets.json", [world.offline / "targets-1.pem"], NOW)
+    recipe = world.repository.publish(folder, world.offline / "targets.json", NOW)
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(recipe))
+        await device.activator.step()
+        assert device.why("minilm 1.0.0").startswith(
+            "UnfitRelease: no TensorRT engine can be built here: this ONNX Runtime has no TensorRT: install "
+        )
+        assert device.source.reads == [] and device.loads == 0
