@@ -9,6 +9,7 @@ from compile.forecast import CONTEXT, Facts, Forecast, facts_of, predict
 from compile.line import Workshop
 from compile.recipe.distil import TextTeacher
 from compile.recipe.language import LanguageRecipe, LanguageVariant
+from compile.recipe.sections import Source
 from models.digest import Digest
 from models.forecast import Workload
 from models.store import digest_of
@@ -40,13 +41,13 @@ class Sources:
     def find(cls, recipe: LanguageRecipe, beside: Path, workshop: Workshop) -> "Sources":
         """Look everything up. Raises ``BadRecipe``, ``UnsafeFile``."""
         base = recipe.base.find(beside, "base")
-        text = recipe.evaluate.text.find(beside, "evaluate.text")
+        text = _find_text(recipe.evaluate.text, beside, "evaluate.text")
         digests = {"base": digest_of(base), "text": digest_of(text)}
         calibration = teacher = None
         if recipe.data is not None:
             digests["data"] = source_digest(recipe.data, beside)
         if recipe.calibration is not None:
-            calibration = recipe.calibration.text.find(beside, "calibration.text")
+            calibration = _find_text(recipe.calibration.text, beside, "calibration.text")
             digests["calibration"] = digest_of(calibration)
             if digests["calibration"] == digests["text"]:
                 raise BadRecipe(
@@ -95,3 +96,15 @@ class Sources:
     def base_bytes(self) -> int:
         """In float32."""
         return self.facts.float_bytes
+
+
+def _find_text(source: Source, beside: Path, key: str) -> Path:
+    """Where a text lies. Raises ``BadRecipe`` that names ``key`` when it is not there, or is not UTF-8."""
+    path = source.find(beside, key)
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRecipe(
+            f"{key}.file: {path.name} is not UTF-8: {error.reason} at byte {error.start}"
+        ) from error
+    return path

@@ -81,6 +81,15 @@ def test_what_devices_measured_corrects_plan_and_report(built, tmp_path):
     assert wrong.returncode == 2 and "not figures as outpost-hub writes them" in wrong.stderr
 
 
+def test_a_text_in_another_encoding_is_refused_before_anything_runs(recipe):
+    (recipe.parent / "latin.txt").write_bytes("Das Öl ist heiß.".encode("latin-1"))
+    bad = recipe.parent / "latin.yaml"
+    bad.write_text(recipe.read_text().replace("base/text/heldout.txt", "latin.txt"))
+    done = compile_("plan", bad)
+    assert done.returncode == 2
+    assert "evaluate.text.file: latin.txt is not UTF-8: invalid continuation byte at byte 4" in done.stderr
+
+
 def test_a_file_that_was_cut_is_made_again(built):
     recipe, cache, out, _ = built
     weights = out / "small-1.0.0" / "model.gguf"
