@@ -19,7 +19,7 @@ from compile.data.card import CARD_HTML, CARD_JSON, page
 from compile.data.cleaning import clean, map_strings, strings, what_changes
 from compile.data.duplicates import near_groups, plain
 from compile.data.reading import Bad, Record, read_records, source_digest, source_files
-from compile.data.rows import Row, Splits, spread, write_splits
+from compile.data.rows import SHOWN, Row, Splits, listed, spread, write_splits
 from compile.data.shapes import fields_of, find_shape, to_row, used_columns
 from compile.data.splits import check_labels, given_split, split, together, without_leaks
 from compile.errors import BadData
@@ -27,7 +27,6 @@ from compile.recipe.data import DataSource, Shape
 from compile.steps import Report
 from models.digest import Digest
 
-_SHOWN = 20
 _KEPT = 1000
 """Row numbers of one kind that the card lists; the count is always whole."""
 
@@ -212,8 +211,8 @@ def _scan(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _refuse_pii(found: Mapping[str, Mapping[str, Mapping[str, Any]]], used: frozenset[str]) -> None:
     lines = [
-        f"column {column!r}: {kind} in {one['rows']} rows: {', '.join(one['in'][:_SHOWN])}"
-        + (", ..." if one["rows"] > _SHOWN else "")
+        f"column {column!r}: {kind} in {one['rows']} rows: {', '.join(one['in'][:SHOWN])}"
+        + (", ..." if one["rows"] > SHOWN else "")
         for column, kinds in found.items()
         if column in used
         for kind, one in kinds.items()
@@ -247,7 +246,7 @@ def _without_copies(
     ]
     if source.duplicates == "refuse" and (copies or lines):
         wrong = [*lines, *copies]
-        raise BadData(_listed(f"{len(wrong)} duplicates (duplicates: drop removes them)", wrong))
+        raise listed("duplicate", wrong, " (duplicates: drop removes them)")
     gone = {id(one) for different in torn for one in different.values()}
     kept = [one for one in kept if id(one) not in gone]
     return kept, {
@@ -353,9 +352,4 @@ def _word(record: Record, column: str | None) -> str:
 
 def _refused(bad: Sequence[Bad]) -> BadData:
     ordered = sorted(bad, key=lambda one: (one.file, one.number))
-    return BadData(_listed(f"{len(bad)} bad rows", [str(one) for one in ordered]))
-
-
-def _listed(head: str, lines: Sequence[str]) -> str:
-    more = f"\n... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return f"{head}:\n" + "\n".join(lines[:_SHOWN]) + more
+    return listed("bad row", [str(one) for one in ordered])

@@ -17,6 +17,8 @@ from models.digest import Digest
 Item = TypeVar("Item")
 
 SPLITS = "splits.json"
+SHOWN = 20
+"""Of many things that are wrong."""
 PARTS = ("train", "validation", "test")
 _MADE = re.compile(r"#(synonyms|template)\d+$")
 """How the id of a row that was made from another one ends."""
@@ -87,6 +89,13 @@ def spread(items: Sequence[Item], wanted: int | None) -> tuple[Item, ...]:
     """
     count = len(items) if wanted is None else min(wanted, len(items))
     return tuple(items[at * len(items) // count] for at in range(count))
+
+
+def listed(what: str, lines: Sequence[str], rest: str = "") -> BadData:
+    """The error that counts ``what`` (one of them, by name) and shows the first of its ``lines``."""
+    more = f"\n... and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    head = f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}{rest}"
+    return BadData(f"{head}:\n" + "\n".join(lines[:SHOWN]) + more)
 
 
 def write_splits(folder: Path, splits: Splits) -> Digest:

@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from compile.data.duplicates import near_pairs
-from compile.data.rows import PARTS, Row, Splits
+from compile.data.rows import PARTS, Row, Splits, listed
 from compile.errors import BadData
 
 LEAST_ROWS = 30
 _SHARE = 0.1
-_SHOWN = 20
 _NAMES: Mapping[str, str] = {
     "train": "train",
     "training": "train",
@@ -105,7 +104,7 @@ def given_split(rows: Sequence[Row], said: Sequence[str]) -> Splits:
         else:
             parts[name].append(row)
     if wrong:
-        raise BadData(_listed(f"{len(wrong)} rows with a wrong split", wrong))
+        raise listed("row", wrong, " with a wrong split")
     splits = Splits(**{name: tuple(part) for name, part in parts.items()})
     _check_parts(splits, "no row of the source says so")
     return splits
@@ -127,7 +126,7 @@ def without_leaks(splits: Splits, threshold: float, drop: bool) -> tuple[Splits,
             f"({everyone[b][0]}), similarity {similarity:.2f}"
             for a, b, similarity in pairs
         ]
-        raise BadData(_listed(f"{len(pairs)} near-duplicates across the given splits", lines))
+        raise listed("near-duplicate", lines, " across the given splits")
     gone = {
         a for a, _, _ in pairs
     }  # of a pair the first stands in the earlier split: train, validation, test
@@ -161,7 +160,7 @@ def check_labels(splits: Splits, declared: Mapping[str, Sequence[str]]) -> None:
         if (name, label) not in known | held
     ]
     if wrong:
-        raise BadData(_listed(f"{len(wrong)} labels never seen in training", wrong))
+        raise listed("label", wrong, " never seen in training")
 
 
 def _labels(row: Row, fields: Sequence[str]) -> set[tuple[str, str]]:
@@ -177,8 +176,3 @@ def _check_parts(splits: Splits, why: str) -> None:
     empty = [name for name, part in splits.parts() if not part]
     if empty:
         raise BadData(f"empty split: {', '.join(empty)} ({why})")
-
-
-def _listed(head: str, lines: Sequence[str]) -> str:
-    more = f"\n... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return f"{head}:\n" + "\n".join(lines[:_SHOWN]) + more

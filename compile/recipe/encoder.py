@@ -124,13 +124,6 @@ class _EncoderRecipe(RecipeBase):
     tensorrt: TextTensorRt | None = None
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "_EncoderRecipe":
-        names = self.variant_names
-        if len(set(names)) != len(names) or "reference" in names:
-            raise ValueError("variants need different names, and 'reference' is taken")
-        return self
-
-    @model_validator(mode="after")
     def _can_be_pruned(self) -> "_EncoderRecipe":
         if self.prune is None:
             return self

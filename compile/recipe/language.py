@@ -146,9 +146,6 @@ class LanguageRecipe(RecipeBase):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "LanguageRecipe":
-        names = [variant.name for variant in self.variants]
-        if len(set(names)) != len(names) or "reference" in names:
-            raise ValueError("variants need different names, and 'reference' is taken")
         if self.data is None and self.calibration is None and (self.finetune or self.prune):
             raise ValueError("finetune and prune learn from data, or from the text of calibration")
         if self.distil is not None and (self.finetune is None or self.has_adapter):

@@ -27,6 +27,13 @@ def load_recipe(path: Path) -> RecipeBase:
         raise document.wrong_value(["task"], f"{task!r} is none of {', '.join(TASKS)}")
     module, name = TASKS[task]
     recipe: RecipeBase = document.into(getattr(importlib.import_module(f"compile.recipe.{module}"), name))
+    names = recipe.variant_names
+    for at, variant in enumerate(names):
+        if variant in ("reference", *names[:at]):
+            raise document.wrong_value(
+                ["variants", at, "name"],
+                f"{variant!r} is taken: variants need names of their own, and the reference has its",
+            )
     for metric, budget in recipe.budgets.items():
         if metric not in recipe.metrics:
             raise document.wrong_key(["budgets", metric], recipe.metrics)

@@ -189,13 +189,6 @@ class _ImageRecipe(RecipeBase):
     tensorrt: TensorRt | None = None
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "_ImageRecipe":
-        names = self.variant_names
-        if len(set(names)) != len(names) or "reference" in names:
-            raise ValueError("variants need different names, and 'reference' is taken")
-        return self
-
-    @model_validator(mode="after")
     def _tensorrt_takes_it(self) -> "_ImageRecipe":
         if self.tensorrt is not None:
             self.tensorrt.check({one.name: one.not_for_tensorrt for one in self.variants}, self.release)

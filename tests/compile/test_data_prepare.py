@@ -107,6 +107,8 @@ def test_several_answers_to_one_question_stay_and_share_a_split(tmp_path):
 def test_bad_rows_are_refused_by_number_or_dropped_and_listed(tmp_path):
     lines = rows()
     lines[6] = {"text": "", "label": "x"}
+    with pytest.raises(BadData, match=r"^1 bad row:\nrow 7: "):
+        prepared(tmp_path, lines)
     lines[9] = {"text": "no label"}
     with pytest.raises(BadData, match=r"2 bad rows:\nrow 7: .*\nrow 10: "):
         prepared(tmp_path, lines)
@@ -240,7 +242,7 @@ FACTS = Facts(1000, 200, {}, False, False, 300, False)
         ({"labels": {"a": 500, "b": 3}, "only_labels": True}, "prompting", "'b' has 3 rows"),
         ({"labels": {"a": 500, "b": 12}, "only_labels": True}, "encoder-classifier", "42 times the smallest"),
         ({"test_rows": 20}, "lora", "22 points wide"),
-        ({"preferences": True}, "lora", "rejected answers"),
+        ({"preferences": True}, "lora", "direct preference optimization"),
         ({"tokens_p95": 5000}, "lora", "5,000 tokens"),
     ],
 )

@@ -51,6 +51,16 @@ def test_a_following_recipe_measures_as_the_first_so_that_its_bases_are_the_same
     assert one.release.name == other.release.name and one.release.version < other.release.version
 
 
+@pytest.mark.parametrize("taken", ["q8_0", "reference"])
+def test_a_name_that_is_taken_is_refused_on_its_line(tmp_path, taken):
+    text = GOOD.replace("{name: iq4_nl,", f"{{name: {taken},")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "type: IQ4_NL" in line)
+    with pytest.raises(BadRecipe, match=rf"line {line}: variants\.1\.name: '{taken}' is taken"):
+        load_recipe(path)
+
+
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(GOOD + "release: {name: a, version: 1.0.0}\n", encoding="utf-8")
