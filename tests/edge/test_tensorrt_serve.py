@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nvidia_libraries import build_libraries
-from onnx_releases import EMBED, write_onnx_release
+from onnx_releases import EMBED, INSPECT, write_onnx_release
+from pictures import plain
 
 from compile.onnx.tensorrt import profile_for, write_recipe
 from compile.package import files_below, package_release
@@ -26,7 +27,7 @@ from models.engines.onnx_files import files_of_release
 from models.engines.onnx_session import OnnxSettings
 from models.engines.onnx_text import OnnxText
 from models.errors import EngineError, NoTensorRt, UnsafeFile
-from models.manifest import Manifest
+from models.manifest import Engine, Manifest
 from models.onnx import read_model
 from models.profiles import Machine
 from models.store import read_release
@@ -35,15 +36,17 @@ from models.tensorrt_recipe import TensorRtMachine
 TEXTS = ("pump", "pump leaks", "is fine", "hot", "pump is hot", "good", "bad pump leaks")
 
 
-def write_release(folder: Path, jetpacks: tuple[str, ...] = ("6.2",)) -> Manifest:
-    """An embedder's recipe: 2 to 4 texts at once, of 4 to 8 tokens."""
-    onnx = write_onnx_release(folder.parent / "minilm", EMBED)
-    graph = folder.parent / "minilm" / "model.onnx"
-    profile = profile_for(read_model(graph).inputs, (2, 4, 4), (4, 8, 8))
-    write_recipe(graph, jetpacks, [profile], folder.parent / "recipe", as_typed=True)
+def write_release(folder: Path, needs: Engine = EMBED) -> Manifest:
+    """A recipe from a plain release that lies beside it: 2 to 4 inputs at once, texts of 4 to 8 tokens."""
+    source = folder.parent / "plain"
+    onnx = write_onnx_release(source, needs)
+    tokens = (4, 8, 8) if needs.text is not None else None
+    profile = profile_for(read_model(source / "model.onnx").inputs, (2, 4, 4), tokens)
+    write_recipe(source / "model.onnx", ("6.2",), [profile], folder.parent / "recipe", as_typed=True)
     files = files_below(folder.parent / "recipe")
+    beside = {file.path: source / file.path for file in onnx.files if not file.path.startswith("model.")}
     manifest = onnx.model_copy(update={"format": "tensorrt-recipe", "profiles": ("sm_87",), "files": ()})
-    return package_release(folder, manifest, files | {"tokenizer.json": graph.parent / "tokenizer.json"})
+    return package_release(folder, manifest, files | beside)
 
 
 def jetson() -> TensorRtMachine:
@@ -123,7 +126,7 @@ async def test_an_engine_is_built_asked_and_kept(tmp_path: Path, simulated: Path
     assert replace(found, runtime="") == replace(jetson(), runtime="")
     files = of_release(tmp_path / "trt", manifest)
     settings = EngineSettings(threads=1, engine_cache=str(tmp_path / "engines"))
-    onnx = files_of_release(tmp_path / "minilm", read_release(tmp_path / "minilm")[0])
+    onnx = files_of_release(tmp_path / "plain", read_release(tmp_path / "plain")[0])
     right = OnnxText(onnx).embed(TEXTS)  # seven texts, some shorter than the profile's shortest
     for _ in range(2):
         assert np.allclose(await answers(files, settings), right, atol=1e-6)
@@ -133,6 +136,17 @@ async def test_an_engine_is_built_asked_and_kept(tmp_path: Path, simulated: Path
     assert [path.name for path in (tmp_path / "engines").glob("trt*")] == [
         Path(built["trt_engine_cache_path"]).name.removeprefix(".").removesuffix(".building")
     ]
+
+
+async def test_a_picture_alone_fills_the_smallest_batch(tmp_path: Path, simulated: Path) -> None:
+    files = of_release(tmp_path / "trt", write_release(tmp_path / "trt", INSPECT))
+    engine = await EncoderProcess.start(files, EngineSettings(threads=1))
+    try:
+        for pictures in [(plain("black"),), (plain("white"), plain("black"), plain("white")) * 3]:
+            found = (await engine.ask(EncoderCall(images=pictures))).inspections
+            assert [one.is_defect for one in found] == [one == plain("black") for one in pictures]
+    finally:
+        await engine.close()
 
 
 async def test_another_driver_builds_another_engine(
