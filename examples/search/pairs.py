@@ -4,6 +4,7 @@
 each, and of equal questions the first.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -44,4 +45,6 @@ def main(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("target", type=Path, help="the JSONL file to write")
+    main(parser.parse_args().target)

@@ -3,7 +3,7 @@
 python examples/vision/digits.py FOLDER
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 
@@ -29,6 +29,6 @@ def write_digits(folder: Path, each: int | None = None, start: int = 0, stop: in
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    print(write_digits(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where a folder per digit is written")
+    print(write_digits(parser.parse_args().folder))
