@@ -191,8 +191,9 @@ def _warnings(facts: Facts) -> tuple[str, ...]:
         )
     if facts.preferences:
         warnings.append(
-            "these are preferences: no step here trains on the rejected answers. To train on the chosen "
-            "ones, read them as shape: instruction with columns {instruction: prompt, output: chosen}"
+            "these are preferences: fine-tuning makes the chosen answers likelier than the rejected ones "
+            "(direct preference optimization). To learn the chosen answers themselves, read the rows as "
+            "shape: instruction with columns {instruction: prompt, output: chosen}"
         )
     if facts.tokens_p95 > LONG_TOKENS:
         about = "about " if facts.tokens_estimated else ""
