@@ -12,6 +12,7 @@ from small_base import ROOT, compile_, make_base
 
 from compile.errors import BadRecipe
 from models.manifest import Kind
+from models.onnx import read_model
 from models.store import verify_release
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -34,7 +35,7 @@ PREFERENCES = {
     "variants": [
         {"name": "merged", "type": "Q4_0", "merged": True},
         {"name": "q4_0", "type": "Q4_0"},
-        {"name": "gi8", "type": "genai-int8"},
+        {"name": "gi8", "type": "genai-int8", "genai": {"algorithm": "rtn", "block_size": 64}},
     ],
     "evaluate": EVALUATE | {"before_rows": 4, "max_tokens": 12},
     "budgets": {"answer_kl": {"max_rise": 0.05}},
@@ -112,6 +113,14 @@ def test_the_onnx_adapter_makes_the_genai_base_answer_as_the_adapter_and_not_as_
     engine.close()
     assert adapted == [case["answers"]["gi8"] for case in report["cases"]]
     assert not set(adapted) & set(alone)
+
+
+def test_the_genai_base_is_quantized_as_the_recipe_says(calm):
+    _, out, report = calm
+    model = read_model(out / "small-1.0.0-gi8" / "model.onnx")
+    packed = [one.name for one in model.initializers if one.name.endswith("_Q8G64")]
+    assert packed and not any("_Q8G32" in one.name for one in model.initializers)
+    assert report["variants"]["gi8"]["settings"] == {"algorithm": "rtn", "block_size": 64}
 
 
 def test_merging_is_advised_by_measurement_and_the_advice_is_followed(calm):
