@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compile.errors import BadData, BadRecipe
+from compile.errors import BadData
 from compile.recipe.data import DataSource
-from compile.recipe.sections import Source
+from compile.recipe.sections import Source, there
 from models import canonical
 from models.digest import Digest
 from models.errors import ModelsError
@@ -60,15 +60,16 @@ def source_files(source: DataSource, beside: Path) -> dict[str, Path]:
     if source.files is not None:
         for label, file in source.files.items():
             key = f"data.files.{label}"
-            found[key] = Source(package=source.package, file=file).find(beside, key)
+            found[key] = Source(package=source.package, file=file, made_by=source.made_by).find(beside, key)
     elif source.file is not None:
-        found["data.file"] = Source(package=source.package, file=source.file).find(beside, "data")
+        one = Source(package=source.package, file=source.file, made_by=source.made_by)
+        found["data.file"] = one.find(beside, "data")
     else:
-        found["data.path"] = _beside(beside, source.path or "", "data.path")
+        found["data.path"] = there(beside / (source.path or ""), "data.path", source.made_by)
     if source.augment is not None:
         for name in ("synonyms", "templates"):
             if (file := getattr(source.augment, name)) is not None:
-                found[f"data.augment.{name}"] = _beside(beside, file, f"data.augment.{name}")
+                found[f"data.augment.{name}"] = there(beside / file, f"data.augment.{name}", None)
     return found
 
 
@@ -239,13 +240,6 @@ def _decode(data: bytes, encoding: str, offset: int) -> str | Bad:
     except UnicodeDecodeError as error:
         at = offset + error.start
         return Bad(1, f"byte 0x{data[error.start]:02x} at offset {at} of the file is not {encoding}")
-
-
-def _beside(beside: Path, file: str, key: str) -> Path:
-    path = beside / file
-    if not path.exists():
-        raise BadRecipe(f"{key}: {path} is not there")
-    return path
 
 
 def _place(file: str, number: int) -> str:

@@ -77,13 +77,15 @@ class DataSource(Section):
     It is a file (or a folder with one sub-folder of text files per label) at ``path``, beside the recipe;
     ``file`` inside an installed ``package``; or ``files``, one text file (one text a line) or folder per
     label, inside ``package`` where that is given. ``language``, ``id``, ``split`` and ``group`` name columns;
-    rows of one ``group`` (a machine, a customer, a document) never lie in different splits.
+    rows of one ``group`` (a machine, a customer, a document) never lie in different splits. ``made_by``: the
+    command that makes it, for whoever does not have it; no step's key holds it.
     """
 
     path: str | None = None
     package: str | None = None
     file: str | None = None
     files: dict[str, str] | None = None
+    made_by: str | None = Field(default=None, exclude=True)
 
     format: Format = "auto"
     shape: Shape = "auto"

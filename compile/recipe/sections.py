@@ -27,10 +27,14 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """A file or folder: beside the recipe, or inside an installed package."""
+    """A file or folder: beside the recipe, or inside an installed package.
+
+    ``made_by``: the command that makes it, for whoever does not have it; no step's key holds it.
+    """
 
     package: str | None = None
     file: str
+    made_by: str | None = Field(default=None, exclude=True)
 
     def find(self, beside: Path, key: str) -> Path:
         """Where it lies. Raises ``BadRecipe`` that names ``key`` when it is not there."""
@@ -41,9 +45,15 @@ class Source(Section):
             if spec is None or not spec.submodule_search_locations:
                 raise BadRecipe(f"{key}.package: the package {self.package!r} is not installed")
             path = Path(next(iter(spec.submodule_search_locations))) / self.file
-        if not path.exists():
-            raise BadRecipe(f"{key}.file: {path} is not there")
-        return path
+        return there(path, f"{key}.file", self.made_by)
+
+
+def there(path: Path, key: str, made_by: str | None) -> Path:
+    """``path``, which ``key`` names. Raises ``BadRecipe`` when it is not there."""
+    if not path.exists():
+        hint = f"; make it first: {made_by}" if made_by else ""
+        raise BadRecipe(f"{key}: {path} is not there{hint}")
+    return path
 
 
 class BaseSource(Source):

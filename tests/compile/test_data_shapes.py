@@ -200,13 +200,16 @@ def test_labelled_texts_come_in_files_and_folders(tmp_path):
 
 
 def test_what_is_not_there_is_named_and_a_change_changes_the_digest(tmp_path):
-    with pytest.raises(BadRecipe, match=r"data\.path: .*gone\.jsonl is not there"):
-        read_records(DataSource(path="gone.jsonl"), tmp_path)
+    with pytest.raises(BadRecipe, match=r"data\.path: .*gone\.jsonl is not there; make it first: make rows$"):
+        read_records(DataSource(path="gone.jsonl", made_by="make rows"), tmp_path)
     with pytest.raises(BadRecipe, match="package 'no_such_package' is not installed"):
         read_records(DataSource(package="no_such_package", file="x.csv"), tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(BadData, match="no rows"):
         read_records(DataSource(path="empty.jsonl"), tmp_path)
+    assert (
+        "made_by" not in DataSource(path="empty.jsonl", made_by="make rows").model_dump()
+    )  # no key holds it
     before = source_digest(DataSource(path="empty.jsonl"), tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n\n")
     assert source_digest(DataSource(path="empty.jsonl"), tmp_path) != before
