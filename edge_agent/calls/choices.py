@@ -27,8 +27,9 @@ async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerat
     try:
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for at, task in sorted((waiting.pop(task), task) for task in done):
-                following = task.result()
+            for task in sorted(done, key=waiting.__getitem__):
+                # One that has not had its turn stays, so that an error before it leaves none unheard.
+                at, following = waiting.pop(task), task.result()
                 if following is not None:
                     waiting[asyncio.ensure_future(anext(streams[at], None))] = at
                     yield at, following
