@@ -105,4 +105,7 @@ def _from_hub(error: HubRefused) -> ApiError:
 
 
 def _sentence(message: str) -> str:
-    return message[:1].upper() + message[1:] + ("" if message.endswith((".", "!", "?")) else ".")
+    """Begun and ended as one; but an option's name at its begin stays as requests spell it."""
+    is_name = "_" in message.partition(" ")[0]
+    begun = message if is_name else message[:1].upper() + message[1:]
+    return begun if begun.endswith((".", "!", "?")) else f"{begun}."

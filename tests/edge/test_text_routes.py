@@ -1,8 +1,9 @@
 """Text routes asked with the official client, over scripted engines: choices, prompts, tools, responses."""
 
 import asyncio
+import gc
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +16,8 @@ from memory_journal import MemoryJournal
 from scripted_engine import ScriptedEngine
 
 from edge_agent.admission import Limits
-from models.engines.base import GenerateRequest
+from edge_agent.calls.choices import merged
+from models.engines.base import Event, GenerateRequest
 from models.errors import EngineError, UnsupportedRequest
 from models.tools import OPEN, write_call
 
@@ -112,6 +114,25 @@ async def test_one_choice_that_fails_ends_all() -> None:
     assert len(engine.cancelled) == 3
 
 
+async def test_a_crash_under_all_choices_is_heard_of_each(caplog: pytest.LogCaptureFixture) -> None:
+    crash = asyncio.Event()
+
+    async def choice() -> AsyncGenerator[Event, None]:
+        yield Event("r")
+        await crash.wait()
+        raise EngineError("the engine's process ended")
+
+    async def listen() -> None:
+        async for at, _ in merged([choice(), choice(), choice()]):
+            if at == 2:
+                asyncio.get_running_loop().call_later(0.01, crash.set)
+
+    with pytest.raises(EngineError):
+        await listen()
+    gc.collect()  # a task whose error nobody heard says so when it is forgotten
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+
+
 async def test_each_choice_takes_a_place() -> None:
     async with client(ScriptedEngine(), limits=Limits(running=2, waiting=1)) as ai:
         with pytest.raises(openai.BadRequestError) as refused:
@@ -187,6 +208,15 @@ async def test_an_option_that_the_engine_cannot_honour_is_named(option: str, par
         with pytest.raises(openai.BadRequestError) as refused:
             await ai.chat.completions.create(model="smol", messages=MESSAGES, tools=TOOLS)
         assert refused.value.param == ("tools" if option == "grammar" else param)
+
+
+async def test_an_error_begins_with_an_option_as_it_is_spelt() -> None:
+    for said, told in (("repeat_penalty is odd", "repeat_penalty is odd."), ("no such", "No such.")):
+        engine = ScriptedEngine(fail_after=0, fail_with=UnsupportedRequest(said, "repeat_penalty"))
+        async with client(engine) as ai:
+            with pytest.raises(openai.BadRequestError) as refused:
+                await ai.chat.completions.create(model="smol", messages=MESSAGES)
+        assert refused.value.body["message"] == told  # type: ignore[index]
 
 
 async def test_tools_are_told_held_and_called() -> None:
