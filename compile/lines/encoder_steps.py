@@ -336,12 +336,12 @@ class EncoderSteps:
     def _quantized(self, variant: EncoderVariant, exported: Step, prepared: Step, data: Step) -> Step:
         recipe, threads = self._recipe, self._workshop.threads
         searched = 25 if variant.mixed is not None else 2
-        # Fitted to peaks of 41 and 91 MB of weights; hqq needs torch.
+        # Fitted to peaks of 17 to 91 MB of weights (docs/encoders.md); hqq needs torch.
         held, tenths = {
             "int8-dynamic": (184_000_000, 21),
             "int8-static": (184_000_000, 33),
-            "int8-blocks": (280_000_000, 14),
-            "int4": (410_000_000 if variant.method == "hqq" else 280_000_000, 14),
+            "int8-blocks": (200_000_000, 34),
+            "int4": (330_000_000 if variant.method == "hqq" else 200_000_000, 34),
         }[variant.type]
         unset = {"name"} if variant.symmetric else {"name", "symmetric"}  # older results keep their keys
         seen = {"calibration_rows": list(set_aside(recipe.variants)), "rows": recipe.evaluate.rows}
