@@ -82,21 +82,21 @@ class Residence:
     ) -> None:
         self._budget, self._idle_seconds, self._free_memory = budget, idle_seconds, free_memory
         self._needs: dict[Engine, int] = {}
-        self._entering = asyncio.Lock()
+        self._loading: set[Engine] = set()
+        self._deciding = asyncio.Lock()
 
     @asynccontextmanager
     async def admit(self, engine: Engine) -> AsyncIterator[None]:
-        """Room for an engine that loads within the block; one loads after the other.
-
-        Raises ``NoRoom``, ``UnsafeFile``.
-        """
-        async with self._entering:
-            needed = self._needs.get(engine, 0)
-            if not needed:
-                needed = await asyncio.to_thread(forecast_bytes, engine.files)
-            await self._make_room(engine, needed)
+        """Room for an engine that loads within the block. Raises ``NoRoom``, ``UnsafeFile``."""
+        needed = self._needs.get(engine, 0)
+        if not needed:
+            needed = await asyncio.to_thread(forecast_bytes, engine.files)
+        await self._reserve(engine, needed)
+        try:
             yield
             self._needs[engine] = max(needed, memory_of(engine.pid))
+        finally:
+            self._loading.discard(engine)
 
     async def watch(self) -> None:
         """Put to rest whoever has been idle for too long; never ends."""
@@ -110,18 +110,28 @@ class Residence:
                 if engine.pid is not None and since is not None and now - since > self._idle_seconds:
                     await engine.rest()
 
-    async def _make_room(self, engine: Engine, needed: int) -> None:
+    async def _reserve(self, engine: Engine, needed: int) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
         while True:
-            others = {one: need for one, need in self._needs.items() if one is not engine and one.pid}
-            residents = [Resident(one, need, one.idle_since) for one, need in others.items()]
-            held = sum(others.values())
-            budget = held + self._free_memory() if self._budget is None else self._budget
-            leaving = make_room(residents, needed, budget)
-            # One that was idle may have been asked since, and does not rest then.
-            if leaving is not None and all([await one.rest() for one in leaving]):
-                return
+            async with self._deciding:  # or two would count on the same room
+                others = {
+                    one: need
+                    for one, need in self._needs.items()
+                    if one is not engine and (one.pid is not None or one in self._loading)
+                }
+                residents = [
+                    Resident(one, need, None if one in self._loading else one.idle_since)
+                    for one, need in others.items()
+                ]
+                held = sum(others.values())
+                budget = held + self._free_memory() if self._budget is None else self._budget
+                leaving = make_room(residents, needed, budget)
+                # One that was idle may have been asked since, and does not rest then.
+                if leaving is not None and all([await one.rest() for one in leaving]):
+                    self._needs[engine] = needed
+                    self._loading.add(engine)
+                    return
             if loop.time() > deadline or needed > budget:
                 raise NoRoom(_numbers(engine.files.shown, needed, budget, others))
             await asyncio.sleep(_GLANCE)

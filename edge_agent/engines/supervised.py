@@ -9,18 +9,14 @@ hangs in native code: it is killed, which makes it a crash like any other. One e
 import asyncio
 import itertools
 import logging
-import os
-import socket
-import sys
 from abc import ABC, abstractmethod
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from dataclasses import asdict
 from typing import Any, Protocol, Self
 
 from edge_agent.engines import wire
 from edge_agent.engines.files import CheckAdapter, EngineFiles
+from edge_agent.engines.spawned import Spawned
 from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import EngineCrashed
 from models.engines.base import EncoderFacts, Load, ModelFacts
@@ -34,10 +30,6 @@ HEALTHY_AFTER = 60.0
 """Seconds: between crash and restart at first and at most; how long a child must live to be trusted again."""
 PATIENCE = 15.0
 """Seconds that a request waits for a restart before it is refused."""
-GRACE = 5.0
-"""Seconds that a child gets to end by itself."""
-SLOW_DISK = 20e6
-"""Bytes a second that any disk reads; more time than that takes is no reason to kill a child that loads."""
 GLANCES = 4
 """How often a silent child is looked at before it is killed."""
 
@@ -63,13 +55,16 @@ class SupervisedEngine(ABC):
         gate: Gate | None = None,
     ) -> None:
         self.files, self._settings, self._check_adapter, self._gate = files, settings, check_adapter, gate
+        self._leaving: Spawned | None = None
         self._waking: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._waiting = 0
         self._resting = False
         self._last_owed = 0.0
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
         self._outbox: list[list[Any]] = []
-        self._child: _Child | None = None
+        self._child: Spawned | None = None
         self._ready = asyncio.Event()
         self._closed = False
         self._supervisor: asyncio.Task[None] | None = None
@@ -95,8 +90,9 @@ class SupervisedEngine(ABC):
 
     @property
     def pid(self) -> int | None:
-        """The child's process id; ``None`` while there is no child."""
-        return self._child.process.pid if self._child else None
+        """The child's process id, also of one that is being ended; ``None`` while there is no child."""
+        child = self._child or self._leaving
+        return child.process.pid if child else None
 
     @property
     def load(self) -> Load:
@@ -105,18 +101,21 @@ class SupervisedEngine(ABC):
 
     @property
     def idle_since(self) -> float | None:
-        """When it answered last, by the loop's clock; None while somebody waits for an answer."""
-        return None if self._owed or self._outbox else self._last_owed
+        """When it answered last, by the loop's clock; None while somebody waits for it or for an answer."""
+        return None if self._owed or self._outbox or self._waiting else self._last_owed
 
     async def rest(self) -> bool:
-        """End the child until it is needed again, unless somebody waits for an answer; whether it rests."""
-        if self._resting:
-            return True
-        if self._child is None or self.idle_since is None or self._closed:
+        """End the child until it is needed again, unless somebody waits; whether its memory is free now."""
+        if self._waking is not None or self._closed:
             return False
-        self._resting = True
-        self._ready.clear()
-        await self._end_child()
+        if not self._resting:
+            if self._child is None or self.idle_since is None:
+                return False
+            self._resting = True
+            self._ready.clear()
+            self._ending = asyncio.create_task(self._end_child(), name="engine going to rest")
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
         return True
 
     async def close(self) -> None:
@@ -126,6 +125,8 @@ class SupervisedEngine(ABC):
         if self._waking is not None:
             self._waking.cancel()
             await asyncio.wait([self._waking])
+        if self._ending is not None:
+            await self._ending
         self._abandon(EngineError("the engine has been closed"))
         await self._end_child()
 
@@ -133,11 +134,13 @@ class SupervisedEngine(ABC):
         # Taken away before anything is awaited: whoever asks meanwhile may start another.
         supervisor, self._supervisor = self._supervisor, None
         child, self._child = self._child, None
+        self._leaving = child
         if supervisor is not None:
             supervisor.cancel()
             await asyncio.wait([supervisor])
         if child is not None:
             await child.end()
+        self._leaving = None
 
     # What the kinds of engine add
 
@@ -161,23 +164,34 @@ class SupervisedEngine(ABC):
 
     async def _until_ready(self) -> None:
         """Return with a child that is ready, and in the same turn of the loop."""
-        while not self._ready.is_set():
-            if self._resting:
-                if self._waking is None:
-                    self._waking = asyncio.create_task(self._wake(), name="engine waking")
-                await asyncio.shield(self._waking)
-                continue
+        if not self._ready.is_set():
+            self._waiting += 1  # so that nobody puts to rest what is about to be asked
             try:
-                async with asyncio.timeout(PATIENCE):
-                    await self._ready.wait()
-            except TimeoutError as error:
-                raise EngineCrashed("the engine has crashed and is not back yet") from error
+                while not self._ready.is_set():
+                    await self._come_back()
+            finally:
+                self._waiting -= 1
         if self._closed:
             raise EngineError("the engine has been closed")
+
+    async def _come_back(self) -> None:
+        """Wait for a child that is to be loaded again, or restarted. Raises ``EngineError``."""
+        if self._resting:
+            if self._waking is None:
+                self._waking = asyncio.create_task(self._wake(), name="engine waking")
+            await asyncio.shield(self._waking)
+            return
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._ready.wait()
+        except TimeoutError as error:
+            raise EngineCrashed("the engine has crashed and is not back yet") from error
 
     async def _wake(self) -> None:
         """Load again; all who wait for it share the outcome."""
         try:
+            if self._ending is not None:
+                await self._ending
             await self._load()
             self._restored()
             self._resting = False
@@ -221,7 +235,7 @@ class SupervisedEngine(ABC):
     async def _spawn(self) -> None:
         """A new child, loaded and under supervision. Raises ``EngineError`` with the child's reason."""
         self.loads += 1
-        child = await _Child.spawn()
+        child = await Spawned.spawn()
         try:
             self._loaded = await child.load(self.files, self._settings)
         except BaseException:
@@ -253,12 +267,12 @@ class SupervisedEngine(ABC):
                 pause = min(2 * pause, LONGEST_PAUSE)
                 self.restarts += 1
                 try:
-                    await self._spawn()
+                    await self._load()
                     self._restored()
                 except (ModelsError, OSError) as error:
                     _log.error("engine process cannot be restarted: %s", error)
 
-    async def _watch(self, child: "_Child") -> None:
+    async def _watch(self, child: Spawned) -> None:
         """End when the child has owed an answer and said nothing for too long; it is killed then.
 
         Counts glances, not the clock: a loop that was held up itself also found no time to hear the child.
@@ -276,7 +290,7 @@ class SupervisedEngine(ABC):
         """Whether the child still has to say something; what it said may be waiting for a slow reader."""
         return self._owes_events() or any(not call.done() for call in self._calls.values())
 
-    async def _listen(self, child: "_Child") -> str | None:
+    async def _listen(self, child: Spawned) -> str | None:
         """Deliver what the child says until it ends; the reason, if it made no sense or hung."""
         watch = asyncio.create_task(self._watch(child), name="engine watchdog")
         try:
@@ -310,78 +324,3 @@ class SupervisedEngine(ABC):
         for call in self._calls.values():
             if not call.done():
                 call.set_exception(error)
-
-
-class _Child:
-    """One operating-system process and the socket to it."""
-
-    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.process, self._reader, self.writer = process, reader, writer
-        self._last_words = asyncio.create_task(self._read_stderr())
-        self.reason = "no reason given"
-        self.heard = 0
-
-    @classmethod
-    async def spawn(cls) -> Self:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "edge_agent.engines.child", str(theirs.fileno()), str(os.getpid())),
-                pass_fds=[theirs.fileno()],
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=PIPE,
-            )
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return cls(process, reader, writer)
-
-    async def load(self, files: EngineFiles, settings: EngineSettings) -> ModelFacts | EncoderFacts:
-        """Have the model loaded. Raises ``EngineError``; kills a child that takes too long."""
-        limit = settings.load_seconds + (await asyncio.to_thread(files.bytes_on_disk)) / SLOW_DISK
-        self.writer.write(wire.frame({"load": {"files": files.to_wire(), "settings": asdict(settings)}}))
-        try:
-            async with asyncio.timeout(limit):
-                message = await self.receive()
-        except TimeoutError as error:
-            self.process.kill()
-            raise EngineCrashed(f"the engine had not loaded {files.shown} after {limit:.0f} s") from error
-        if message is None:
-            await self.end()
-            raise EngineCrashed(f"the engine's process ended while loading {files.shown}: {self.reason}")
-        if "failed" in message:
-            raise wire.error_from_wire(message["failed"])
-        return wire.facts_from_wire(message["loaded"])
-
-    async def receive(self) -> dict[str, Any] | None:
-        """The next message; ``None`` when there will be none."""
-        try:
-            head = await self._reader.readexactly(wire.HEAD.size)
-            message = wire.unframe(head, await self._reader.readexactly(sum(wire.HEAD.unpack(head))))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-        self.heard += 1
-        return message
-
-    async def end(self) -> None:
-        """Close the socket, which ends the child; kill it if it does not. Leaves a ``reason``."""
-        self.writer.close()
-        try:
-            async with asyncio.timeout(GRACE):
-                code = await self.process.wait()
-        except TimeoutError:
-            self.process.kill()
-            code = await self.process.wait()
-        words = await self._last_words
-        self.reason = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-        if words:
-            self.reason += f" ({words})"
-
-    async def _read_stderr(self) -> str:
-        """The last line that the child wrote, which says more than its exit status."""
-        last = b""
-        if self.process.stderr is not None:
-            while part := await self.process.stderr.read(4096):
-                last = (last + part)[-4096:]
-        lines = last.decode("utf-8", "replace").split("\n")
-        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

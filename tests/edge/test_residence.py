@@ -1,6 +1,8 @@
 """Models that come into memory when they are asked, and leave it: the law, and real processes."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -77,6 +79,33 @@ async def test_what_does_not_fit_together_takes_turns(tmp_path: Path) -> None:
         both = await asyncio.gather(a.ask(EncoderCall(TEXT.texts * 400)), b.ask(TEXT), a.ask(TEXT))
         assert [len(one.rows) for one in both] == [400, 1, 1]
         assert a.restarts == b.restarts == 0
+
+
+async def test_models_that_are_asked_at_once_are_all_answered(tmp_path: Path) -> None:
+    files = of_release(tmp_path, write_onnx_release(tmp_path, EMBED))
+    residence = Residence(int(forecast_bytes(files) * 1.5), None, lambda: 0)
+    async with engines(tmp_path, residence, "a", "b", "c") as made, asyncio.timeout(60):
+        await made["c"].rest()
+        answers = await asyncio.gather(*(one.ask(TEXT) for one in made.values()))
+        assert answers[0] == answers[1] == answers[2]
+        assert [one.loads for one in made.values()] == [
+            2,
+            2,
+            2,
+        ]  # nobody was sent away before it had answered
+
+
+async def test_a_crashed_model_asks_for_room_again(tmp_path: Path) -> None:
+    files = of_release(tmp_path, write_onnx_release(tmp_path, EMBED))
+    residence = Residence(int(forecast_bytes(files) * 1.5), None, lambda: 0)
+    async with engines(tmp_path, residence, "a", "b") as made:
+        a, b = made["a"], made["b"]
+        await a.ask(TEXT)
+        assert a.pid is not None
+        os.kill(a.pid, signal.SIGKILL)
+        await b.ask(TEXT)  # takes the room that the crash left, or waits for it
+        await a.ask(TEXT)
+        assert b.pid is None
 
 
 async def test_a_model_larger_than_the_budget_is_refused_with_numbers(tmp_path: Path) -> None:
