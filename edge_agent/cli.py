@@ -144,8 +144,7 @@ def serve(
         from edge_agent.home import Home
         from edge_agent.server import Door
 
-        engine_cache = Path("~/.cache/outpost/engines").expanduser()
-        settings = EngineSettings(threads=threads, device=device, engine_cache=str(engine_cache))
+        settings = EngineSettings(threads=threads, device=device, engine_cache=_engine_cache())
         if keys is None and home is not None and Home(home).api_keys.exists():
             keys = Home(home).api_keys
         door = Door(host, port, tls_cert, tls_key, keys)
@@ -312,6 +311,14 @@ def _key_file(keys: Path | None, home: Path | None) -> Path:
     from edge_agent.home import Home
 
     return Home(home or Path()).api_keys
+
+
+def _engine_cache() -> str | None:
+    """Where engines that are built here are kept, of a user who has a home."""
+    try:
+        return str(Path.home() / ".cache" / "outpost" / "engines")
+    except RuntimeError:
+        return None
 
 
 def _say(text: str) -> None:

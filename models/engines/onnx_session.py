@@ -114,11 +114,14 @@ class OnnxSession:
         machine = read_machine()
         weights = {name: digest_of(path.parent / name) for name in self.model.files}
         identity = identity_of(recipe, machine, digest_of(path), weights)
-        with (
-            tempfile.TemporaryDirectory(prefix="outpost-engine-") as passing,
-            engine_folder(cache or Path(passing), identity) as folder,
-        ):
-            return begin([(TENSORRT_PROVIDER, provider_options(identity, folder)), _CUDA, _CPU])
+        try:
+            with (
+                tempfile.TemporaryDirectory(prefix="outpost-engine-") as passing,
+                engine_folder(cache or Path(passing), identity) as folder,
+            ):
+                return begin([(TENSORRT_PROVIDER, provider_options(identity, folder)), _CUDA, _CPU])
+        except OSError as error:
+            raise EngineError(f"the engine of {path.name} cannot be kept: {error}") from error
 
     def sizes(self, axis: int) -> tuple[int, int]:
         """The smallest and the largest size of a dimension of its inputs: 0 rows, 1 tokens."""

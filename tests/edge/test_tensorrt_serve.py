@@ -167,6 +167,9 @@ async def test_there_is_no_silent_fallback(
     settings = EngineSettings(threads=1, engine_cache=str(tmp_path / "engines"))
     with pytest.raises(EngineError, match="made for TensorRT, which does not compute on the CPU"):
         await EncoderProcess.start(files, replace(settings, device="cpu"))
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match="cannot be kept"):
+        await EncoderProcess.start(files, replace(settings, engine_cache=str(tmp_path / "file" / "engines")))
     monkeypatch.setenv("SIMULATED_TENSORRT", "refuses")
     with pytest.raises(EngineError, match="TensorrtExecutionProvider did not start"):
         await EncoderProcess.start(files, settings)
