@@ -110,7 +110,7 @@ def _summary(findings: Findings) -> str:
 
 
 def _beside(findings: Findings) -> str:
-    """Baselines and the model before training, above what the variants reach in the same metrics."""
+    """Baselines, teachers, the model before and after training: above the variants, in the same metrics."""
     metrics = list(dict.fromkeys(name for one in findings.beside for name in one.metrics))
     if not metrics:
         return ""
@@ -127,7 +127,7 @@ def _beside(findings: Findings) -> str:
     )
     counts = ", ".join(f"{count} {_words(name)}" for name, count in findings.rows.items())
     return (
-        "<h2>Beside the baselines</h2>"
+        "<h2>In comparison</h2>"
         f"<table><tr><th></th>{head}<th>samples</th></tr>{body}</table>"
         f'<p class="note">Rows: {_t(counts)}.</p>'
     )

@@ -207,9 +207,8 @@ def test_what_is_not_there_is_named_and_a_change_changes_the_digest(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(BadData, match="no rows"):
         read_records(DataSource(path="empty.jsonl"), tmp_path)
-    assert (
-        "made_by" not in DataSource(path="empty.jsonl", made_by="make rows").model_dump()
-    )  # no key holds it
+    one = DataSource(path="empty.jsonl", made_by="make rows")
+    assert "made_by" not in one.model_dump()  # so no step's key holds it
     before = source_digest(DataSource(path="empty.jsonl"), tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n\n")
     assert source_digest(DataSource(path="empty.jsonl"), tmp_path) != before

@@ -121,6 +121,8 @@ def test_a_classifier_from_untrained_weights_to_a_release_that_answers(tiny, tmp
     releases = line.package(cache, findings, out)
     write_report(out, findings, releases)
     counted = json.loads((out / "report.json").read_text())["flips"]
+    _, compared = (out / "report.html").read_text().split("<h2>In comparison</h2>")
+    assert "before training" in compared.split("<h2>")[0]
     assert counted["compared"] == findings.rows["measured"] > len(findings.cases) == 5
     assert counted["changed"] >= sum(
         len({a.text for a in case.answers.values()}) > 1 for case in findings.cases
