@@ -71,10 +71,11 @@ class Served:
     """One model or model with adapter, ready to answer. Identity is the object itself.
 
     ``model_id`` is ``base`` or ``base:adapter``; ``adapter_key`` is the engine's name for the adapter.
-    ``release`` and ``adapter_release`` are digests of manifests, None for a bare file. ``template`` is
-    None for a model that can only complete text. ``system_prompt`` opens a chat that has none.
-    ``prompt_version`` names template and system prompt on receipts. ``task`` None: it generates text, and
-    ``engine`` is a ``TextEngine``; else an ``EncoderEngine``.
+    ``template`` is None for a model that can only complete text. A prompt and its answer may have
+    ``context_tokens`` here, and ``made_for_tokens`` at most (0: not known). ``release`` and
+    ``adapter_release`` are digests of manifests, None for a bare file. ``system_prompt`` opens a chat that
+    has none. ``prompt_version`` names template and system prompt on receipts. ``task`` None: it generates
+    text, and ``engine`` is a ``TextEngine``; else an ``EncoderEngine``.
     """
 
     model_id: str
@@ -82,6 +83,7 @@ class Served:
     adapter_key: str | None
     template: ChatTemplate | None
     context_tokens: int
+    made_for_tokens: int = 0
     release: Digest | None = None
     adapter_release: Digest | None = None
     output_schema: dict[str, Any] | None = None

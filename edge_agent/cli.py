@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_agent.errors import EdgeError, PolicyViolation, ReleaseRefused, WrongUse
+from edge_agent.errors import EdgeError, NoRoom, PolicyViolation, ReleaseRefused, WrongUse
 from models.errors import DigestMismatch, InvalidManifest, InvalidTemplate, ModelsError, UnsafeFile
 from sync.errors import EnrolmentRefused, SyncError, VerificationFailed
 
@@ -35,6 +35,7 @@ _REFUSALS = (
     EnrolmentRefused,
     InvalidManifest,
     InvalidTemplate,
+    NoRoom,
     UnsafeFile,
     VerificationFailed,
 )
@@ -99,6 +100,22 @@ def main() -> None:
     help="Threads of each engine; 0: all cores for a GGUF, else all but one.",
 )
 @click.option(
+    "--context",
+    default=2048,
+    show_default=True,
+    type=click.IntRange(1, 1 << 20),
+    metavar="N",
+    help="Tokens of a prompt and its answer together; never more than the model was made for.",
+)
+@click.option(
+    "--parallel",
+    default=16,
+    show_default=True,
+    type=click.IntRange(1, 255),
+    metavar="N",
+    help="Answers that a model writes at once; more calls wait.",
+)
+@click.option(
     "--device",
     default="auto",
     show_default=True,
@@ -132,6 +149,8 @@ def serve(
     keys: Path | None,
     port: int,
     threads: int,
+    context: int,
+    parallel: int,
     device: "Device",
     memory: int | None,
     unload_after: float | None,
@@ -144,7 +163,13 @@ def serve(
         from edge_agent.home import Home
         from edge_agent.server import Door
 
-        settings = EngineSettings(threads=threads, device=device, engine_cache=_engine_cache())
+        settings = EngineSettings(
+            threads=threads,
+            device=device,
+            context_tokens=context,
+            max_sequences=parallel,
+            engine_cache=_engine_cache(),
+        )
         if keys is None and home is not None and Home(home).api_keys.exists():
             keys = Home(home).api_keys
         door = Door(host, port, tls_cert, tls_key, keys)
@@ -166,7 +191,7 @@ def serve(
         from edge_agent.serve import serve as serve_files
         from models.machine import free_memory
 
-        residence = Residence(memory and memory * 10**6, unload_after, free_memory)
+        residence = Residence(memory and memory * 10**6, unload_after, free_memory, settings)
         asyncio.run(serve_files(read_plan(models, adapters), door, settings, residence, _say))
 
 

@@ -157,6 +157,8 @@ async def serve(
             if isinstance(engine, EncoderProcess):
                 catalog.publish(_served_encoder(source, engine, int(time.time())))
                 continue
+            if engine.facts.context_tokens < settings.context_tokens:
+                say(f"{source.name} was made for {engine.facts.context_tokens} tokens and gets no more")
             for adapter in riders.values():
                 await engine.attach(adapter.name, adapter.weights)
             for rider in (None, *riders.values()):
@@ -207,6 +209,7 @@ def _served(source: Source, adapter: Source | None, engine: EngineProcess, creat
             else None
         ),
         context_tokens=facts.context_tokens,
+        made_for_tokens=facts.context_length,
         release=source.release,
         adapter_release=None if adapter is None else adapter.release,
         output_schema=speaker.engine.output_schema if speaker else None,

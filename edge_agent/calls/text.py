@@ -26,6 +26,7 @@ from models import canonical
 from models.digest import Digest
 from models.engines.base import Finish, GenerateRequest, Sampling, Usage
 from models.errors import (
+    AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
     InvalidDigest,
@@ -264,8 +265,10 @@ class Service:
                             yield piece
                 if any(each.finish in (None, Finish.CANCELLED) for each in answering):
                     raise EngineError("the engine gave the request up")
-            except (ContextLengthExceeded, UnsupportedRequest):
-                raise  # the caller's doing: says nothing about the model
+            except ContextLengthExceeded as error:
+                raise type(error)(f"{error}: {_remedy(error, served)}") from error
+            except UnsupportedRequest:
+                raise  # the caller's doing, as the one above: says nothing about the model
             except EngineError:
                 self._observe(Outcome(served, False, self._monotonic() - began, pieces))
                 raise
@@ -315,6 +318,14 @@ class Service:
     def _observe(self, outcome: Outcome) -> None:
         self._metrics.outcome(outcome)
         self._catalog.record(outcome)
+
+
+def _remedy(error: ContextLengthExceeded, served: Served) -> str:
+    """What helps a call that does not fit."""
+    remedy = "ask for a shorter answer" if isinstance(error, AnswerTooLong) else "shorten the prompt"
+    if served.made_for_tokens > served.context_tokens:
+        remedy += f", or serve with --context N (the model was made for {served.made_for_tokens})"
+    return remedy
 
 
 def _vouched(upstream: dict[str, Any]) -> dict[str, str | None]:

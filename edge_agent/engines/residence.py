@@ -6,15 +6,20 @@ the numbers, rather than let the kernel choose whom to kill. One event loop owns
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
+from models.engines.llama_cpp import LlamaSettings
+from models.engines.onnx_genai import check_folder
 from models.forecast import OVERHEADS, memory_needed
+from models.gguf import read_header
 from models.workloads import workload_of
 
 _PATIENCE = 30.0
@@ -74,12 +79,17 @@ class Residence:
     """Keeps engines within ``budget`` bytes together; None: within what the machine has free.
 
     ``idle_seconds`` after its last answer a model is put to rest; None: never for that reason.
-    ``free_memory`` says how many bytes the machine can still give.
+    ``free_memory`` says how many bytes the machine can still give; ``settings`` are those of the engines.
     """
 
     def __init__(
-        self, budget: int | None, idle_seconds: float | None, free_memory: Callable[[], int]
+        self,
+        budget: int | None,
+        idle_seconds: float | None,
+        free_memory: Callable[[], int],
+        settings: EngineSettings = EngineSettings(),
     ) -> None:
+        self._settings = settings
         self._budget, self._idle_seconds, self._free_memory = budget, idle_seconds, free_memory
         self._needs: dict[Engine, int] = {}
         self._loading: set[Engine] = set()
@@ -90,7 +100,7 @@ class Residence:
         """Room for an engine that loads within the block. Raises ``NoRoom``, ``UnsafeFile``."""
         needed = self._needs.get(engine, 0)
         if not needed:
-            needed = await asyncio.to_thread(forecast_bytes, engine.files)
+            needed = await asyncio.to_thread(forecast_bytes, engine.files, self._settings)
         await self._reserve(engine, needed)
         try:
             yield
@@ -133,16 +143,30 @@ class Residence:
                     self._loading.add(engine)
                     return
             if loop.time() > deadline or needed > budget:
-                raise NoRoom(_numbers(engine.files.shown, needed, budget, others))
+                numbers = _numbers(engine.files.shown, needed, budget, others)
+                raise NoRoom(f"{numbers}; {self._remedy(needed, budget)}")
             await asyncio.sleep(_GLANCE)
 
+    def _remedy(self, needed: int, budget: int) -> str:
+        """What helps a model that was refused ``needed`` bytes."""
+        if needed <= budget:
+            return "the others are being asked: come back later, or give them more memory"
+        if self._budget is None:
+            return "free memory on this machine, or serve a smaller variant"
+        return f"raise --memory to at least {math.ceil(needed / 1e6)}"
 
-def forecast_bytes(files: EngineFiles) -> int:
-    """What loading it will take, from headers. Raises ``UnsafeFile``."""
-    if files.format in ("gguf", "onnx-genai"):
-        from edge_agent.engines.wire import EngineSettings
 
-        return int(memory_needed(workload_of(files.path, "", EngineSettings().context_tokens)))
+def forecast_bytes(files: EngineFiles, settings: EngineSettings = EngineSettings()) -> int:
+    """What loading it with ``settings`` will take, from headers. Raises ``UnsafeFile``."""
+    if files.format == "gguf":
+        header = read_header(files.path)
+        sizes = LlamaSettings(context_tokens=settings.context_tokens, max_sequences=settings.max_sequences)
+        cells = sizes.fitted(header.integer(f"{header.architecture}.context_length") or 0).cache_tokens
+        load = workload_of(files.path, "", settings.context_tokens)
+        return int(memory_needed(replace(load, context_tokens=cells, sequences=1)))
+    if files.format == "onnx-genai":
+        trained = int(check_folder(files.path).config["model"]["context_length"])
+        return int(memory_needed(workload_of(files.path, "", min(settings.context_tokens, trained))))
     overhead = OVERHEADS[files.format]
     return int(overhead.fixed + overhead.per_weight * files.bytes_on_disk())
 

@@ -268,6 +268,7 @@ class Stage:
             adapter_key=None if adapter is None else adapter.hex,
             template=loaded.template,
             context_tokens=facts.context_tokens,
+            made_for_tokens=facts.context_length,
             release=base,
             adapter_release=adapter,
             output_schema=manifest.engine.output_schema,

@@ -110,11 +110,14 @@ async def test_a_crashed_model_asks_for_room_again(tmp_path: Path) -> None:
 
 async def test_a_model_larger_than_the_budget_is_refused_with_numbers(tmp_path: Path) -> None:
     residence = Residence(50_000_000, None, lambda: 0)
-    with pytest.raises(NoRoom, match=r"model\.onnx needs about \d+ MB of 50 MB; loaded now: nothing"):
+    with pytest.raises(
+        NoRoom,
+        match=r"model\.onnx needs about \d+ MB of 50 MB; loaded now: nothing; raise --memory to at least \d+",
+    ):
         async with engines(tmp_path, residence, "a"):
             pass
     residence = Residence(None, None, lambda: 10_000_000)
-    with pytest.raises(NoRoom, match="of 10 MB"):
+    with pytest.raises(NoRoom, match="of 10 MB; loaded now: nothing; free memory"):
         async with engines(tmp_path, residence, "a"):
             pass
 
