@@ -31,6 +31,10 @@ ROUTES: dict[Task | None, str] = {
 """Where a model of each task is asked."""
 
 
+_NAMED = 5
+"""Models that an error names; of more it says where they are listed."""
+
+
 class TextEngine(Protocol):
     """What answers a prompt: an engine process, or anything that behaves like one."""
 
@@ -147,7 +151,15 @@ class Catalog:
         try:
             return self._published[model_id]
         except KeyError:
-            raise UnknownModel(f"no model {model_id!r:.200} is published on this device") from None
+            raise self.unknown(model_id) from None
+
+    def unknown(self, model_id: str) -> UnknownModel:
+        """What is to be said of a name that nothing answers to: what there is, when it is not too much."""
+        names = [repr(name) for name in sorted(self._published)]
+        there_is = "there is " + (", ".join(names) or "none yet")
+        if len(names) > _NAMED:
+            there_is = f"GET /v1/models lists the {len(names)} that are"
+        return UnknownModel(f"no model {model_id!r:.200} is published on this device; {there_is}")
 
     def list(self) -> tuple[Served, ...]:
         """Everything published, in the order of names."""

@@ -81,7 +81,7 @@ class EncoderService:
             entry.begin(intent_facts(ask, decision, self._catalog), ask.body)
             try:
                 if decision.run_at is not RunAt.EDGE:
-                    raise refusal(ask, decision, hub=False)
+                    raise refusal(ask, decision, self._catalog, hub=False)
                 with self._catalog.lease(ask.model) as served:
                     engine = served.encoder(*ask.tasks)
                     answer = await self._ask(served, ask.call)

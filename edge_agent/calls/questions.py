@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from edge_agent import policy
 from edge_agent.catalog import Catalog
-from edge_agent.errors import EdgeError, PolicyViolation, UnknownModel
+from edge_agent.errors import EdgeError, PolicyViolation
 from edge_agent.policy import Decision, PolicyInput
 from models.data_class import DataClass
 from models.digest import Digest
@@ -77,13 +77,13 @@ def decide(question: Question, catalog: Catalog, rules: Rules, *, hub: bool, max
     )
 
 
-def refusal(question: Question, decision: Decision, *, hub: bool) -> EdgeError:
+def refusal(question: Question, decision: Decision, catalog: Catalog, *, hub: bool) -> EdgeError:
     """Why it may not run at all."""
     if decision.reason is policy.Reason.RESTRICTED_NOT_HERE and hub:
         return PolicyViolation(
             f"model {question.model!r:.200} is not here, and a restricted request never leaves this device"
         )
-    return UnknownModel(f"no model {question.model!r:.200} is published on this device")
+    return catalog.unknown(question.model)
 
 
 def intent_facts(question: Question, decision: Decision, catalog: Catalog) -> dict[str, Any]:

@@ -205,7 +205,7 @@ class Service:
         self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
     ) -> AsyncGenerator[Started | Piece, None]:
         if decision.run_at is RunAt.REFUSE:
-            raise refusal(ask, decision, hub=self._egress is not None)
+            raise refusal(ask, decision, self._catalog, hub=self._egress is not None)
         if decision.run_at is RunAt.HUB:
             try:
                 async with aclosing(self._from_hub(ask, decision, entry, answer)) as parts:

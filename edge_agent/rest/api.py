@@ -5,17 +5,19 @@ OpenAI's shape. Refuses: policy, journal and engines, which come in from outside
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_agent.admission import Admission, Limits
 from edge_agent.calls.encoders import EncoderService
 from edge_agent.calls.questions import Rules
 from edge_agent.calls.text import Service
-from edge_agent.catalog import Catalog
+from edge_agent.catalog import Catalog, Served
 from edge_agent.egress import Egress
 from edge_agent.errors import EdgeError
 from edge_agent.journal import Journal
@@ -79,13 +81,11 @@ def create_app(
 
     @app.get("/v1/models")
     async def models() -> Response:
-        rows = [model_json(served.model_id, served.created) for served in catalog.list()]
-        return JSONResponse(models_json(rows))
+        return JSONResponse(models_json([_row(served) for served in catalog.list()]))
 
     @app.get("/v1/models/{model_id:path}")
     async def model(model_id: str) -> Response:
-        served = catalog.resolve(model_id)
-        return JSONResponse(model_json(served.model_id, served.created))
+        return JSONResponse(_row(catalog.resolve(model_id)))
 
     @app.get("/openapi.json", include_in_schema=False)
     async def description() -> Response:
@@ -135,6 +135,11 @@ class _Counted:
         await self._app(scope, receive, counted if scope["type"] == "http" else send)
 
 
+def _row(served: Served) -> dict[str, Any]:
+    facts = {"task": served.task or "generate", "context_length": served.context_tokens or None}
+    return model_json(served.model_id, served.created) | {"outpost": facts}
+
+
 async def _read_body(request: Request, limit: int) -> bytes:
     body = bytearray()
     async for block in request.stream():
@@ -161,10 +166,22 @@ async def _http_error(request: Request, error: Exception) -> Response:
         raise error
     where = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        return error_response(ApiError(404, f"There is no {where} here.", code="unknown_url"))
+        meant = _meant(request)
+        hint = f" Did you mean {meant}?" if meant else ""
+        return error_response(ApiError(404, f"There is no {where} here.{hint}", code="unknown_url"))
     if error.status_code == 405:
         refused = ApiError(405, f"{where} is not allowed here.", code="method_not_allowed")
         response = error_response(refused)
         response.headers.update(error.headers or {})
         return response
     return error_response(ApiError(error.status_code, str(error.detail), code="http_error"))
+
+
+def _meant(request: Request) -> str | None:
+    """The path of a route that a client with a wrong base URL wanted."""
+    path = request.url.path
+    for meant in (f"/v1{path}", path.removeprefix("/v1")):
+        asked = {**request.scope, "path": meant}
+        if any(route.matches(asked)[0] is Match.FULL for route in request.app.routes):
+            return meant
+    return None

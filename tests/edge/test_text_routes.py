@@ -17,6 +17,7 @@ from scripted_engine import ScriptedEngine
 
 from edge_agent.admission import Limits
 from edge_agent.calls.choices import merged
+from edge_agent.catalog import Served
 from models.engines.base import Event, GenerateRequest
 from models.errors import EngineError, UnsupportedRequest
 from models.tools import OPEN, write_call
@@ -399,3 +400,62 @@ async def test_the_description_covers_every_route_and_is_openapi() -> None:
     assert chat["properties"]["model"]["examples"] == ["smol"]
     assert "text/plain" in document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
     assert "$ref" not in json.dumps(document)
+
+
+@asynccontextmanager
+async def plain(*models: Served) -> AsyncIterator[httpx.AsyncClient]:
+    async with running(edge_app(catalog_of(*models))) as url, httpx.AsyncClient(base_url=url) as connected:
+        yield connected
+
+
+@pytest.mark.parametrize(
+    ("words", "limit", "param", "remedy"),
+    [
+        (300, 5, "messages", "shorten the prompt, or serve with --context N (the model was made for 8192)."),
+        (
+            3,
+            999,
+            "max_tokens",
+            "ask for a shorter answer, or serve with --context N (the model was made for 8192).",
+        ),
+    ],
+)
+async def test_what_does_not_fit_is_told_what_to_do(words: int, limit: int, param: str, remedy: str) -> None:
+    body = {"model": "smol", "max_tokens": limit, "messages": [{"role": "user", "content": "word " * words}]}
+    async with plain(served(ScriptedEngine(), made_for_tokens=8192)) as http:
+        error = (await http.post(CHAT, json=body)).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+    assert error["message"].endswith(remedy)
+    async with plain(served(ScriptedEngine(), made_for_tokens=200)) as http:
+        error = (await http.post(CHAT, json=body)).json()["error"]
+    assert "--context" not in error["message"]  # it has all that the model was made for
+
+
+async def test_an_unknown_model_is_told_what_there_is() -> None:
+    body = {"model": "gpt-4o", "messages": MESSAGES}
+    few = [served(ScriptedEngine(), name) for name in ("smol", "smol:tickets")]
+    async with plain(*few) as http:
+        error = (await http.post(CHAT, json=body)).json()["error"]
+    assert error["message"].endswith("there is 'smol', 'smol:tickets'.")
+    async with plain(*(served(ScriptedEngine(), f"m{number}") for number in range(6))) as http:
+        error = (await http.post(CHAT, json=body)).json()["error"]
+        assert error["message"].endswith("GET /v1/models lists the 6 that are.")
+        assert (await http.get("/v1/models/gpt-4o")).json()["error"]["code"] == "model_not_found"
+
+
+async def test_a_list_of_models_says_what_they_do_and_hold() -> None:
+    async with plain(served(ScriptedEngine())) as http:
+        [row] = (await http.get("/v1/models")).json()["data"]
+        assert row == (await http.get("/v1/models/smol")).json()
+    assert (row["id"], row["object"]) == ("smol", "model")
+    assert row["outpost"] == {"task": "generate", "context_length": 200}
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions"])
+async def test_a_wrong_base_url_is_told_the_right_one(path: str) -> None:
+    async with plain(served(ScriptedEngine())) as http:
+        told = await http.post(path, json={})
+        lost = await http.post("/no/such/thing", json={})
+    assert told.status_code == 404
+    assert told.json()["error"]["message"].endswith("Did you mean /v1/chat/completions?")
+    assert "mean" not in lost.json()["error"]["message"]
