@@ -8,6 +8,7 @@ the token comes out, and every key and value above the first layer is the adapte
 computed with one adapter and used with another could not go unnoticed.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -62,11 +63,11 @@ def _values(tensor: gguf.ReaderTensor) -> np.ndarray:
     return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
 
 
-def single_token(base: Path, text: str) -> int:
-    """The id of the token that is ``text``, a space before it. Raises ``ValueError`` when none is."""
-    spelled = text.replace(" ", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}")
-    tokens = gguf.GGUFReader(base).fields["tokenizer.ggml.tokens"].contents()
+def tokens_of(base: Path, texts: Sequence[str]) -> list[int]:
+    """The ids of texts that are one token each, with a space before. Raises ``ValueError`` when one is not."""
+    vocabulary = gguf.GGUFReader(base).fields["tokenizer.ggml.tokens"].contents()
+    ids = {token: id for id, token in enumerate(vocabulary)}
     try:
-        return tokens.index(spelled)
-    except ValueError:
-        raise ValueError(f"{text!r} is not one token of {base.name}") from None
+        return [ids[f"\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}{text}"] for text in texts]
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]!r} is not one token of {base.name}") from None

@@ -25,7 +25,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.planted import plant, single_token
+from benchmarks.planted import plant, tokens_of
 from benchmarks.serve_servers import ROOT, Running, outpost
 from benchmarks.soak_clients import BASE, EMBEDDER, NAMES, Seen, Wrong, chat, check_text, client
 
@@ -189,8 +189,8 @@ def main() -> int:
     SCRATCH.mkdir(parents=True, exist_ok=True)
     server = outpost([(BASE, base), (EMBEDDER, write_minilm(SCRATCH / EMBEDDER))], given.threads)
     command = server.command
-    for number, name in enumerate(NAMES):
-        adapter = plant(base, single_token(base, f" {name}"), SCRATCH / f"{name}.gguf", number)
+    for name, token in zip(NAMES, tokens_of(base, NAMES), strict=True):
+        adapter = plant(base, token, SCRATCH / f"{name}.gguf", seed=token)
         command += ("--adapter", f"{BASE}:{name}={adapter}")
     with Running(replace(server, command=command)) as running:
         seen, memory, wrong = asyncio.run(

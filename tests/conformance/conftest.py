@@ -14,6 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The server that runs already."""
     parser.addoption("--target-url", help="base URL of a running server, ending in /v1")
     parser.addoption("--target-model", help="a model of that server", default="smol")
+    parser.addoption("--real-model", action="store_true", help="no scripted engines where a test has them")
     parser.addoption("--target-key", help="an API key for that server", default="none")
 
 

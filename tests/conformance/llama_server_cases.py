@@ -124,6 +124,7 @@ SKIPPED: dict[str, str] = {
     "test_stream.py": "goes on with a stream that was left, through a route of llama-server's own",
     "test_template.py": TEMPLATE,
     "test_tokenize.py": ROUTE,
+    "test_tool_call.py::test_completion_without_tool_call_slow": TEMPLATE,
     "test_tools_builtin.py": "tools run by the server",
     "test_vision_api.py": NO_MODEL,
 }

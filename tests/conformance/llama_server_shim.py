@@ -223,7 +223,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skips with reasons; what depends on the words of the stories model becomes a check of the shape."""
     for item in items:
         name = case(item.nodeid)
-        reason = SLOW if item.get_closest_marker("slow") else skip_reason(name)
+        reason = skip_reason(name) or (SLOW if item.get_closest_marker("slow") else None)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
         callspec = getattr(item, "callspec", None)
