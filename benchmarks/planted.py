@@ -64,7 +64,7 @@ def _values(tensor: gguf.ReaderTensor) -> np.ndarray:
 
 
 def tokens_of(base: Path, texts: Sequence[str]) -> list[int]:
-    """The ids of texts that are one token each, with a space before. Raises ``ValueError`` when one is not."""
+    """The ids of texts that are each one token after a space. Raises ``ValueError`` when one is not."""
     vocabulary = gguf.GGUFReader(base).fields["tokenizer.ggml.tokens"].contents()
     ids = {token: id for id, token in enumerate(vocabulary)}
     try:
