@@ -118,7 +118,9 @@ def tell(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> list[d
         functions = [call["function"] for call in message.get("tool_calls", ())]
         calls = [write_call(one["name"], _json(one["arguments"])) for one in functions]
         if role != "tool":
-            told.append({"role": role, "content": "\n".join([content, *calls] if content else calls)})
+            speaker = {"name": message["name"]} if "name" in message else {}
+            written = "\n".join([content, *calls] if content else calls)
+            told.append({"role": role, "content": written, **speaker})
             continue
         answer = f"<tool_response>\n{content}\n</tool_response>"
         if told and told[-1].get("answers"):
@@ -128,10 +130,10 @@ def tell(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> list[d
     if tools:
         text = _system_text(tools)
         if told and told[0]["role"] == "system":
-            told[0] = {"role": "system", "content": told[0]["content"] + "\n\n" + text}
+            told[0]["content"] += "\n\n" + text
         else:
             told.insert(0, {"role": "system", "content": text})
-    return [{"role": message["role"], "content": message["content"]} for message in told]
+    return [{key: value for key, value in message.items() if key != "answers"} for message in told]
 
 
 def _system_text(tools: Sequence[Tool]) -> str:

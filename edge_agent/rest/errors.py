@@ -1,5 +1,6 @@
 """From this product's errors to OpenAI's, in one place: status, code, and the parameter to mend."""
 
+import logging
 from dataclasses import dataclass
 
 from edge_agent.errors import (
@@ -24,6 +25,8 @@ from models.errors import (
 )
 from models.openai.errors import ApiError
 from sync.errors import SyncError
+
+log = logging.getLogger(__name__)
 
 Known = (EdgeError, ModelsError, SyncError)
 """What ``to_api_error`` takes; anything else is a defect of ours and answered with 500."""
@@ -83,7 +86,10 @@ def to_api_error(error: EdgeError | ModelsError | SyncError, named: Named) -> Ap
         case InvalidTemplate():
             return ApiError(400, _sentence(message), code="invalid_value", param=named.prompt)
         case EngineError():
-            return ApiError(503, _sentence(message), code="engine_failed", retry_after=_RETRY_SECONDS)
+            said, _, rest = message.partition("\n")  # a native library's words can be a page
+            if rest:
+                log.error("the engine failed: %s", message)
+            return ApiError(503, _sentence(said), code="engine_failed", retry_after=_RETRY_SECONDS)
         case SyncError():
             reason = f"The call cannot be recorded, so it is not answered: {message}"
             return ApiError(503, reason, code="audit_unavailable", retry_after=_RETRY_SECONDS)

@@ -4,6 +4,7 @@ Reference: OpenAI's API reference, "Create chat completion", ``messages``.
 """
 
 import json
+import re
 from typing import Any, Literal
 
 from models import canonical
@@ -41,8 +42,13 @@ _CALL = {
 }
 
 
+_NAME = re.compile(r"[^\s<|\\/>]{1,64}")
+"""Who speaks; OpenAI's letters, none of which opens a control token."""
+
+
 def _turn(roles: list[str], needed: list[str], **properties: Json) -> Json:
-    known = {"role": {"enum": roles}, "content": _CONTENT, **properties}
+    name = {"type": "string", "pattern": f"^{_NAME.pattern}$"}
+    known = {"role": {"enum": roles}, "content": _CONTENT, "name": name, **properties}
     return {
         "type": "object",
         "properties": known,
@@ -78,7 +84,8 @@ class ToolCall(Frozen):
 class ChatMessage(Frozen):
     """One turn. ``developer`` is read as ``system``; text parts are joined.
 
-    ``tool_calls`` are of an assistant, ``tool_call_id`` and ``name`` of a tool's answer.
+    ``tool_calls`` are of an assistant, ``tool_call_id`` of a tool's answer. ``name``: who speaks, or the
+    tool; the chat template tells the model or does not.
     """
 
     role: Role
@@ -155,13 +162,22 @@ def _read_message(value: Any, where: str) -> ChatMessage:
         facts["tool_calls"] = _read_calls(given.pop("tool_calls"), f"{where}.tool_calls")
     if role == "tool":
         facts["tool_call_id"] = a_text(given, "tool_call_id", where)
-        facts["name"] = a_text(given, "name", where, "") or None
+    if "name" in given:
+        facts["name"] = _read_name(given, where)
     if "content" in given or value.get("content") == []:
         facts["content"] = read_content(given.pop("content", []), f"{where}.content")
     elif not facts.get("tool_calls"):
         raise bad_request(f"'{where}.content' is missing.", f"{where}.content", "missing_required_parameter")
     nothing_else(given, where)
     return ChatMessage(**facts)
+
+
+def _read_name(given: Json, where: str) -> str:
+    name = a_text(given, "name", where)
+    if not _NAME.fullmatch(name):
+        message = f"'{where}.name' must be 1 to 64 characters without spaces, slashes, '<', '>' and '|'."
+        raise bad_request(message, f"{where}.name", "invalid_value")
+    return name
 
 
 def read_content(value: Any, where: str, kinds: tuple[str, ...] = ("text",)) -> str:

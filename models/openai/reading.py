@@ -15,6 +15,16 @@ Json = dict[str, Any]
 Neutral = Mapping[str, tuple[Any, ...]]
 """Options that this product does not have, and the values of them that change nothing."""
 
+MAX_NOTES, MAX_NOTE_NAME, MAX_NOTE = 16, 64, 512
+"""Entries of ``metadata``, and characters of a name and of a value."""
+METADATA: Json = {
+    "type": "object",
+    "maxProperties": MAX_NOTES,
+    "propertyNames": {"maxLength": MAX_NOTE_NAME},
+    "additionalProperties": {"type": "string", "maxLength": MAX_NOTE},
+}
+"""What ``read_metadata`` takes, as JSON Schema."""
+
 _B = TypeVar("_B", bound=BaseModel)
 
 
@@ -51,6 +61,24 @@ def validated(cls: type[_B], given: Json) -> _B:
         return cls.model_validate(given)
     except ValidationError as error:
         raise _from_validation(error) from error
+
+
+def read_metadata(value: Any) -> Json:
+    """``metadata``: the caller's own notes, within OpenAI's limits. Raises ``ApiError`` (400)."""
+    notes = an_object(value, "metadata")
+    if len(notes) > MAX_NOTES:
+        message = f"'metadata' has {len(notes)} entries; at most {MAX_NOTES}."
+        raise bad_request(message, "metadata", "invalid_value")
+    for key, note in notes.items():
+        if not isinstance(note, str):
+            raise bad_request(
+                f"'metadata.{key:.100}' must be a string.", f"metadata.{key:.100}", "invalid_type"
+            )
+        if len(key) > MAX_NOTE_NAME or len(note) > MAX_NOTE:
+            message = f"'metadata.{key:.100}' is too long: names have at most {MAX_NOTE_NAME} characters, "
+            message += f"values {MAX_NOTE}."
+            raise bad_request(message, f"metadata.{key:.100}", "invalid_value")
+    return notes
 
 
 def an_object(value: Any, where: str) -> Json:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictStr, WithJsonSche
 from models.engines.base import Sampling
 from models.openai.errors import bad_request, unsupported
 from models.openai.messages import MESSAGES, ChatMessage, read_messages
-from models.openai.reading import Frozen, Json, Neutral, read_body
+from models.openai.reading import METADATA, Frozen, Json, Neutral, read_body, read_metadata
 from models.openai.tool_options import (
     CHOICE,
     FORMAT,
@@ -40,7 +40,6 @@ _CHAT_NEUTRAL: Neutral = {
     "audio": (),
     "function_call": ("none",),
     "functions": ([],),
-    "metadata": ({},),
     "modalities": (["text"],),
     "prediction": (),
     "prompt_cache_retention": (),
@@ -119,6 +118,7 @@ class StreamOptions(Frozen):
             )
 
 
+Metadata = Annotated[dict[str, str], BeforeValidator(read_metadata), WithJsonSchema(METADATA)]
 _TEXTS = {"type": "string", "minLength": 1}
 Stop = Annotated[
     tuple[str, ...],
@@ -189,7 +189,10 @@ class _Completion(Request):
 
 
 class ChatRequest(_Completion):
-    """A chat completion. ``prompt_cache_key`` is a hint; the engine reuses prefixes by itself."""
+    """A chat completion. ``prompt_cache_key`` is a hint; the engine reuses prefixes by itself.
+
+    ``metadata`` is the caller's own: it is recorded with the call and changes nothing.
+    """
 
     messages: Annotated[
         tuple[ChatMessage, ...],
@@ -207,6 +210,7 @@ class ChatRequest(_Completion):
     ] = None
     safety_identifier: StrictStr | None = Field(default=None, max_length=512)
     prompt_cache_key: StrictStr | None = Field(default=None, max_length=512)
+    metadata: Metadata = Field(default_factory=dict)
 
     @classmethod
     def parse(cls, data: bytes) -> Self:

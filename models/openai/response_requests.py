@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictStr, WithJsonSche
 from models.openai.errors import bad_request, unsupported
 from models.openai.messages import ChatMessage, ToolCall, check_answers, read_arguments, read_content
 from models.openai.reading import Json, Neutral, a_text, an_object, nothing_else, read_body
-from models.openai.requests import MAX_LOGPROBS, ChatRequest, Request
+from models.openai.requests import MAX_LOGPROBS, ChatRequest, Metadata, Request
 from models.openai.tool_options import (
     FLAT_CHOICE,
     FLAT_TOOLS,
@@ -41,7 +41,6 @@ _NEUTRAL: Neutral = {
     "context_management": ([],),
     "conversation": (),
     "max_tool_calls": (),
-    "metadata": ({},),
     "previous_response_id": (),
     "prompt": (),
     "prompt_cache_retention": (),
@@ -141,6 +140,7 @@ class ResponseRequest(Request):
     ] = ()
     safety_identifier: StrictStr | None = Field(default=None, max_length=512)
     prompt_cache_key: StrictStr | None = Field(default=None, max_length=512)
+    metadata: Metadata = Field(default_factory=dict)
 
     @classmethod
     def parse(cls, data: bytes) -> Self:

@@ -190,7 +190,7 @@ class ResponseWriter:
             "truncation": "disabled",
             "usage": None if usage is None else _usage(usage),
             "user": asked.user,
-            "metadata": {},
+            "metadata": asked.metadata,
         }
         return response if receipt is None else response | {"outpost": dict(receipt)}
 

@@ -20,6 +20,7 @@ from edge_agent.calls.choices import merged
 from edge_agent.catalog import Served
 from models.engines.base import Event, GenerateRequest
 from models.errors import EngineError, UnsupportedRequest
+from models.prompts import ChatTemplate
 from models.tools import OPEN, write_call
 
 CHAT = "/v1/chat/completions"
@@ -132,6 +133,15 @@ async def test_a_crash_under_all_choices_is_heard_of_each(caplog: pytest.LogCapt
         await listen()
     gc.collect()  # a task whose error nobody heard says so when it is forgotten
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+
+
+async def test_a_page_of_a_library_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    failure = EngineError("the model cannot be loaded: out of memory\nggml_aligned_malloc: 4 GB\nllama: no")
+    async with client(ScriptedEngine(fail_after=0, fail_with=failure)) as ai:
+        with pytest.raises(openai.InternalServerError) as failed:
+            await ai.chat.completions.create(model="smol", messages=MESSAGES)
+    assert "out of memory." in failed.value.message and "ggml" not in failed.value.message
+    assert "ggml_aligned_malloc: 4 GB" in caplog.text
 
 
 async def test_each_choice_takes_a_place() -> None:
@@ -317,6 +327,31 @@ async def test_a_response_whole_and_streamed() -> None:
     ]
     assert short.status == "incomplete" and short.incomplete_details
     assert short.incomplete_details.reason == "max_output_tokens"
+
+
+async def test_metadata_comes_back_with_a_response_and_is_told_to_no_model() -> None:
+    engine, notes = ScriptedEngine(), {"trace": "7f3a", "line": "3"}
+    async with client(engine) as ai:
+        whole = await ai.responses.create(model="smol", input="hello", metadata=notes)
+        await ai.chat.completions.create(model="smol", messages=MESSAGES, metadata=notes)
+        too_many = {str(number): "" for number in range(17)}
+        with pytest.raises(openai.BadRequestError) as refused:
+            await ai.chat.completions.create(model="smol", messages=MESSAGES, metadata=too_many)
+    assert whole.metadata == notes
+    assert refused.value.param == "metadata"
+    assert not any("7f3a" in str(request.prompt) for request in engine.requests)
+
+
+async def test_a_speakers_name_is_told_by_a_template_that_knows_names() -> None:
+    engine, named = ScriptedEngine(), [{**MESSAGES[0], "name": "line_3"}]
+    knows = ChatTemplate("{% for m in messages %}{{ m.name or m.role }}: {{ m.content }}{% endfor %}")
+    async with plain(served(engine), served(engine, "named", template=knows)) as http:
+        for model in ("smol", "named"):
+            told = await http.post(CHAT, json={"model": model, "messages": named})
+            assert told.status_code == 200
+        odd = await http.post(CHAT, json={"model": "smol", "messages": [{**named[0], "name": "a <b>"}]})
+    assert odd.json()["error"]["param"] == "messages[0].name"
+    assert ["line_3" in str(request.prompt) for request in engine.requests] == [False, True]
 
 
 async def test_a_response_with_calls() -> None:

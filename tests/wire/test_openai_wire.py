@@ -173,6 +173,9 @@ def test_every_option_goes_upstream_as_it_came() -> None:
     ("kind", "change", "param"),
     [
         (ChatRequest, {"n": 65}, "n"),
+        (ChatRequest, {"metadata": {"line": 3}}, "metadata.line"),
+        (ChatRequest, {"metadata": {"line": "x" * 513}}, "metadata.line"),
+        (ChatRequest, {"messages": [{"role": "user", "content": "x", "name": ""}]}, "messages[0].name"),
         (ChatRequest, {"top_logprobs": 2}, "top_logprobs"),
         (ChatRequest, {"logit_bias": {"pump": 1}}, "logit_bias.pump"),
         (ChatRequest, {"logit_bias": {"7": 101}}, "logit_bias.7"),
