@@ -58,11 +58,14 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     except OSError as error:
         raise WrongUse(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        return _KeyFile.model_validate_json(data).keys
+        keys = _KeyFile.model_validate_json(data).keys
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise WrongUse(f"{path}: no file of API keys: {where or 'JSON'}: {first['msg']}") from error
+    if len({key.name for key in keys}) != len(keys):
+        raise WrongUse(f"{path}: two keys have the same name")
+    return keys
 
 
 def create_key(path: Path, name: str, requests_per_minute: int | None, at_once: int | None) -> str:
@@ -98,10 +101,14 @@ class Bucket:
     left: float
     at: float
 
-    def take(self, now: float) -> float:
-        """Let a call in and return 0, or return the seconds after which there is room."""
+    def settle(self, now: float) -> None:
+        """Bring what is left up to date."""
         self.left = min(self.limit, self.left + (now - self.at) * self.limit / _MINUTE)
         self.at = now
+
+    def take(self, now: float) -> float:
+        """Let a call in and return 0, or return the seconds after which there is room."""
+        self.settle(now)
         if self.left >= 1:
             self.left -= 1
             return 0.0
@@ -115,6 +122,16 @@ class Caller:
     key: ApiKey
     bucket: Bucket | None = None
     running: int = field(default=0)
+
+    def hold_to(self, key: ApiKey, now: float) -> None:
+        """Take the limits of ``key`` from now on; what is used stays used."""
+        limit, before = key.requests_per_minute, self.bucket
+        self.key, self.bucket = key, None
+        if limit is not None:
+            self.bucket = Bucket(limit, limit, now)
+            if before is not None:
+                before.settle(now)
+                self.bucket.left = min(limit, before.left)
 
     def enter(self, now: float) -> None:
         """Count a call in, to be counted out by ``leave``. Raises ``Overloaded``."""
@@ -177,12 +194,11 @@ class Keys:
             log.error("the API keys stay as they were: %s", error)
 
     def _take(self, keys: tuple[ApiKey, ...]) -> None:
-        before = {digest: caller for digest, caller in self._callers.items() if caller.key in keys}
-        self._callers = {key.sha256: before.get(key.sha256) or self._caller(key) for key in keys}
-
-    def _caller(self, key: ApiKey) -> Caller:
-        limit = key.requests_per_minute
-        return Caller(key, None if limit is None else Bucket(limit, limit, self._monotonic()))
+        # Who is known under a name keeps what it uses now: an edited key gets no fresh limits.
+        known = {caller.key.name: caller for caller in self._callers.values()}
+        self._callers = {key.sha256: known.get(key.name) or Caller(key) for key in keys}
+        for key in keys:
+            self._callers[key.sha256].hold_to(key, self._monotonic())
 
     def _state(self) -> tuple[int, int, int] | None:
         try:

@@ -114,7 +114,7 @@ class Locked:
                 else "An API key is needed: Authorization: Bearer KEY.",
                 code="invalid_api_key",
             )
-            await error_response(refused)(scope, receive, send)
+            await error_response(refused, {"www-authenticate": "Bearer"})(scope, receive, send)
             return
         try:
             self._keys.enter(caller)

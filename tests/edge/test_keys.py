@@ -31,6 +31,10 @@ from edge_agent.keys import PREFIX, Bucket, Keys, create_key, revoke_key
 CHAT = {"model": "smol", "messages": [{"role": "user", "content": "hello"}]}
 
 
+ONE = {"name": "a", "sha256": "0" * 64}
+SAME_NAME = json.dumps({"keys": [ONE, ONE | {"sha256": "1" * 64}]})
+
+
 def bearer(secret: str) -> dict[str, str]:
     return {"authorization": f"Bearer {secret}"}
 
@@ -63,6 +67,7 @@ async def test_only_who_has_a_key_is_let_in(tmp_path: Path) -> None:
             assert refused.status_code == 401
             assert refused.json()["error"]["code"] == "invalid_api_key"
             assert refused.headers["x-request-id"]
+            assert refused.headers["www-authenticate"] == "Bearer"
         assert not engine.requests
         assert (await client.get("/metrics")).status_code == 401
         assert (await client.get("/healthz")).status_code == 200
@@ -104,6 +109,31 @@ async def test_a_key_has_limits_of_its_own(tmp_path: Path) -> None:
         assert (await client.get("/v1/models", headers=bearer(quick))).status_code == 200
 
 
+async def test_a_key_that_is_edited_keeps_what_it_uses(tmp_path: Path) -> None:
+    path, now = tmp_path / "keys.json", 0.0
+    secret = create_key(path, "scada", 10, 2)
+    gate = asyncio.Semaphore(0)
+    engine = ScriptedEngine("one", gate=gate)
+    app = edge_app(catalog_of(served(engine)), keys=Keys(path, lambda: now))
+    async with running(app) as url, httpx.AsyncClient(base_url=url, headers=bearer(secret)) as client:
+        running_call = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT))
+        while not engine.requests:  # noqa: ASYNC110 - until the call is inside
+            await asyncio.sleep(0.01)
+        kept = json.loads(path.read_text())
+        kept["keys"][0] |= {"at_once": 1, "requests_per_minute": 60}
+        path.write_text(json.dumps(kept))
+        assert (await client.get("/v1/models")).status_code == 429  # the call that began before counts
+        gate.release()
+        assert (await running_call).status_code == 200
+        left = (await client.get("/v1/models")).headers
+        assert left["x-ratelimit-limit-requests"] == "60"
+        assert left["x-ratelimit-remaining-requests"] == "8"  # of the ten that there were, two are used
+        kept["keys"][0] |= {"requests_per_minute": None}
+        path.write_text(json.dumps(kept))
+        assert "x-ratelimit-limit-requests" not in (await client.get("/healthz")).headers
+        assert (await client.get("/v1/models")).status_code == 200
+
+
 def test_a_file_of_keys_holds_no_key_and_is_the_owners(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     run = CliRunner()
@@ -124,7 +154,7 @@ def test_a_file_of_keys_holds_no_key_and_is_the_owners(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"keys": [{"name": "a", "sha256": "no"}]}', '{"keys": [], "kyes": []}']
+    "text", ["", "[]", SAME_NAME, '{"keys": [{"name": "a", "sha256": "no"}]}', '{"keys": [], "kyes": []}']
 )
 def test_what_is_no_file_of_keys_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys.json"
