@@ -330,7 +330,7 @@ def revoke(keys: Path | None, home: Path | None, name: str) -> None:
 
 def _key_file(keys: Path | None, home: Path | None) -> Path:
     if (keys is None) == (home is None):
-        raise WrongUse("--keys FILE or --home DIR is needed, and not both")
+        raise WrongUse("--keys FILE or --home DIR is needed, and not both; for example: --keys keys.json")
     if keys is not None:
         return keys
     from edge_agent.home import Home

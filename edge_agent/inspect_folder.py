@@ -63,12 +63,12 @@ async def inspect_folder(asked: Asked, say: Callable[[str], None]) -> dict[str, 
 
     Raises ``WrongUse`` that names the flag, what ``read_plan`` raises, ``UnsafeFile``, ``EngineError``.
     """
-    names = pictures_in(asked.folder)
     if not asked.out.parent.is_dir() or not asked.sheet.parent.is_dir():
         raise WrongUse(f"--out {asked.out}: there is no folder {asked.out.parent}")
     source = read_plan([f"model={asked.model}"], []).models[0]
     if source.files is None or source.files.encoder is None or source.files.encoder.engine.task != "inspect":
         raise WrongUse(f"--model {asked.model}: not made to inspect")
+    names = pictures_in(asked.folder)
     threads = asked.threads or len(os.sched_getaffinity(0))  # nobody else is served meanwhile
     engine = await EncoderProcess.start(source.files, EngineSettings(threads=threads))
     began = time.monotonic()

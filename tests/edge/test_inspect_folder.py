@@ -80,9 +80,9 @@ def test_wrong_use_and_folders_of_nothing(welds: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.csv"
     ran = inspect(parts, "--model", welds, "--out", out)
     assert ran.returncode == 2 and "holds no picture" in ran.stderr
-    (parts / "cut.png").write_bytes(b"\x89PNG")
     ran = inspect(parts, "--model", tmp_path / "minilm", "--out", out)
     assert ran.returncode == 2 and "not made to inspect" in ran.stderr
+    (parts / "cut.png").write_bytes(b"\x89PNG")
     ran = inspect(parts, "--model", welds, "--out", tmp_path / "nowhere" / "results.csv")
     assert ran.returncode == 2 and "--out" in ran.stderr
     ran = inspect(parts, "--model", welds, "--out", out)
