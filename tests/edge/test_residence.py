@@ -8,14 +8,18 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx_releases import EMBED, INSPECT, write_onnx_release
 
+from edge_agent.cli import main
 from edge_agent.engines.encoder_calls import EncoderCall
 from edge_agent.engines.encoder_process import EncoderProcess
-from edge_agent.engines.files import of_release
+from edge_agent.engines.files import of_path, of_release
 from edge_agent.engines.residence import Residence, Resident, forecast_bytes, make_room, memory_of
 from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
@@ -164,3 +168,34 @@ async def test_a_model_that_is_asked_does_not_rest(tmp_path: Path) -> None:
         assert await engine.rest()
     finally:
         await engine.close()
+
+
+def test_the_forecast_of_a_gguf_counts_the_cache_that_its_settings_ask_for(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_context_length(32768)
+    writer.add_block_count(2)
+    writer.add_embedding_length(64)
+    writer.add_head_count(2)
+    writer.add_tensor("token_embd.weight", np.zeros((32, 64), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    def forecast(context: int, parallel: int) -> int:
+        settings = EngineSettings(context_tokens=context, max_sequences=parallel)
+        return forecast_bytes(of_path(tmp_path / "m.gguf"), settings)
+
+    token = 2 * 64 * 2 * 2  # a key and a value of 64 numbers of two bytes, in two layers
+    assert forecast(2048, 16) == forecast(3000, 16) == forecast(8192, 16)  # what calls share
+    assert forecast(2048, 16) - forecast(2048, 1) == (8192 - 2048) * token
+    assert forecast(16384, 16) - forecast(8192, 16) == 8192 * token
+    assert forecast(1 << 20, 16) == forecast(32768, 16)  # no more than the model was made for
+
+
+def test_what_memory_has_no_room_for_is_refused_at_the_start(tmp_path: Path) -> None:
+    write_onnx_release(tmp_path, EMBED)
+    asked = ["serve", "--port", "0", "--memory", "50", "--model", f"minilm={tmp_path}"]
+    refused = CliRunner().invoke(main, asked)
+    assert refused.exit_code == 3
+    assert "raise --memory to at least" in refused.stderr
