@@ -23,7 +23,7 @@ SAMPLE = re.compile(r"^([a-z_]+?)(_bucket|_sum|_count)?(\{[^}]*\})? ([0-9.e+-]+)
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[EngineProcess]:
-    path = write_llama(tmp_path / "tiny.gguf", Shape(layers=1, width=32, inner=32, heads=2, kv_heads=1))
+    path = write_llama(tmp_path / "tiny.gguf", Shape(layers=8))
     engine = await EngineProcess.start(path, EngineSettings(threads=1, max_sequences=2))
     yield engine
     await engine.close()
@@ -48,16 +48,20 @@ async def until(client: httpx.AsyncClient, name: str, value: float) -> str:
 
 
 async def test_sequences_and_cells_are_given_back_by_those_who_leave(engine: EngineProcess) -> None:
-    endless = {"model": "tiny", "prompt": "the cat sat on", "max_tokens": 200, "stream": True, "seed": 1}
+    endless = {"model": "tiny", "prompt": "the cat sat on", "max_tokens": 240, "ignore_eos": True}
     app = edge_app(catalog_of(served(engine), served(engine, "tiny:adapter")))
     async with running(app) as url, httpx.AsyncClient(base_url=url) as client:
         idle = (await client.get("/metrics")).text
         assert values(idle, "outpost_kv_cells") == {"all": 512, "filled": 0, "promised": 0}
-        async with client.stream("POST", "/v1/completions", json=endless) as told:
+        async with client.stream("POST", "/v1/completions", json=endless | {"stream": True}) as told:
             lines = told.aiter_lines()
             await anext(lines)
-            busy = await until(client, "outpost_requests_running", 1)
+            assert engine.pid is not None
+            kill(engine.pid, signal.SIGSTOP)  # or it might have ended before anybody looks
+            busy = (await client.get("/metrics")).text
+            assert values(busy, "outpost_requests_running") == {"": 1}
             assert values(busy, "outpost_kv_cells")["promised"] > 200
+        kill(engine.pid, signal.SIGCONT)
         after = await until(client, "outpost_requests_running", 0)
         cells = values(after, "outpost_kv_cells")
         assert cells["promised"] == 0 < cells["filled"]  # what was read is kept for the next
