@@ -175,7 +175,6 @@ class PrefixTree:
             return None
         node, inside = self._find(prompt[:-1])
         reuse = node.start + inside
-        goes_on = inside < len(node.tokens) or bool(node.children)
         held_by_others = sum(
             min(part.end, reuse) - part.start
             for part in node.path()
@@ -185,10 +184,13 @@ class PrefixTree:
             return None
         changes: list[Change] = []
         if not self._free:
-            spare = [id for id, held in self._held.items() if not held.promised and held.node is not node]
-            changes += self._release(min(spare, key=lambda id: self._held[id].used))
-            node, inside = self._find(prompt[:-1])
+            # At least two ids keep: either one of them does not hold ``node``, or the other one holds it too.
+            spare = [id for id, held in self._held.items() if not held.promised]
+            changes += self._release(min(spare, key=lambda id: (id in node.ids, self._held[id].used)))
+            node, inside = self._find(prompt[:-1])  # nodes may have been joined
+            reuse = node.start + inside
         if reuse:
+            goes_on = inside < len(node.tokens) or bool(node.children)
             node = self._split(node, inside)
             if goes_on:  # elsewhere; else this is only the next turn of one conversation
                 node.shared = node.end
@@ -227,7 +229,8 @@ class PrefixTree:
             child.ids.add(id)
             held.node = child
             tokens = tokens[size:]
-            changes += self._tidy(child)
+            self._join(node)
+            changes += self._tidy(held.node)
         return changes
 
     def finish(self, id: int, shared: bool = False) -> list[Change]:

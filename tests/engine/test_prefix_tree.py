@@ -3,13 +3,14 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from models.engines.prefixes import Change, Copy, PrefixTree, common_prefix
+from models.engines.prefixes import Change, Copy, Drop, PrefixTree, common_prefix
 from models.errors import EngineError
 
 few = st.lists(st.integers(0, 2), max_size=12)
-LIMIT, IDS, CELLS = 3, 6, 40
+beginnings = st.builds(lambda size, rest: [0] * size + rest, st.integers(0, 9), few)
+"""Of one another, often."""
 
 
 @given(few, few, st.integers(0, 12))
@@ -30,11 +31,16 @@ class Cells(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tree = PrefixTree(IDS, LIMIT, CELLS)
+        self.size_it(2, 2, 40)
         self.cells: dict[int, list[int]] = {}  # by id: the cell at each position
         self.content: dict[int, tuple[int, ...]] = {}  # by cell: the whole sequence up to its token
         self.running: dict[int, tuple[list[int], int]] = {}  # by id: what to compute, how many are done
         self.fresh = 0
+
+    @initialize(limit=st.integers(1, 3), kept=st.integers(1, 3), cells=st.sampled_from((24, 40, 1000)))
+    def size_it(self, limit: int, kept: int, cells: int) -> None:
+        self.limit, self.most = limit, cells
+        self.tree = PrefixTree(limit + kept, limit, cells)
 
     def carry_out(self, changes: "list[Change] | tuple[Change, ...]") -> None:
         for change in changes:
@@ -50,29 +56,46 @@ class Cells(RuleBasedStateMachine):
     def in_use(self) -> set[int]:
         return {cell for held in self.cells.values() for cell in held}
 
-    @rule(prompt=few.filter(bool), answer=few.filter(bool))
+    @rule(prompt=beginnings.filter(bool), answer=few.filter(bool))
     def begin(self, prompt: list[int], answer: list[int]) -> None:
+        self.start(prompt, answer)
+
+    def start(self, prompt: list[int], answer: list[int]) -> int | None:
         known = [tuple(self.tree.tokens(id)) for id in self.tree.held]
         expected = max((common_prefix(list(one), prompt[:-1]) for one in known), default=0)
         assert self.tree.longest(prompt[:-1]) == expected
         size = len(prompt) + len(answer)
         start = self.tree.start(prompt, size)
         if start is None:
-            assert len(self.running) == LIMIT or self.tree.promised() + size > CELLS
-            return
+            assert len(self.running) == self.limit or self.tree.promised() + size > self.most
+            return None
         self.carry_out(start.changes)
         assert start.reuse == expected < len(prompt)
+        there = [self.content[cell] for cell in self.cells.get(start.id, [])]
+        assert there == [tuple(prompt[: size + 1]) for size in range(start.reuse)]
         assert start.id not in self.running
         self.running[start.id] = ([*prompt, *answer], start.reuse)
+        return start.id
+
+    @rule(prompt=beginnings.filter(bool), times=st.integers(1, 2))
+    def answer(self, prompt: list[int], times: int) -> None:
+        """Requests one after the other, with the same prompt."""
+        for _ in range(times):
+            id = self.start(prompt, [1])
+            if id is not None:
+                self.go_on(id, len(prompt))
+                self.stop(id)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), count=st.integers(1, 6))
     def compute(self, data: st.DataObject, count: int) -> None:
-        id = data.draw(st.sampled_from(sorted(self.running)))
+        self.go_on(data.draw(st.sampled_from(sorted(self.running))), count)
+
+    def go_on(self, id: int, count: int) -> None:
         tokens, done = self.running[id]
         new = tokens[done : done + count]
         self.carry_out(self.tree.make_room(len(new)))
-        assert len(self.in_use()) + len(new) <= CELLS
+        assert len(self.in_use()) + len(new) <= self.most
         for position in range(done, done + len(new)):
             self.fresh += 1
             self.cells.setdefault(id, []).append(self.fresh)
@@ -83,7 +106,9 @@ class Cells(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
-        id = data.draw(st.sampled_from(sorted(self.running)))
+        self.stop(data.draw(st.sampled_from(sorted(self.running))))
+
+    def stop(self, id: int) -> None:
         tokens, done = self.running.pop(id)
         self.carry_out(self.tree.finish(id))
         assert self.tree.longest(tokens[:done]) == done, "what was computed is kept"
@@ -102,10 +127,10 @@ class Cells(RuleBasedStateMachine):
 
     @invariant()
     def cells_in_use_are_counted_and_promises_can_be_kept(self) -> None:
-        assert self.tree.used == len(self.in_use()) <= CELLS
+        assert self.tree.used == len(self.in_use()) <= self.most
         running = {cell for id in self.running for cell in self.cells.get(id, [])}
         ahead = sum(len(tokens) - done for tokens, done in self.running.values())
-        assert self.tree.promised() == len(running) + ahead <= CELLS
+        assert self.tree.promised() == len(running) + ahead <= self.most
 
     @invariant()
     def a_kept_id_alone_holds_the_end_of_its_tokens(self) -> None:
@@ -113,6 +138,14 @@ class Cells(RuleBasedStateMachine):
         all_held = [tuple(self.tree.tokens(id)) for id in self.tree.held]
         for one in kept:
             assert sum(other[: len(one)] == one for other in all_held) == 1
+
+    @invariant()
+    def no_beginning_is_cut_where_nobody_ends_or_turns_off(self) -> None:
+        """Else what is given up from its end would be given up piece by piece, or too much of it at once."""
+        nodes = [self.tree._root]
+        for node in nodes:
+            nodes += node.children.values()
+            assert all(child.ids != node.ids for child in node.children.values())
 
     @invariant()
     def shared_beginnings_are_held_and_none_begins_another(self) -> None:
@@ -146,6 +179,21 @@ def test_the_prefix_used_longest_ago_goes_first_and_from_its_end() -> None:
     assert tree.longest([*system, *range(2000, 2100)]) == 100
     assert tree.longest([*system, *range(1000, 1100)]) == 200
     assert [length for _, length in tree.shared()] == [100], "whoever only goes on shares nothing"
+
+
+def test_the_id_that_is_given_up_is_never_the_one_that_is_copied_from() -> None:
+    tree = PrefixTree(ids=4, running=2, cells=1000)
+    long = [9] + [1] * 20
+    for prompt in (long, long, *([9] + [other] * 5 for other in (2, 3, 4))):
+        tree.finish(grow(tree, prompt))
+    prompt = [9] + [1] * 10 + [7]
+    assert (known := tree.longest(prompt[:-1])) == 11
+    lengths = {id: tree.length(id) for id in tree.held}
+    start = tree.start(prompt, 20)
+    assert start is not None and start.reuse == known
+    (copy,) = (change for change in start.changes if isinstance(change, Copy))
+    assert lengths[copy.source] >= copy.last == known
+    assert Drop(copy.source) not in start.changes
 
 
 def test_what_runs_is_never_given_up() -> None:

@@ -65,9 +65,15 @@ class Context:
             raise EngineError(f"llama.cpp could not compute a batch ({status}): {last_error()}")
 
     def carry_out(self, changes: Iterable[Change]) -> None:
-        """Do to the cells what the tree of prefixes decided. Raises ``EngineError``."""
+        """Do to the cells what the tree of prefixes decided. Raises ``EngineError``.
+
+        The tree's books are compared with the cells before anything is shared: if they ever differed, a
+        request would answer from what another one asked.
+        """
         for change in changes:
             if isinstance(change, Copy):
+                if (held := self.length(change.source)) < change.last:
+                    raise EngineError(f"sequence {change.source} holds {held} tokens, not {change.last}")
                 self._lib.llama_memory_seq_cp(
                     self._memory, change.source, change.target, change.first, change.last
                 )
