@@ -49,6 +49,10 @@ class ModelFacts:
     control_tokens: tuple[str, ...] = ()
 
 
+REPEAT_PENALTIES = (0.01, 2.0)
+"""The least and the most; logits that are divided by less leave the range of float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to choose tokens; what an engine cannot honour it refuses. Temperature 0 is greedy.

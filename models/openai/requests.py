@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr, WithJsonSchema
 
-from models.engines.base import Sampling
+from models.engines.base import REPEAT_PENALTIES, Sampling
 from models.openai.errors import bad_request, unsupported
 from models.openai.messages import MESSAGES, ChatMessage, read_messages
 from models.openai.reading import METADATA, Frozen, Json, Neutral, read_body, read_metadata
@@ -164,7 +164,7 @@ class _Completion(Request):
     logit_bias: Bias = ()
     top_k: int = Field(default=0, ge=0, le=1 << 20, strict=True)
     min_p: float = Field(default=0.0, ge=0, le=1, strict=True)
-    repeat_penalty: float = Field(default=1.0, gt=0, le=2, strict=True)
+    repeat_penalty: float = Field(default=1.0, ge=REPEAT_PENALTIES[0], le=REPEAT_PENALTIES[1], strict=True)
     ignore_eos: StrictBool = False
 
     @property

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,15 @@ def test_too_long_and_too_odd_requests_are_refused_at_submission(
 ) -> None:
     with pytest.raises(ContextLengthExceeded, match=r"512 tokens; the prompt takes \d+"):
         engine.submit(chat("x", "word " * 600))
+    longest = max(range(engine.facts.vocabulary), key=lambda token: len(engine._vocabulary.name(token)))
+    piece = engine._vocabulary.name(longest).decode()
+    fits = GenerateRequest("x", piece * 512, Sampling(1))  # nothing denser can be written
+    with pytest.raises(ContextLengthExceeded, match=r"the prompt takes 512"):
+        engine.submit(fits)
+    with pytest.raises(ContextLengthExceeded, match="the prompt takes more"):
+        engine.submit(replace(fits, prompt=f"{piece * 512}."))
+    with pytest.raises(ContextLengthExceeded, match="the prompt takes more"):
+        engine.submit(replace(fits, prompt=(1,) * 513))
     with pytest.raises(AnswerTooLong, match="may take 512"):
         engine.submit(chat("x", "Hi", max_tokens=512))
     with pytest.raises(UnknownAdapter, match="ghost"):

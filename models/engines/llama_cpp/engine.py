@@ -123,14 +123,17 @@ class LlamaEngine:
             raise EngineError(f"a request {request.id!r} is already running")
         sampling = request.sampling
         check_sampling(sampling, self._vocabulary)
+        context = self._settings.context_tokens
+        if self._vocabulary.surely_exceeds(request.prompt, context):
+            raise ContextLengthExceeded(f"the context has {context} tokens; the prompt takes more")
         prompt = self.prompt_tokens(request.prompt, request.literal)
         if not prompt:
             raise UnsupportedRequest("the prompt is empty")
-        room = self._settings.context_tokens - len(prompt)
+        room = context - len(prompt)
         most = room if sampling.max_tokens is None else sampling.max_tokens
         if most > room or room < 1:
             raise (AnswerTooLong if room >= 1 else ContextLengthExceeded)(
-                f"the context has {self._settings.context_tokens} tokens; the prompt takes {len(prompt)}"
+                f"the context has {context} tokens; the prompt takes {len(prompt)}"
                 + (f" and the answer may take {sampling.max_tokens}" if sampling.max_tokens else "")
             )
         sampler = Sampler(self._lib, self._vocabulary, sampling, prompt, most)

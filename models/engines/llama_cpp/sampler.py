@@ -7,7 +7,7 @@ import ctypes
 import math
 from typing import TYPE_CHECKING, Any
 
-from models.engines.base import Sampling, TokenLogprob
+from models.engines.base import REPEAT_PENALTIES, Sampling, TokenLogprob
 from models.engines.llama_cpp.library import last_error
 from models.engines.llama_cpp.vocabulary import Vocabulary
 from models.errors import EngineError, UnsupportedRequest
@@ -24,6 +24,7 @@ _REPEAT_WINDOW = 64
 
 def check_sampling(sampling: Sampling, vocabulary: Vocabulary) -> None:
     """Raise ``UnsupportedRequest``, with the option's name, for what cannot be honoured."""
+    least, most = REPEAT_PENALTIES
     ranges = (
         ("max_tokens", sampling.max_tokens is None or sampling.max_tokens >= 1, "at least 1"),
         ("temperature", 0 <= sampling.temperature <= 100, "between 0 and 100"),
@@ -32,18 +33,19 @@ def check_sampling(sampling: Sampling, vocabulary: Vocabulary) -> None:
         ("min_p", 0 <= sampling.min_p <= 1, "between 0 and 1"),
         ("presence_penalty", math.isfinite(sampling.presence_penalty), "a finite number"),
         ("frequency_penalty", math.isfinite(sampling.frequency_penalty), "a finite number"),
-        ("repeat_penalty", 0.01 <= sampling.repeat_penalty <= 100, "between 0.01 and 100"),
+        ("repeat_penalty", least <= sampling.repeat_penalty <= most, f"between {least} and {most}"),
         ("logit_bias", all(math.isfinite(bias) for _, bias in sampling.logit_bias), "a finite number"),
         ("logprobs", sampling.logprobs is None or 0 <= sampling.logprobs <= vocabulary.size, "not negative"),
     )
     for name, holds, rule in ranges:
         if not holds:
-            raise UnsupportedRequest(f"{name} is {rule}")
-    vocabulary.check([token for token, _ in sampling.logit_bias])
+            raise UnsupportedRequest(f"{name} is {rule}", name)
+    vocabulary.check([token for token, _ in sampling.logit_bias], "logit_bias")
     if sampling.trigger is not None and (sampling.grammar is None or not sampling.trigger):
-        raise UnsupportedRequest("a trigger is some text, and starts a grammar")
+        raise UnsupportedRequest("a trigger is some text, and starts a grammar", "trigger")
     if sampling.ignore_eos and sampling.grammar is not None:
-        raise UnsupportedRequest("ignore_eos and a grammar exclude each other: a grammar has an end")
+        message = "ignore_eos and a grammar exclude each other: a grammar has an end"
+        raise UnsupportedRequest(message, "ignore_eos")
 
 
 class Sampler:
@@ -129,7 +131,9 @@ class Sampler:
     def _sample_by_rules(self, rules: "_Rules", context: Any, row: int) -> int:
         """Draw freely, and only where that breaks a rule lay the grammar over the vocabulary, which is slow.
 
-        The outcome has the same distribution.
+        The distribution is that of drawing with the grammar over everything, except under top_k, top_p and
+        min_p: these look at all tokens first, and again at the allowed ones if the first draw was forbidden,
+        so that what passes both times comes more often.
         """
         logits = self._logits(context, row)
         banned: list[int] = []

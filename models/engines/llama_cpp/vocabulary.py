@@ -57,10 +57,39 @@ class Vocabulary:
         # A chat template that writes BOS itself must not get a second one.
         return tokens[1:] if adds_bos and tokens[:2] == [bos, bos] else tokens
 
-    def check(self, tokens: Sequence[int]) -> None:
-        """Raise ``UnsupportedRequest`` for a token id that is none."""
+    def surely_exceeds(self, prompt: str | Sequence[int], most: int) -> bool:
+        """Whether a prompt has more than ``most`` tokens, told by its length alone: reading it takes long."""
+        if not isinstance(prompt, str):
+            return len(prompt) > most
+        if self._longest_name is None:
+            return False
+        text = prompt.encode("utf-8", "replace")
+        size = sum(map(len, text.split())) if self._takes_space else len(text)
+        return size > most * self._longest_name
+
+    @cached_property
+    def _takes_space(self) -> bool:
+        """Whether white space beside some token is in no token; every other byte of a text is in one."""
+        lib = self._lib
+        kinds = lib.LLAMA_TOKEN_ATTR_LSTRIP | lib.LLAMA_TOKEN_ATTR_RSTRIP
+        return any(lib.llama_vocab_get_attr(self.handle, token) & kinds for token in range(self.size))
+
+    @cached_property
+    def _longest_name(self) -> int | None:
+        """Bytes; ``None`` where text is changed before it is cut into tokens."""
+        lib, longest = self._lib, 0
+        if lib.llama_vocab_type(self.handle) not in (lib.LLAMA_VOCAB_TYPE_BPE, lib.LLAMA_VOCAB_TYPE_SPM):
+            return None
+        for token in range(self.size):
+            # What the file writes is never shorter than what it stands for, and far sooner read.
+            if len(lib.llama_vocab_get_text(self.handle, token)) > longest:
+                longest = max(longest, len(self.name(token)))
+        return longest
+
+    def check(self, tokens: Sequence[int], option: str | None = None) -> None:
+        """Raise ``UnsupportedRequest``, about ``option``, for a token id that is none."""
         if not all(0 <= token < self.size for token in tokens):
-            raise UnsupportedRequest(f"token ids are below {self.size} and not negative")
+            raise UnsupportedRequest(f"token ids are below {self.size} and not negative", option)
 
     def piece(self, token: int) -> bytes:
         """What a token adds to an answer; nothing for a control token."""
