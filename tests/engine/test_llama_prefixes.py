@@ -1,5 +1,6 @@
 """Prefixes and contexts over a real model: computed once, kept, closed, saved and found again."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +198,38 @@ def test_saved_prefixes_are_read_only_as_they_were_written() -> None:
         assert decode({"weights": "a"}, data[:place]) is None
         damaged = bytes([*data[:place], data[place] ^ 1, *data[place + 1 :]])
         assert decode({"weights": "a"}, damaged) is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"[",
+        b"[" * 100_000,
+        b"\xff",
+        b"null",
+        b'{"made_for": {}}',
+        b'{"prefixes": []}',
+        b'{"made_for": {}, "prefixes": 1}',
+        b'{"made_for": {}, "prefixes": [1]}',
+        b'{"made_for": {}, "prefixes": [{"tokens": [1]}]}',
+        b'{"made_for": {}, "prefixes": [{"tokens": 1, "bytes": 0}]}',
+        b'{"made_for": {}, "prefixes": [{"tokens": [], "bytes": 0}]}',
+        b'{"made_for": {}, "prefixes": [{"tokens": [-1], "bytes": 0}]}',
+        b'{"made_for": {}, "prefixes": [{"tokens": ["1"], "bytes": 0}]}',
+        b'{"made_for": {}, "prefixes": [{"tokens": [1], "bytes": "0"}]}',
+        b'{"made_for": {}, "prefixes": [{"tokens": [1], "bytes": -1}]}',
+        b'{"made_for": {}, "prefixes": [{"tokens": [1], "bytes": 1}]}',
+    ],
+)
+def test_a_header_that_nobody_wrote_is_as_good_as_no_file(header: bytes) -> None:
+    def file(header: bytes) -> bytes:
+        body = len(header).to_bytes(4, "big") + header
+        return b"outpost prefixes 1\n" + hashlib.sha256(body).digest() + body
+
+    assert decode({}, file(b'{"made_for": {}, "prefixes": [{"tokens": [1], "bytes": 0}]}')) == [([1], b"")]
+    assert decode({}, file(header)) is None
+    assert decode({}, b"outpost prefixes 1\n" + hashlib.sha256(b"").digest()) is None
 
 
 def test_the_tree_knows_what_llama_cpp_holds_whatever_comes_and_goes(

@@ -247,8 +247,7 @@ class LlamaEngine:
         idle = [lane for lane in lanes if not lane.running and _first_arrival(lane) >= arrival]
         if len(lanes) >= self._most_contexts and idle:
             lane = min(idle, key=lambda lane: lane.used)
-            self._save(lane)
-            lane.shut()
+            lane.shut()  # unsaved: the disk would hold up every other request
             lanes.remove(lane)
         return len(lanes) < self._most_contexts
 

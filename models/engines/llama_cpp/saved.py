@@ -85,12 +85,24 @@ def decode(made_for: Mapping[str, object], data: bytes) -> list[SavedPrefix] | N
     body = data[start:]
     if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : start] != hashlib.sha256(body).digest():
         return None
-    at = _SIZE.size + _SIZE.unpack_from(body)[0]
-    header = json.loads(body[_SIZE.size : at])
-    if header["made_for"] != made_for:
+    try:
+        at = _SIZE.size + _SIZE.unpack_from(body)[0]
+        header = json.loads(body[_SIZE.size : at])
+        listed = [(one["tokens"], one["bytes"]) for one in header["prefixes"]]
+        if header["made_for"] != made_for or not all(map(_is_listed, listed)):
+            return None
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error):
+        return None  # whole, but not written by ``encode``
+    if at + sum(size for _, size in listed) != len(body):
         return None
     prefixes = []
-    for one in header["prefixes"]:
-        prefixes.append((one["tokens"], body[at : at + one["bytes"]]))
-        at += one["bytes"]
+    for tokens, size in listed:
+        prefixes.append((tokens, body[at : at + size]))
+        at += size
     return prefixes
+
+
+def _is_listed(prefix: tuple[object, object]) -> bool:
+    tokens, size = prefix
+    numbers = [*tokens, size] if isinstance(tokens, list) and tokens else [None]
+    return all(type(number) is int and number >= 0 for number in numbers)
