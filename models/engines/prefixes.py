@@ -206,6 +206,14 @@ class PrefixTree:
             part.ids.add(id)
         return Start(id, reuse, (*changes, *self._tidy(node)))
 
+    def promise(self, id: int, promised: int) -> bool:
+        """Promise a running id ``promised`` tokens in all, not fewer than before, if there is room."""
+        held = self._held[id]
+        if self.promised() + promised - held.promised > self.cells:
+            return False
+        held.promised = promised
+        return True
+
     def advance(self, id: int, tokens: list[int]) -> list[Change]:
         """A running id has computed its next tokens. What others hold of them already is shared."""
         held, changes = self._held[id], list[Change]()

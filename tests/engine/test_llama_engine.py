@@ -80,6 +80,34 @@ def test_more_requests_than_slots_or_cells_are_all_answered(
         engine.close()
 
 
+def test_answers_without_a_limit_run_at_once_and_the_last_to_come_give_way(
+    model_path: Path, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    sizes = LlamaSettings(threads=1, context_tokens=96, max_sequences=4, batch_tokens=16, cache_tokens=224)
+    engine = LlamaEngine(model_path, replace(sizes, ahead_tokens=8))
+    words = ("la", "one two three", "tick tock", "ha")
+    try:
+        requests = [chat(one, f"Repeat without end: {' '.join([one] * 6)}", max_tokens=None) for one in words]
+        for request in requests:
+            engine.submit(request)
+        loads, text, last = [], dict.fromkeys(words, ""), {}
+        while events := engine.step():
+            loads.append(engine.load)
+            for event in events:
+                text[event.id] += event.text
+                if event.done:
+                    last[event.id] = event
+        assert max(load.running for load in loads) == 4, "though two whole contexts fit"
+        assert any(load.waiting for load in loads[loads.index(max(loads, key=lambda one: one.running)) :])
+        for request in requests:
+            end = last[request.id]
+            assert end.finish is Finish.LENGTH
+            assert end.usage.prompt_tokens + end.usage.completion_tokens == 96
+            assert_greedy(engine, request, text[request.id])
+    finally:
+        engine.close()
+
+
 def test_cancelling_ends_a_request_in_one_step_and_spares_the_others(
     engine: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
 ) -> None:

@@ -104,6 +104,16 @@ class Cells(RuleBasedStateMachine):
         self.running[id] = (tokens, done + len(new))
 
     @precondition(lambda self: self.running)
+    @rule(data=st.data(), more=few)
+    def ask_for_more(self, data: st.DataObject, more: list[int]) -> None:
+        id = data.draw(st.sampled_from(sorted(self.running)))
+        tokens, done = self.running[id]
+        fits = self.tree.promised() + len(more) <= self.most
+        assert self.tree.promise(id, len(tokens) + len(more)) == fits
+        if fits:
+            self.running[id] = ([*tokens, *more], done)
+
+    @precondition(lambda self: self.running)
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         self.stop(data.draw(st.sampled_from(sorted(self.running))))

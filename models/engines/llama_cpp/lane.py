@@ -30,7 +30,10 @@ SavedPrefix = tuple[list[int], bytes]
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request on its way: ``tokens`` of prompt and answer so far, of which ``computed`` are in cells."""
+    """A request on its way: ``tokens`` of prompt and answer so far, of which ``computed`` are in cells.
+
+    ``promised``: for how many there is room while it runs; ``cached``: known once it has run.
+    """
 
     id: str
     tokens: list[int]
@@ -40,13 +43,18 @@ class Job:
     sampler: Sampler
     arrival: int
     computed: int = 0
-    cached: int = 0
+    promised: int = 0
+    cached: int | None = None
     cancelled: bool = False
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self.prompt, len(self.tokens) - self.prompt, self.cached)
+        return Usage(self.prompt, len(self.tokens) - self.prompt, self.cached or 0)
+
+    def next_promise(self, ahead: int) -> int:
+        """Tokens in all for which it asks room next: ``ahead`` more than now, if it may have as many."""
+        return min(len(self.tokens) + ahead, self.prompt + self.most)
 
 
 class Lane:
@@ -155,6 +163,7 @@ class Lane:
             return []
         try:
             self._admit(self._context, before)
+            self._promise_more(self._context)
             return self._advance(self._context)
         except EngineError as error:
             return self._fail_running(error)
@@ -176,14 +185,33 @@ class Lane:
             if self._shares and schedule.is_coming(sequence.tokens, known, ahead):
                 staying.append(self.waiting.popleft())
                 continue
-            start = self._tree.start(sequence.tokens, sequence.prompt + sequence.most)
+            promised = sequence.next_promise(self._settings.ahead_tokens)
+            start = self._tree.start(sequence.tokens, promised)
             if start is None:
                 break
             self.waiting.popleft()
             self._running[start.id] = sequence
-            sequence.computed = sequence.cached = start.reuse
+            sequence.computed, sequence.promised = start.reuse, promised
+            if sequence.cached is None:
+                sequence.cached = start.reuse
             context.carry_out(start.changes)
         self.waiting.extendleft(reversed(staying))
+
+    def _promise_more(self, context: Context) -> None:
+        """Before a request outgrows its promise, make it another; for want of room the last to come wait.
+
+        So the first to come always goes on. Who waits goes on later, from what is still kept of it by then.
+        """
+        for id, sequence in sorted(self._running.items(), key=lambda item: item[1].arrival):
+            while id in self._running and len(sequence.tokens) > sequence.promised:
+                promised = sequence.next_promise(self._settings.ahead_tokens)
+                if self._tree.promise(id, promised):
+                    sequence.promised = promised
+                    break
+                last = max(self._running, key=lambda id: self._running[id].arrival)
+                self.waiting.append(self._running.pop(last))
+                self.waiting = deque(sorted(self.waiting, key=lambda one: one.arrival))
+                context.carry_out(self._tree.finish(last))
 
     def _advance(self, context: Context) -> list[Event]:
         pending = [

@@ -25,13 +25,14 @@ class LlamaSettings:
     batch_tokens: int = 256  # computed in one step, prompts and answers together
     beside_tokens: int = 64
     cache_tokens: int = 8192  # at least context_tokens; what running requests may claim together
+    ahead_tokens: int = 512  # of an answer, for which a request has room; most end sooner than they must
     contexts: int = 4
     context_bytes: int | None = None
     gpu: bool = True  # where there is one, and llama.cpp was built for it
 
     def __post_init__(self) -> None:
         sizes = (self.threads, self.context_tokens, self.max_sequences, self.batch_tokens)
-        if min(*sizes, self.beside_tokens, self.contexts) < 1:
+        if min(*sizes, self.beside_tokens, self.ahead_tokens, self.contexts) < 1:
             raise EngineError(f"every size of an engine is at least 1: {self}")
         if self.batch_tokens < self.max_sequences:
             raise EngineError(f"a batch of {self.batch_tokens} cannot step {self.max_sequences} sequences")
