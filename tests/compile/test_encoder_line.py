@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+from edge_command import serving, sign
 from onnxruntime import InferenceSession
 
 from compile.errors import BadData, BadRecipe, Refused, UnsupportedBase
@@ -18,8 +20,10 @@ from compile.lines.make import make_line
 from compile.report.page import write_report
 from compile.steps import Cache, in_order
 from compile.verify import verify_folder
+from models.digest import Digest
 from models.engines.onnx_files import files_of_release
 from models.engines.onnx_text import OnnxText
+from models.manifest import MANIFEST_FILE
 from models.probes import judge, label_answer
 from models.store import read_release, verify_release
 
@@ -269,6 +273,15 @@ def test_minilm_becomes_a_release_a_quarter_of_its_size_and_verifies(tmp_path):
     assert manifest.lineage["export"]["smallest_cosine_to_torch"] > 0.99999
     done = run_("verify", folder, "--threads", 1)
     assert done.returncode == 0 and "3 probes hold" in done.stdout, done.stderr
+    sign(folder, tmp_path / "offline")
+    with serving(f"search={folder}") as (url, _):
+        texts = ["pump 3 leaks oil", "oil drips from pump 3", "the invoice is overdue"]
+        answer = httpx.post(
+            f"{url}/v1/embeddings", json={"model": "search", "input": texts}, timeout=60
+        ).json()
+    pump, drip, bill = (one["embedding"] for one in answer["data"])
+    assert sum(map(float.__mul__, pump, drip)) > sum(map(float.__mul__, pump, bill)) + 0.2
+    assert answer["outpost"]["release"] == Digest.of((folder / MANIFEST_FILE).read_bytes())
     # The same steps, a promise that nothing keeps: numbers, the nearest recipe, and no release.
     strict = tmp_path / "strict.yaml"
     text = RECIPE.read_text().replace("cosine_mean: {max_loss: 0.03}", "cosine_mean: {max_loss: 0.0001}")

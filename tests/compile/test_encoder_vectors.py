@@ -94,7 +94,7 @@ release: {name: m, version: 1.0.0}
         ("cosine_mean", "cosine_meen", "line 6.*did you mean 'cosine_mean'"),
         ("cosine_mean", "accuracy", "line 6: unknown key 'budgets.accuracy'"),
         ("name: a", "name: reference", "'reference' is taken"),
-        ("data:", "finetune: {}\ndata:", "unknown key 'finetune'"),
+        ("data:", "finetune: {}\ndata:", "finetune needs distil"),
     ],
 )
 def test_recipes_that_cannot_be_meant_are_refused_with_line_and_key(tmp_path, old, new, message):

@@ -5,9 +5,11 @@ import runpy
 import shutil
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import yaml
+from edge_command import serving, sign
 from onnxruntime import InferenceSession
 from PIL import Image
 from small_base import ROOT, compile_
@@ -100,6 +102,20 @@ def test_its_release_answers_its_probes_and_shows_where(inspection, cloth):
     # Where that picture's defect lies, by eye: a checkered spot at 166, 207 of 250 x 250.
     row, column = np.unravel_index(found.heat_map.argmax(), found.heat_map.shape)
     assert found.is_defect and abs(row - 206) < 16 and abs(column - 165) < 16
+
+
+def test_its_release_is_signed_and_served(inspection, cloth, tmp_path):
+    _, folder, _ = inspection
+    release = folder / "out" / "textile-inspection-1.0.0"
+    sign(release, tmp_path / "offline")
+    verdicts = {}
+    with serving(f"cloth={release}") as (url, _):
+        for kind in ("nominal", "local"):
+            picture = sorted((cloth / kind).glob("*.jpg"))[0]
+            files = {"image": (picture.name, picture.read_bytes(), "image/jpeg")}
+            answer = httpx.post(f"{url}/v1/inspect", data={"model": "cloth"}, files=files, timeout=60).json()
+            verdicts[kind] = answer["data"][0]["verdict"]
+    assert verdicts == {"nominal": "good", "local": "defect"}
 
 
 def test_beside_it_lies_the_recipe_of_an_engine_that_nobody_has_built(inspection):

@@ -3,19 +3,15 @@
 import asyncio
 import base64
 import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from edge_command import serving
 from minilm import write_minilm
 from onnx_releases import EMBED, INSPECT, write_onnx_release
 from pictures import plain
@@ -29,28 +25,6 @@ from edge_agent.serve import read_plan
 from models.errors import DigestMismatch, UnsafeFile
 from models.manifest import Engine, Kind
 from models.store import read_release, write_durably
-
-
-@contextmanager
-def serving(*models: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The command as a person starts it; its base URL."""
-    command = [sys.executable, "-m", "edge_agent.cli", "serve", "--port", "0", "--threads", "1"]
-    flags = [flag for model in models for flag in ("--model", model)]
-    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = ""
-    for line in process.stderr:
-        said += line
-        if found := re.search(r"serving .* at (\S+)/v1", line):
-            break
-    else:
-        pytest.fail(f"outpost-edge ended with {process.wait(10)}: {said}")
-    threading.Thread(target=process.stderr.read, daemon=True).start()
-    try:
-        yield found[1], process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
 
 
 def children_of(pid: int) -> list[int]:
