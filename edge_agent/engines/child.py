@@ -124,10 +124,12 @@ def main(fd: int, parent: int) -> None:
     """Load, report, serve."""
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    # Threads that wait by spinning take the cores from whoever they wait for. OpenMP reads this when
-    # the library is loaded; an abort must not start a debugger.
-    # One thread steps the engine; tokenizers would start as many as there are cores.
-    os.environ.update(OMP_WAIT_POLICY="passive", GGML_NO_BACKTRACE="1", TOKENIZERS_PARALLELISM="false")
+    # Threads that wait by spinning take the cores from whoever they wait for. OpenMP reads this when the
+    # library is loaded (for llama.cpp, see its ``library``).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # An abort must not start a debugger. One thread steps the engine; tokenizers would start as many as there
+    # are cores.
+    os.environ.update(GGML_NO_BACKTRACE="1", TOKENIZERS_PARALLELISM="false")
     channel = Channel(socket.socket(fileno=fd))
     message = channel.receive()
     if message is None:

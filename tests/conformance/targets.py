@@ -1,13 +1,7 @@
 """Servers that the conformance suite starts by itself, and how it talks to them."""
 
 import importlib.util
-import os
-import re
-import signal
 import ssl
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +10,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from edge_command import serving
 from fleet_simulator import make_hub
 
 from sync.identity import anchor_tls_context
@@ -56,24 +51,8 @@ def smollm2() -> Path:
 @contextmanager
 def edge(model: Path | None = None) -> Iterator[Target]:
     """``outpost-edge serve`` as a person would start it, on a free port; SmolLM2 without a ``model``."""
-    command = [sys.executable, "-m", "edge_agent.cli", "serve", "--port", "0", "--threads", "1"]
-    process = subprocess.Popen(
-        [*command, "--model", f"smol={model or smollm2()}"], stderr=subprocess.PIPE, text=True, env=os.environ
-    )
-    assert process.stderr is not None
-    said = ""
-    for line in process.stderr:
-        said += line
-        if found := re.search(r"serving .* at (\S+)", line):
-            break
-    else:
-        pytest.fail(f"outpost-edge ended with {process.wait(10)}: {said}")
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
-    try:
-        yield Target(found[1], "smol")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+    with serving(f"smol={model or smollm2()}") as (url, _):
+        yield Target(f"{url}/v1", "smol")
 
 
 @contextmanager
