@@ -153,7 +153,7 @@ class CallReader:
     """Splits an answer that arrives in pieces into text and calls.
 
     Total: what does not begin as a call is text; a call that breaks off has the arguments that came, and
-    before it has a name it is nothing.
+    before it has a name it is nothing. So is half a mark at the end of an answer of calls: a limit cut it.
     White space around calls is dropped. Law: however the answer is cut into pieces, the joined text and the
     joined calls are the same. ``new_id`` makes the id of the call with a given index.
     """
@@ -164,6 +164,7 @@ class CallReader:
         self._state: Callable[[bool], _Found | None] = self._text
         self._object = _ObjectEnd()
         self._after_call = False
+        self._only_calls = True
         self.calls = 0
 
     def feed(self, text: str) -> Iterator[str | CallDelta]:
@@ -191,12 +192,18 @@ class CallReader:
             shown = self._take(len(self._buffer[:start].rstrip()))
         else:
             shown = self._take(len(self._buffer) if ended else _certain(self._buffer))
-            if ended and self.calls and not shown.strip():
+            if ended and self._is_cut_mark(shown.strip()):
                 shown = ""
         if shown:
-            self._after_call = False
+            self._after_call, self._only_calls = False, False
             return iter([shown])
         return iter([]) if start >= 0 else None
+
+    def _is_cut_mark(self, rest: str) -> bool:
+        """Whether the last of an answer is no text but the first half of a mark, or nothing."""
+        if self._after_call or not rest:
+            return self.calls > 0 and OPEN.startswith(rest)
+        return self._only_calls and len(rest) > 1 and OPEN.startswith(rest)
 
     def _head(self, ended: bool) -> "_Found | None":
         """At the mark that opens a call, perhaps with white space before it."""
@@ -214,7 +221,7 @@ class CallReader:
                 self._take(len(self._buffer))  # a call that was cut before it had a name
             if not (ended and self._buffer):
                 return None
-        self._state, self._after_call = self._text, False
+        self._state, self._after_call, self._only_calls = self._text, False, False
         return iter([self._take(after)])
 
     def _arguments(self, ended: bool) -> "_Found | None":
@@ -227,8 +234,10 @@ class CallReader:
 
     def _tail(self, ended: bool) -> "_Found | None":
         rest = self._buffer.lstrip().removeprefix("}").lstrip()
-        if not ended and len(rest) < len(CLOSE) and CLOSE.startswith(rest):
-            return None
+        if len(rest) < len(CLOSE) and CLOSE.startswith(rest):
+            if not ended:
+                return None
+            rest = ""
         self._buffer = rest.removeprefix(CLOSE)
         self._state, self._after_call = self._text, True
         return iter([])

@@ -352,7 +352,7 @@ def test_a_responses_structured_answer_and_call(target: Target) -> None:
     called = client.responses.create(
         model=target.model, input=TICKET, tools=[flat], tool_choice="required", max_output_tokens=200
     )
-    assert called.output[0].type == "function_call"
+    assert {item.type for item in called.output} == {"function_call"}
 
 
 @pytest.mark.parametrize("stream", [False, True])

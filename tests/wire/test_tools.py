@@ -91,6 +91,23 @@ def test_broken_calls_lose_nothing(answer: str, text: str, calls: list[tuple[str
     assert (found_text, [call[1:] for call in found]) == (text, calls)
 
 
+@given(st.lists(CALLS, min_size=1, max_size=3), st.integers(2))
+def test_calls_that_a_limit_cuts_anywhere_are_never_text(
+    calls: list[tuple[str, dict[str, Any]]], limit: int
+) -> None:
+    written = "\n".join(write_call(name, json.dumps(arguments)) for name, arguments in calls)
+    cut = written[: 2 + limit % (len(written) - 1)]
+    text, found = read(list(cut))
+    assert text == ""
+    whole = read([written])[1]
+    for (_, name, arguments), (_, its_name, its_arguments) in zip(found, whole, strict=False):
+        assert name == its_name and its_arguments.startswith(arguments)
+
+
+def test_half_a_mark_in_a_text_is_text() -> None:
+    assert [read([text])[0] for text in ("<", "a <tool", "a <")] == ["<", "a <tool", "a <"]
+
+
 def test_auto_begins_at_the_mark_and_required_at_once() -> None:
     box = (WEATHER, CLOCK)
     assert hold(None, Toolbox(box)).trigger == OPEN
