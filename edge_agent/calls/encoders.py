@@ -10,13 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edge_agent.admission import Admission
-from edge_agent.calls.questions import ANONYMOUS, Question, Rules, decide, intent_facts, refusal
+from edge_agent.calls.questions import Question, decide, refusal
 from edge_agent.calls.receipt import Receipt
-from edge_agent.catalog import Catalog, Outcome, Served
+from edge_agent.calls.shared import Shared
+from edge_agent.catalog import Outcome, Served
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
-from edge_agent.journal import Entry, Journal
-from edge_agent.metrics import Metrics
 from edge_agent.policy import RunAt
 from models.digest import Digest
 from models.engines.base import Usage
@@ -43,28 +41,14 @@ class Encoded:
 
 
 class EncoderService:
-    """Answers calls from the encoders of a catalog. ``monotonic`` is a clock in seconds for durations."""
+    """Answers calls from the encoders of a catalog."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        *,
-        journal: Journal | None,
-        admission: Admission,
-        rules: Rules,
-        metrics: Metrics,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._catalog = catalog
-        self._journal = journal
-        self._admission = admission
-        self._rules = rules
-        self._metrics = metrics
-        self._monotonic = monotonic
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
 
     def task_of(self, model: str) -> Task | None:
         """What a published model is made for; None for text, and for a model that is not published."""
-        return next((one.task for one in self._catalog.list() if one.model_id == model), None)
+        return next((one.task for one in self._shared.catalog.list() if one.model_id == model), None)
 
     async def answer(self, ask: EncoderAsk, kept: Callable[[EncoderAnswer, Served], Any]) -> Encoded:
         """Ask and record. ``kept`` is what the journal keeps of an answer, as JSON.
@@ -72,17 +56,17 @@ class EncoderService:
         Raises ``UnknownModel``, ``WrongTask``, ``Overloaded``, ``EngineError``, and ``SyncError`` when the
         journal cannot record the call.
         """
-        decision = decide(ask, self._catalog, self._rules, hub=False)
-        self._admission.enter()
-        began = self._monotonic()
+        shared = self._shared
+        decision = decide(ask, shared.catalog, shared.rules, hub=False)
+        shared.admission.enter()
+        began = shared.monotonic()
         receipt: Receipt | None = None
         try:
-            entry = Entry(self._journal, ask.id, str(decision.data_class), ask.subject or ANONYMOUS)
-            entry.begin(intent_facts(ask, decision, self._catalog), ask.body)
+            entry = shared.entry(ask, decision)
             try:
                 if decision.run_at is not RunAt.EDGE:
-                    raise refusal(ask, decision, self._catalog, hub=False)
-                with self._catalog.lease(ask.model) as served:
+                    raise refusal(ask, decision, shared.catalog, hub=False)
+                with shared.catalog.lease(ask.model) as served:
                     engine = served.encoder(*ask.tasks)
                     answer = await self._ask(served, ask.call)
                     # The engine has worked while the intent was being written.
@@ -95,27 +79,24 @@ class EncoderService:
             except BaseException as error:
                 await entry.result(_facts(ask, receipt, None, error), b"")
                 raise
-            self._metrics.answered(ask.model, receipt.served_by, Usage(answer.tokens), None)
+            shared.metrics.answered(ask.model, receipt.served_by, Usage(answer.tokens), None)
             return Encoded(answer, labels, receipt.closed(number))
         finally:
-            self._admission.leave(self._monotonic() - began)
+            shared.admission.leave(shared.monotonic() - began)
 
     async def _ask(self, served: Served, call: EncoderCall) -> EncoderAnswer:
-        began = self._monotonic()
+        shared = self._shared
+        began = shared.monotonic()
         engine = served.encoder()
         try:
             answer = await engine.ask(call)
         except (ContextLengthExceeded, UnsupportedRequest, InvalidImage, InvalidAudio):
             raise  # the caller's doing: says nothing about the model
         except EngineError:
-            self._observe(Outcome(served, False, self._monotonic() - began, 0))
+            shared.observe(Outcome(served, False, shared.monotonic() - began, 0))
             raise
-        self._observe(Outcome(served, True, self._monotonic() - began, call.size))
+        shared.observe(Outcome(served, True, shared.monotonic() - began, call.size))
         return answer
-
-    def _observe(self, outcome: Outcome) -> None:
-        self._metrics.outcome(outcome)
-        self._catalog.record(outcome)
 
 
 def keep_files(fields: dict[str, Any], **files: tuple[bytes, ...]) -> bytes:

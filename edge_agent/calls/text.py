@@ -12,15 +12,14 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from edge_agent.admission import Admission
 from edge_agent.calls.choices import Answering, counted, kept, merged
-from edge_agent.calls.questions import ANONYMOUS, Question, Rules, decide, intent_facts, refusal
+from edge_agent.calls.questions import Question, decide, refusal
 from edge_agent.calls.receipt import Receipt
-from edge_agent.catalog import Catalog, Outcome, Served, run
+from edge_agent.calls.shared import Shared
+from edge_agent.catalog import Outcome, Served, run
 from edge_agent.egress import Egress
 from edge_agent.errors import HubBroke, HubLacksModel, HubUnreachable, PolicyViolation
-from edge_agent.journal import Entry, Journal
-from edge_agent.metrics import Metrics
+from edge_agent.journal import Entry
 from edge_agent.policy import Decision, RunAt
 from models import canonical
 from models.digest import Digest
@@ -117,29 +116,11 @@ class _Answer:
 
 
 class Service:
-    """Answers calls from the models of a catalog, or from the hub where the policy says so.
+    """Answers calls from the models of a catalog, or from the hub where the policy says so."""
 
-    ``monotonic`` is a clock in seconds for durations.
-    """
-
-    def __init__(
-        self,
-        catalog: Catalog,
-        *,
-        journal: Journal | None,
-        egress: Egress | None,
-        admission: Admission,
-        rules: Rules,
-        metrics: Metrics,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._catalog = catalog
-        self._journal = journal
+    def __init__(self, shared: Shared, egress: Egress | None) -> None:
+        self._shared = shared
         self._egress = egress
-        self._admission = admission
-        self._rules = rules
-        self._metrics = metrics
-        self._monotonic = monotonic
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Part, None]:
         """``Started``, then pieces, then ``Finished``. Closing it cancels the work.
@@ -148,43 +129,42 @@ class Service:
         ``InvalidTemplate``, ``ApiError`` for a schema, and ``SyncError`` when the journal cannot record
         the call.
         """
+        shared = self._shared
         decision = self._decide(ask)
-        if ask.answers > self._admission.capacity:
+        if ask.answers > shared.admission.capacity:
             raise bad_request(
-                f"{ask.answers} answers; this device gives at most {self._admission.capacity} at once.",
+                f"{ask.answers} answers; this device gives at most {shared.admission.capacity} at once.",
                 "n",
                 "invalid_value",
             )
-        self._admission.enter(ask.answers)
-        began = self._monotonic()
+        shared.admission.enter(ask.answers)
+        began = shared.monotonic()
         first: float | None = None
         spoke: dict[int, float] = {}  # when each choice had text last
         try:
             async with aclosing(self._recorded(ask, decision)) as parts:
                 async for part in parts:
                     if isinstance(part, Piece):
-                        now = self._monotonic()
+                        now = shared.monotonic()
                         if first is None:
                             first = now - began
                         if part.choice in spoke:
-                            self._metrics.text_after(ask.model, now - spoke[part.choice])
+                            shared.metrics.text_after(ask.model, now - spoke[part.choice])
                         spoke[part.choice] = now
                     if isinstance(part, Finished):
-                        self._metrics.answered(ask.model, part.receipt.served_by, part.usage, first)
+                        shared.metrics.answered(ask.model, part.receipt.served_by, part.usage, first)
                     yield part
         finally:
-            self._admission.leave(self._monotonic() - began, ask.answers)
+            shared.admission.leave(shared.monotonic() - began, ask.answers)
 
     def _decide(self, ask: Ask) -> Decision:
         hub = self._egress is not None
         most = ask.answers * (ask.sampling.max_tokens or 0)
-        return decide(ask, self._catalog, self._rules, hub=hub, max_tokens=most)
+        return decide(ask, self._shared.catalog, self._shared.rules, hub=hub, max_tokens=most)
 
     async def _recorded(self, ask: Ask, decision: Decision) -> AsyncGenerator[Part, None]:
         """The parts of an answer with the intent before them and the result before the last."""
-        data_class = str(decision.data_class)
-        entry = Entry(self._journal, ask.id, data_class, ask.subject or ANONYMOUS)
-        entry.begin(intent_facts(ask, decision, self._catalog), ask.body)
+        entry = self._shared.entry(ask, decision)
         answer = _Answer()
         try:
             async with aclosing(self._placed(ask, decision, entry, answer)) as parts:
@@ -205,7 +185,7 @@ class Service:
         self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
     ) -> AsyncGenerator[Started | Piece, None]:
         if decision.run_at is RunAt.REFUSE:
-            raise refusal(ask, decision, self._catalog, hub=self._egress is not None)
+            raise refusal(ask, decision, self._shared.catalog, hub=self._egress is not None)
         if decision.run_at is RunAt.HUB:
             try:
                 async with aclosing(self._from_hub(ask, decision, entry, answer)) as parts:
@@ -245,9 +225,10 @@ class Service:
     async def _from_engine(
         self, ask: Ask, decision: Decision, entry: Entry, answer: _Answer
     ) -> AsyncGenerator[Started | Piece, None]:
-        with self._catalog.lease(ask.model) as served:
+        shared = self._shared
+        with shared.catalog.lease(ask.model) as served:
             engine = served.text_engine()
-            began = self._monotonic()
+            began = shared.monotonic()
             pieces = 0
             ids = None if ask.toolbox is None or not ask.toolbox.callable else f"call_{ask.id}"
             answering = [Answering(index, ids) for index in range(ask.answers)]
@@ -270,15 +251,15 @@ class Service:
             except UnsupportedRequest:
                 raise  # the caller's doing, as the one above: says nothing about the model
             except EngineError:
-                self._observe(Outcome(served, False, self._monotonic() - began, pieces))
+                shared.observe(Outcome(served, False, shared.monotonic() - began, pieces))
                 raise
             answer.complete = True
             answer.usage = counted([each.usage for each in answering], ask.choices)
-            self._observe(
+            shared.observe(
                 Outcome(
                     served,
                     True,
-                    self._monotonic() - began,
+                    shared.monotonic() - began,
                     answer.usage.completion_tokens,
                     violated_schema=any(_violates(served, ask, choice) for choice in answer.choices),
                 )
@@ -314,10 +295,6 @@ class Service:
             name = "tools" if str(error).startswith("tools[") else ask.schema_name
             raise bad_request(f"'{name}' cannot be enforced: {error}.", name, "unsupported_schema") from error
         return replace(ask.sampling, grammar=held.grammar, trigger=held.trigger)
-
-    def _observe(self, outcome: Outcome) -> None:
-        self._metrics.outcome(outcome)
-        self._catalog.record(outcome)
 
 
 def _remedy(error: ContextLengthExceeded, served: Served) -> str:

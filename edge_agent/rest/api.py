@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edge_agent.admission import Admission, Limits
 from edge_agent.calls.encoders import EncoderService
 from edge_agent.calls.questions import Rules
+from edge_agent.calls.shared import Shared
 from edge_agent.calls.text import Service
 from edge_agent.catalog import Catalog, Served
 from edge_agent.egress import Egress
@@ -55,15 +56,7 @@ def create_app(
     metrics = Metrics()
     admission = Admission(limits)
     readiness = Readiness(catalog)
-    service = Service(
-        catalog,
-        journal=journal,
-        egress=egress,
-        admission=admission,
-        rules=rules,
-        metrics=metrics,
-        monotonic=monotonic,
-    )
+    shared = Shared(catalog, journal, admission, rules, metrics, monotonic)
 
     def places() -> dict[str, str]:
         return {
@@ -71,13 +64,9 @@ def create_app(
             "x-ratelimit-remaining-requests": str(admission.remaining),
         }
 
-    app.include_router(
-        text_routes(service, limits, _read_body, places, now, hub=egress is not None),
-    )
-    encoders = EncoderService(
-        catalog, journal=journal, admission=admission, rules=rules, metrics=metrics, monotonic=monotonic
-    )
-    app.include_router(encoder_routes(encoders, limits, _read_body, places))
+    text = Service(shared, egress)
+    app.include_router(text_routes(text, limits, _read_body, places, now, hub=egress is not None))
+    app.include_router(encoder_routes(EncoderService(shared), limits, _read_body, places))
 
     @app.get("/v1/models")
     async def models() -> Response:

@@ -4,8 +4,8 @@ Owns how a body becomes a call and an answer becomes JSON. Refuses everything el
 (``edge_agent.calls.encoders``).
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -91,48 +91,50 @@ def encoder_routes(
     @router.post("/v1/classify", openapi_extra=takes(EncoderRequest, form=_PICTURES))
     async def classify(request: Request) -> Response:
         asked, body = await front.read(request, EncoderRequest.parse, EncoderRequest.of_form)
-        tasks: tuple[Task, ...] = ("classify",) if asked.input else ("classify-image",)
-
-        def kept(answer: EncoderAnswer, served: Served) -> Any:
-            labels = served.encoder(*tasks).facts.labels
-            return classes_json(asked.model, labels, answer, None)
-
-        return front.answer(
-            request,
-            "classify",
-            model=asked.model,
-            user=asked.user,
-            body=_recorded(asked, body),
-            call=asked.call,
-            tasks=tasks,
-            kept=kept,
-            write=lambda found: classes_json(
-                asked.model, found.labels, found.answer, found.receipt.to_json()
-            ),
-            named=Named("input" if asked.input else "image"),
-        )
+        task: Task = "classify" if asked.input else "classify-image"
+        return _judged(front, request, "classify", asked, body, task, classes_json)
 
     @router.post("/v1/inspect", openapi_extra=takes(EncoderRequest, form=_PICTURES))
     async def inspect(request: Request) -> Response:
         asked, body = await front.read(request, EncoderRequest.parse, EncoderRequest.of_form)
-
-        def kept(answer: EncoderAnswer, served: Served) -> Any:
-            return inspections_json(asked.model, answer, None, pictures=False)
-
-        return front.answer(
-            request,
-            "inspect",
-            model=asked.model,
-            user=asked.user,
-            body=_recorded(asked, body),
-            call=asked.call,
-            tasks=("inspect",),
-            kept=kept,
-            write=lambda found: inspections_json(asked.model, found.answer, found.receipt.to_json()),
-            named=Named("image"),
-        )
+        return _judged(front, request, "inspect", asked, body, "inspect", _inspections)
 
     return router
+
+
+def _judged(
+    front: Front,
+    request: Request,
+    endpoint: Literal["classify", "inspect"],
+    asked: EncoderRequest,
+    body: bytes,
+    task: Task,
+    to_json: Callable[[str, tuple[str, ...], EncoderAnswer, Mapping[str, Any] | None], dict[str, Any]],
+) -> Response:
+    """``to_json`` takes the model's name and labels, its answer, and the receipt: None for the journal."""
+
+    def kept(answer: EncoderAnswer, served: Served) -> Any:
+        return to_json(asked.model, served.encoder(task).facts.labels, answer, None)
+
+    return front.answer(
+        request,
+        endpoint,
+        model=asked.model,
+        user=asked.user,
+        body=_recorded(asked, body),
+        call=asked.call,
+        tasks=(task,),
+        kept=kept,
+        write=lambda found: to_json(asked.model, found.labels, found.answer, found.receipt.to_json()),
+        named=Named("input" if task == "classify" else "image"),
+    )
+
+
+def _inspections(
+    model: str, labels: tuple[str, ...], answer: EncoderAnswer, receipt: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """An inspection has no labels; its pictures are for the caller alone."""
+    return inspections_json(model, answer, receipt, pictures=receipt is not None)
 
 
 def _recorded(asked: EncoderRequest, body: bytes) -> bytes:

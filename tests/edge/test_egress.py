@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edge_agent.calls.text import Rules
+from edge_agent.calls.questions import Rules
 from edge_agent.catalog import Catalog
 from edge_agent.egress import Egress
 from edge_agent.errors import PolicyViolation
