@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, onnx_ml_pb2
 from onnx_graphs import write_embedder, write_graph, write_text_classifier
 
-from models import onnx as reader
 from models.errors import UnsafeFile
-from models.onnx import parse_model, read_model
+from models.onnx import parse_model, read_model, schema
+from models.onnx.wire import MAX_FIELDS
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +63,20 @@ def test_every_model_that_the_libraries_ship_is_read_or_refused_for_its_operator
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (reader.MODEL, onnx_ml_pb2.ModelProto),
-        (reader.GRAPH, onnx_ml_pb2.GraphProto),
-        (reader.NODE, onnx_ml_pb2.NodeProto),
-        (reader.ATTRIBUTE, onnx_ml_pb2.AttributeProto),
-        (reader.TENSOR, onnx_ml_pb2.TensorProto),
-        (reader.SPARSE_TENSOR, onnx_ml_pb2.SparseTensorProto),
-        (reader.VALUE, onnx_ml_pb2.ValueInfoProto),
-        (reader.TYPE, onnx_ml_pb2.TypeProto),
-        (reader.TENSOR_TYPE, onnx_ml_pb2.TypeProto.Tensor),
-        (reader.SHAPE, onnx_ml_pb2.TensorShapeProto),
-        (reader.DIMENSION, onnx_ml_pb2.TensorShapeProto.Dimension),
-        (reader.FUNCTION, onnx_ml_pb2.FunctionProto),
-        (reader.OPSET, onnx_ml_pb2.OperatorSetIdProto),
-        (reader.ENTRY, onnx_ml_pb2.StringStringEntryProto),
+        (schema.MODEL, onnx_ml_pb2.ModelProto),
+        (schema.GRAPH, onnx_ml_pb2.GraphProto),
+        (schema.NODE, onnx_ml_pb2.NodeProto),
+        (schema.ATTRIBUTE, onnx_ml_pb2.AttributeProto),
+        (schema.TENSOR, onnx_ml_pb2.TensorProto),
+        (schema.SPARSE_TENSOR, onnx_ml_pb2.SparseTensorProto),
+        (schema.VALUE, onnx_ml_pb2.ValueInfoProto),
+        (schema.TYPE, onnx_ml_pb2.TypeProto),
+        (schema.TENSOR_TYPE, onnx_ml_pb2.TypeProto.Tensor),
+        (schema.SHAPE, onnx_ml_pb2.TensorShapeProto),
+        (schema.DIMENSION, onnx_ml_pb2.TensorShapeProto.Dimension),
+        (schema.FUNCTION, onnx_ml_pb2.FunctionProto),
+        (schema.OPSET, onnx_ml_pb2.OperatorSetIdProto),
+        (schema.ENTRY, onnx_ml_pb2.StringStringEntryProto),
     ],
 )
 def test_the_schema_here_is_that_of_the_onnx_library(spec, message):
@@ -277,7 +277,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path, data: bytes):
 def test_a_file_of_countless_fields_ends_in_bounded_time():
     began = time.monotonic()
     with pytest.raises(UnsafeFile, match="fields"):
-        parse_model(b"\x72\x00" * (reader.MAX_FIELDS + 1))
+        parse_model(b"\x72\x00" * (MAX_FIELDS + 1))
     assert time.monotonic() - began < 30
 
 
