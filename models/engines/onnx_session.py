@@ -7,14 +7,14 @@ made. Computing through TensorRT, from a release's recipe, has not been run on a
 
 import ctypes
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.engines.engine_cache import engine_folder
+from models.engines.foreign import converted
 from models.engines.tensorrt_machine import TENSORRT_PROVIDER, read_machine
 from models.errors import EngineError, UnsafeFile
 from models.onnx import OnnxModel, Value, read_model
@@ -133,7 +133,7 @@ class OnnxSession:
         """The outputs ``wanted``, as float32. Raises ``EngineError``, also for what is no finite number."""
         import numpy as np
 
-        with _foreign(f"{self.name} failed"):
+        with converted(f"{self.name} failed"):
             found = self._session.run(list(wanted), dict(feeds))
         arrays = [np.asarray(array, dtype=np.float32) for array in found]
         for name, array in zip(wanted, arrays, strict=True):
@@ -165,7 +165,7 @@ class OnnxSession:
 def _begin(onnxruntime: Any, path: Path, options: Any, providers: Sequence[Any]) -> Any:
     """A session whose first provider has started. Raises ``EngineError``."""
     first = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    with _foreign(f"{path.name} cannot be loaded"):
+    with converted(f"{path.name} cannot be loaded"):
         # Left to itself the runtime begins anew without a provider that failed, and says so on stdout.
         session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     if session.get_providers()[0] != first:
@@ -200,22 +200,6 @@ def _has_gpu() -> bool:
         return False
     count = ctypes.c_int(0)
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
-@contextmanager
-def _foreign(what: str) -> Iterator[None]:
-    """The runtime's exceptions as ``EngineError``; it raises its own, and Python's for what it was given."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    kinds: tuple[type[Exception], ...] = (
-        *(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
-        *(RuntimeError, ValueError, TypeError, AttributeError, MemoryError),
-    )
-    try:
-        yield
-    except kinds as error:
-        first = str(error).strip().split("\n")[0]
-        raise EngineError(f"{what}: {first[:400] or type(error).__name__}") from error
 
 
 def sigmoid(logits: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":

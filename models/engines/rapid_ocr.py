@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.engines.base import EncoderFacts
+from models.engines.foreign import converted
 from models.engines.onnx_files import OCR_FILES, EncoderFiles
 from models.engines.onnx_session import OnnxSettings
 from models.engines.onnx_vision import decode
@@ -47,7 +48,7 @@ class RapidOcr:
         except ImportError as error:
             raise EngineError(f"{_EXTRA}: {error}") from error
         self._settings = settings
-        try:
+        with converted(f"{files.name} cannot be loaded"):
             self._ocr: Any = RapidOCR(
                 det_model_path=str(files.model / DETECTION),
                 cls_model_path=str(files.model / DIRECTION),
@@ -57,8 +58,6 @@ class RapidOcr:
                 inter_op_num_threads=1,
                 text_score=CONFIDENT,
             )
-        except Exception as error:  # the library raises what it meets
-            raise EngineError(f"{files.name} cannot be loaded: {str(error)[:300]}") from error
         self.facts = EncoderFacts(
             task="ocr",
             name=files.name,
@@ -80,10 +79,8 @@ class RapidOcr:
         if self._ocr is None:
             raise EngineError("the engine has been closed")
         blue_first = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
-        try:
+        with converted("a picture cannot be read"):
             found, _ = self._ocr(blue_first)
-        except Exception as error:  # the library raises what it meets
-            raise EngineError(f"a picture cannot be read: {str(error)[:300]}") from error
         lines = tuple(
             TextLine(text, float(confidence), _corners(box)) for box, text, confidence in found or ()
         )

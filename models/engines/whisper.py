@@ -16,6 +16,7 @@ from typing import Any
 from models import ctranslate2
 from models.ctranslate2 import MODEL_FILE, Header
 from models.engines.base import EncoderFacts
+from models.engines.foreign import converted
 from models.engines.readings import Recording, Segment, Transcript, Word
 from models.errors import EngineError, InvalidAudio, UnsafeFile, UnsupportedRequest
 
@@ -28,6 +29,7 @@ CONTAINERS = "aac,flac,matroska,mov,mp3,ogg,wav,webm"
 """What is opened. FFmpeg's playlists, which name other files and hosts, are never reached."""
 
 _EXTRA = "hearing speech needs the extra edge-speech: pip install 'outpost[edge-speech]'"
+_UNHEARD = "the recording cannot be heard"
 _WARMER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Tried in turn where a segment comes out unlikely or repeats itself (Radford et al. 2022, section 4.5)."""
 
@@ -50,7 +52,7 @@ class WhisperEngine:
             from faster_whisper import WhisperModel
         except ImportError as error:
             raise EngineError(f"{_EXTRA} ({error})") from error
-        try:
+        with converted(f"{folder.name} cannot be loaded"):
             self._model: Any = WhisperModel(
                 str(folder),
                 device="cpu",
@@ -58,8 +60,6 @@ class WhisperEngine:
                 cpu_threads=settings.threads,
                 local_files_only=True,
             )
-        except Exception as error:  # the libraries raise what they meet
-            raise EngineError(f"{folder.name} cannot be loaded: {str(error)[:300]}") from error
         self._settings = settings
         self._languages = frozenset(self._model.supported_languages)
         self.facts = EncoderFacts(
@@ -83,7 +83,7 @@ class WhisperEngine:
                 + (", ".join(sorted(self._languages)) if len(self._languages) < 10 else "ISO 639-1's")
             )
         sound = decode_audio(recording.data, self._settings.max_seconds)
-        try:
+        with converted(_UNHEARD):
             segments, facts = self._model.transcribe(
                 sound,
                 language=recording.language,
@@ -92,8 +92,6 @@ class WhisperEngine:
                 beam_size=self._settings.beam,
                 word_timestamps=recording.words,
             )
-        except Exception as error:  # the libraries raise what they meet
-            raise EngineError(f"the recording cannot be heard: {str(error)[:300]}") from error
         return Transcript(facts.language, len(sound) / RATE, ()), _heard(segments)
 
     def close(self) -> None:
@@ -162,7 +160,7 @@ def _frames(container: Any) -> Iterator[Any]:
 
 def _heard(segments: Any) -> Iterator[Segment]:
     """The library's segments as ours, its exceptions too."""
-    try:
+    with converted(_UNHEARD):
         for one in segments:
             yield Segment(
                 start=float(one.start),
@@ -175,5 +173,3 @@ def _heard(segments: Any) -> Iterator[Segment]:
                 no_speech_prob=float(one.no_speech_prob),
                 words=tuple(Word(word.word, float(word.start), float(word.end)) for word in one.words or ()),
             )
-    except Exception as error:  # the libraries raise what they meet
-        raise EngineError(f"the recording cannot be heard: {str(error)[:300]}") from error

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from compile.onnx.genai import export_adapter, write_adapter
 from models.engines.base import Event, Finish, GenerateRequest, Sampling
-from models.engines.onnx_genai import _BYTES, GenaiEngine, GenaiSettings, _Chooser, check_folder
+from models.engines.onnx_genai import GenaiEngine, GenaiSettings, check_folder
+from models.engines.onnx_genai.sampler import Sampler
+from models.engines.onnx_genai.tokens import BYTES, Tokens
 from models.errors import (
     AnswerTooLong,
     ContextLengthExceeded,
@@ -179,22 +181,20 @@ def test_pieces_joined_are_the_text(text: str) -> None:
 
 
 def TOKENS():  # noqa: N802 - a lazy constant
-    from models.engines.onnx_genai import _Tokens
-
     if not hasattr(TOKENS, "made"):
         path = exported("fp32", slots=True) / "tokenizer.json"
-        TOKENS.made = _Tokens(path, json.loads(path.read_text()))
+        TOKENS.made = Tokens(path, json.loads(path.read_text()))
     return TOKENS.made
 
 
 def test_every_byte_has_one_character() -> None:
-    assert sorted(_BYTES.values()) == list(range(256))
+    assert sorted(BYTES.values()) == list(range(256))
 
 
 @given(st.integers(0, 1000), st.floats(0.2, 0.99))
 def test_top_p_never_draws_from_the_tail(seed: int, top_p: float) -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
-    token = _Chooser(Sampling(max_tokens=1, temperature=1.0, top_p=top_p, seed=seed)).choose(logits)
+    token = Sampler(Sampling(max_tokens=1, temperature=1.0, top_p=top_p, seed=seed)).sample(logits)
     # What is likelier than the token does not reach top_p yet.
     assert np.exp(logits[:token]).sum() < top_p + 1e-6
 
