@@ -202,7 +202,9 @@ def verify(release: Path, base: Path | None, threads: int | None, as_json: bool)
     from compile.verify import verify_folder
 
     result = _guard(lambda: verify_folder(release, base, threads or _processors()), as_json)
-    lines = [f"{result['release']}: {len(result['probes'])} probes hold, every file is as its manifest says"]
+    count = len(result["probes"])
+    holding = "1 probe holds" if count == 1 else f"{count} probes hold"
+    lines = [f"{result['release']}: {holding}, every file is as its manifest says"]
     if result["unasked"]:
         lines.append(f"{result['unasked']} probes are left to the device: no engine here reads this format")
     _print(result if as_json else "\n".join(lines), as_json)
@@ -253,17 +255,20 @@ def _processors() -> int:
 
 
 def _summary(report: dict[str, Any], out: Path) -> str:
+    from compile.units import size
+
     headline, lines = report["headline"], []
     for one in report["variants"]:
         quality = one["quality"].get(headline)
         score = f"{headline.replace('_', ' ')} {quality['value']:.4g}" if quality else ""
         verdict = "reference" if one["is_reference"] else ("pass" if one["pass"] else "REFUSED")
         lines.append(
-            f"{one['name']:>16}  {one['bytes'] / 1e6:6.1f} MB  {score:<28} "
+            f"{one['name']:>16}  {size(one['bytes']):>8}  {score:<28} "
             f"{one['speed']['median']:8.1f} {one['speed']['unit']}  {verdict}"
         )
     for name, metrics in report["baselines"].items():
         if headline in metrics:
             lines.append(f"{name}: {headline.replace('_', ' ')} {metrics[headline]['value']:.4g}")
-    lines.append(f"chosen: {report['chosen']}; {out / 'report.html'}")
+    lines += [f"released: {out / folder}" for folder in report["releases"].values()]
+    lines.append(f"chosen: {report['chosen'] or 'nothing'}; {out / 'report.html'}")
     return "\n".join(lines)

@@ -85,3 +85,14 @@ class Findings:
     notes: tuple[str, ...] = ()
     flips: Flips = Flips(0, 0)
     devices: Mapping[str, tuple[Forecast, ...]] = field(default_factory=dict)
+
+    @property
+    def nearest_recipe(self) -> str:
+        """``nearest`` as it would stand in the recipe, under the variant that it would let pass."""
+        import yaml
+
+        if self.nearest is None:
+            return "none: no budget can loosen what failed"
+        changes = {name: value for name, value in self.nearest.items() if name != "variant"}
+        pasted = yaml.safe_dump(changes, sort_keys=False, default_flow_style=None)
+        return f"{self.nearest['variant']}, with\n{pasted.rstrip()}"

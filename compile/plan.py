@@ -1,16 +1,17 @@
 """``outpost-compile plan``: what would run, what is there, and what it would take, before it starts."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from compile.devices import on_devices, sentence
 from compile.forecast import CONTEXT
+from compile.gguf.files import CONVERTERS, Converters
 from compile.line import Line
-from compile.progress import span
 from compile.steps import Cache, in_order
+from compile.units import size, span
 from models.forecast import Forecast
 from models.machine import memory_limit
 
@@ -83,26 +84,33 @@ def make_plan(line: Line, cache: Cache, folder: Path, jobs: int = 1) -> Plan:
     largest = sorted((step.ram_bytes for step in steps), reverse=True)
     scratch = sorted((step.scratch_bytes for step in steps), reverse=True)
     ram, disk = sum(largest[:jobs]), sum(step.disk_bytes for step in steps) + sum(scratch[:jobs])
-    refusals = []
+    refusals = list(_missing(line, cache))
     have_ram = memory_limit()
     if ram > have_ram:
         refusals.append(
-            f"needs about {ram / 1e9:.1f} GB of memory; this machine has {have_ram / 1e9:.1f} GB"
-            + (
-                f" (with {jobs} steps at a time; --jobs 1 needs {largest[0] / 1e9:.1f} GB)"
-                if jobs > 1
-                else ""
-            )
+            f"needs about {size(ram)} of memory; this machine has {size(have_ram)}"
+            + (f" (with {jobs} steps at a time; --jobs 1 needs {size(largest[0])})" if jobs > 1 else "")
         )
     there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if disk > free:
-        refusals.append(f"needs about {disk / 1e9:.1f} GB of disk in {there}; {free / 1e9:.1f} GB are free")
+        refusals.append(f"needs about {size(disk)} of disk in {there}; {size(free)} are free")
     devices = {
         name: on_devices(load, line.recipe.release.profiles, line.workshop.threads, line.workshop.corrections)
         for name, load in line.workloads.items()
     }
     return Plan(tuple(steps), ram, disk, tuple(refusals), devices)
+
+
+def _missing(line: Line, cache: Cache) -> Iterator[str]:
+    """What steps that are still to run would look for in vain."""
+    converters = Converters(line.workshop.converters)
+    needed = any(CONVERTERS in step.tools and not cache.has(step) for step in in_order(line.steps))
+    if needed and not converters.are_there:
+        yield (
+            f"llama.cpp's converters are not in {converters.folder}: scripts/fetch_converters fills the "
+            "default folder, --converters names another"
+        )
 
 
 def describe(plan: Plan) -> str:
@@ -116,8 +124,10 @@ def describe(plan: Plan) -> str:
             f"{step.key[7:19]}"
         )
     lines.append(
-        f"about {span(plan.seconds)}, {_size(plan.peak_ram_bytes) or '0 MB'} of memory, "
-        f"{_size(plan.disk_bytes) or '0 MB'} of disk ({ROUGHNESS})"
+        "every step is cached: what is left is to judge, package and report"
+        if all(step.cached for step in plan.steps)
+        else f"about {span(plan.seconds)}, {size(plan.peak_ram_bytes)} of memory, "
+        f"{size(plan.disk_bytes)} of disk ({ROUGHNESS})"
     )
     if any(plan.devices.values()):
         lines.append(f"on devices, with {CONTEXT} tokens of context:")
@@ -130,6 +140,5 @@ def describe(plan: Plan) -> str:
 
 
 def _size(count: int) -> str:
-    if not count:
-        return ""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    """Of a table: what takes nothing says nothing."""
+    return size(count) if count else ""

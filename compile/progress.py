@@ -3,6 +3,8 @@
 import time
 from typing import TextIO
 
+from compile.units import span
+
 
 class Progress:
     """A line when a step starts and when it ends; between them one that rewrites itself on a terminal.
@@ -65,9 +67,3 @@ class _Running:
         left = spent / self.done - spent if self.done > 0.02 else self._expected - spent
         tail = f", {span(left)} left" if self.done < 1 else ""
         return f"{self.name} {self.done:4.0%}{tail}: {self.note}"
-
-
-def span(seconds: float) -> str:
-    """``seconds`` as people say it."""
-    whole = max(0, round(seconds))
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

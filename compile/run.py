@@ -92,7 +92,7 @@ def refusal(findings: Findings) -> str:
     lines += [f"{one.name}: {one.refusal or 'within its budgets'}" for one in findings.variants]
     lines += findings.notes
     if findings.nearest is not None:
-        lines.append(f"nearest recipe that would pass: {json.dumps(findings.nearest)}")
+        lines.append(f"nearest recipe that would pass: {findings.nearest_recipe}")
     return "\n".join(lines)
 
 

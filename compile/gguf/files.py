@@ -18,7 +18,9 @@ from compile.gguf.tokenizer import Vocabulary
 from models.gguf import GgufHeader
 from models.manifest import Fallback
 
-CONVERTERS_VERSION = "llama-cpp-python 0.3.36"
+CONVERTERS, CONVERTERS_VERSION = "converters", "llama-cpp-python 0.3.36"
+"""What a step that needs them has among its tools."""
+_BASE, _ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 _CHILD = Path(__file__).with_name("convert_child.py")
 
 
@@ -28,14 +30,18 @@ class Converters:
 
     folder: Path
 
+    @property
+    def are_there(self) -> bool:
+        """Whether the folder holds both."""
+        return all((self.folder / script).is_file() for script in (_BASE, _ADAPTER))
+
     def base(self, hf_folder: Path, target: Path) -> None:
         """Write the model in ``hf_folder`` as an F32 GGUF. Raises ``ToolFailed``."""
-        self._convert(target, "convert_hf_to_gguf.py", str(hf_folder), "--outtype", "f32")
+        self._convert(target, _BASE, str(hf_folder), "--outtype", "f32")
 
     def adapter(self, peft_folder: Path, hf_folder: Path, target: Path) -> None:
         """Write a peft LoRA adapter as an F16 GGUF. Raises ``ToolFailed``."""
-        script, base = "convert_lora_to_gguf.py", str(hf_folder)
-        self._convert(target, script, str(peft_folder), "--base", base, "--outtype", "f16")
+        self._convert(target, _ADAPTER, str(peft_folder), "--base", str(hf_folder), "--outtype", "f16")
 
     def _convert(self, target: Path, script: str, *arguments: str) -> None:
         unfinished = target.with_name(f".{target.name}.unfinished")

@@ -11,7 +11,7 @@ from compile.evaluate import judge
 from compile.evaluate.judge import Measured, VariantResult, Verdict
 from compile.evaluate.measure import TOKENS, read_measured
 from compile.findings import Answer, Case, Compared, Findings, Flips
-from compile.gguf.files import CONVERTERS_VERSION, fallbacks
+from compile.gguf.files import CONVERTERS, CONVERTERS_VERSION, fallbacks
 from compile.gguf.mixture import Override
 from compile.gguf.survival import Nearness, Survival, advise
 from compile.line import REFERENCE, device_name, tools_of
@@ -297,7 +297,7 @@ def lineage(line: LanguageParts, cache: Cache) -> dict[str, Any]:
     found["reference"] = reference_note(line, cache)
     found["reference_weights"] = digest_of(cache.folder(line.root) / REFERENCE_FILE)
     found["recipe"] = line.recipe_digest
-    found["tools"] = tools_of(line.steps) | {"converters": CONVERTERS_VERSION}
+    found["tools"] = tools_of(line.steps) | {CONVERTERS: CONVERTERS_VERSION}
     if line.adapter is not None:
         found["adapter"] = Digest.of((cache.folder(line.adapter) / ADAPTER).read_bytes())
     if line.previous is not None and line.previous.tuned is not None:

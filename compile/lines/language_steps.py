@@ -13,7 +13,7 @@ from compile.data.reading import source_files
 from compile.data.rows import read_splits
 from compile.errors import BadRecipe
 from compile.gguf.base import import_base
-from compile.gguf.files import CONVERTERS_VERSION, Converters
+from compile.gguf.files import CONVERTERS, CONVERTERS_VERSION, Converters
 from compile.gguf.folder import import_folder
 from compile.line import REFERENCE, versions
 from compile.lines.language import (
@@ -143,7 +143,7 @@ class LanguageSteps:
             "base",
             {"source": self._sources.digests["base"]},
             {},
-            versions("transformers", "tokenizers") | {"converters": CONVERTERS_VERSION, "outpost-base": "2"},
+            versions("transformers", "tokenizers") | {CONVERTERS: CONVERTERS_VERSION, "outpost-base": "2"},
             lambda inputs, folder, scratch, report: bring_in(source, folder, self._converters, report),
             seconds=forecast.seconds,
             disk_bytes=forecast.disk_bytes,
@@ -157,7 +157,7 @@ class LanguageSteps:
             name,
             {},
             {"made": made},
-            {"converters": CONVERTERS_VERSION, "outpost-base": "2"},
+            {CONVERTERS: CONVERTERS_VERSION, "outpost-base": "2"},
             lambda inputs, folder, scratch, report: import_folder(
                 inputs["made"], folder, self._converters, report
             ),
@@ -193,7 +193,7 @@ class LanguageSteps:
             "adapter",
             {},
             {"root": root, "tuned": tuned},
-            {"converters": CONVERTERS_VERSION},
+            {CONVERTERS: CONVERTERS_VERSION},
             lambda inputs, folder, scratch, report: self._converters.adapter(
                 inputs["tuned"], inputs["root"] / HF, folder / ADAPTER
             ),

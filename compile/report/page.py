@@ -20,10 +20,11 @@ from compile.findings import Answer, Case, Compared, Findings
 from compile.forecast import CONTEXT
 from compile.report.document import as_json
 from compile.report.plots import learning_curve, measured, pareto
+from compile.units import size
 from models.store import write_durably
 
-_RATES = ("accuracy", "match", "json", "agreement", "f1", "auroc", "rate", "effect", "flips", "overlap")
-"""Metrics whose names end so are shares, and are shown in per cent."""
+_RATES = {"accuracy", "match", "json", "agreement", "f1", "rate", "effect", "flips", "overlap"}
+"""Metrics with one of these words in their names are shares, and are shown in per cent."""
 _MOST_CASES, _MOST_CHARACTERS, _MOST_LEDGER = 12, 600, 20
 
 
@@ -42,9 +43,10 @@ def page(findings: Findings, releases: Mapping[str, Path]) -> str:
     sections = [
         _summary(findings),
         "<h2>Quality against size and speed</h2>",
-        f'<div class="plots">{pareto(findings)}</div>',
-        '<p class="note">Bars are 95 % intervals. Green is within its budgets, red is refused, grey is the '
-        "reference; lines are what stands beside the variants.</p>",
+        pareto(findings),
+        '<p class="note">Bars are 95 % intervals of quality, and quartiles of speed. Green is within its '
+        "budgets, red is refused, grey is the reference. The thin steps join what nothing beats in both; the "
+        "other lines are what stands beside the variants.</p>",
         _beside(findings),
         "<h2>Variants</h2>",
         _variants(findings),
@@ -82,19 +84,18 @@ def _summary(findings: Findings) -> str:
     reference = f"Reference: {findings.reference_note}."
     notes = "".join(f'<p class="note">{_t(note)}</p>' for note in findings.notes)
     if findings.chosen is None:
-        near = json.dumps(findings.nearest) if findings.nearest else "none: no budget can loosen what failed"
         return (
             f'<p class="verdict bad">Refused: nothing ships.</p><p>{_t(reference)}</p>'
-            f"<p>Nearest recipe that would pass: <code>{_t(near)}</code></p>{notes}"
+            f"<p>Nearest recipe that would pass:</p><pre>{_t(findings.nearest_recipe)}</pre>{notes}"
         )
     chosen = next(one for one in findings.variants if one.name == findings.chosen)
     headline = measured(chosen, findings.headline)
     share = chosen.bytes / findings.reference.bytes
     cards = [
         ("chosen", f"{chosen.name} ({chosen.precision})"),
-        ("size", f"{_megabytes(chosen.bytes)}, {share:.2f} of the reference"),
+        ("size", f"{size(chosen.bytes)}, {share:.2f} of the reference"),
         ("speed", f"{_speed(chosen)} {chosen.speed_unit}"),
-        ("peak RAM", _megabytes(chosen.peak_ram_bytes)),
+        ("peak RAM", size(chosen.peak_ram_bytes)),
     ]
     if headline is not None:
         value = (
@@ -128,7 +129,7 @@ def _beside(findings: Findings) -> str:
     counts = ", ".join(f"{count} {_words(name)}" for name, count in findings.rows.items())
     return (
         "<h2>In comparison</h2>"
-        f"<table><tr><th></th>{head}<th>samples</th></tr>{body}</table>"
+        f"{_table(f'<tr><th></th>{head}<th>samples</th></tr>{body}')}"
         f'<p class="note">Rows: {_t(counts)}.</p>'
     )
 
@@ -144,15 +145,14 @@ def _bar(name: str, one: Measured | None) -> str:
 def _variants(findings: Findings) -> str:
     everyone = (findings.reference, *findings.variants)
     head = "".join(
-        f"<th>{_t(one.name)}<br><small>{_t(one.precision)} {_t(one.format)}, {_megabytes(one.bytes)}</small>"
-        "</th>"
+        f"<th>{_t(one.name)}<br><small>{_t(one.precision)} {_t(one.format)}, {size(one.bytes)}</small></th>"
         for one in everyone
     )
     verdicts = ["reference", *("pass" if one.passed else "REFUSED" for one in findings.variants)]
     rows = [
         _row("verdict", verdicts),
         _row(f"speed, {findings.reference.speed_unit}", [_speed(one) for one in everyone]),
-        _row("peak RAM", [_megabytes(one.peak_ram_bytes) for one in everyone]),
+        _row("peak RAM", [size(one.peak_ram_bytes) for one in everyone]),
     ]
     if any(one.settings for one in everyone):
         rows.append(_row("settings", [_flat(one.settings) for one in everyone]))
@@ -160,7 +160,7 @@ def _variants(findings: Findings) -> str:
         cells = "".join(_verdict_cell(one, metric, one is findings.reference) for one in everyone)
         rows.append(f"<tr><th>{_t(_words(metric))}</th>{cells}</tr>")
     return (
-        f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+        f"{_table(f'<tr><th></th>{head}</tr>' + ''.join(rows))}"
         '<p class="note">Below each value: the paired 95 % interval of its difference to the reference, and '
         "the bound where the recipe has one.</p>"
     )
@@ -204,24 +204,27 @@ def _devices(findings: Findings) -> str:
     )
     if not rows:
         return ""
+    head = "<tr><th></th><th>profile</th><th>memory</th><th>speed</th><th>by</th></tr>"
     return (
-        "<h2>On devices</h2><table><tr><th></th><th>profile</th><th>memory</th><th>speed</th><th>by</th></tr>"
-        f'{rows}</table><p class="note">A forecast for {CONTEXT} tokens of context, with its 95 % interval; '
+        f"<h2>On devices</h2>{_table(head + rows)}"
+        f'<p class="note">A forecast for {CONTEXT} tokens of context, with its 95 % interval; '
         "figures of devices correct what data sheets say.</p>"
     )
 
 
 def _worst(findings: Findings) -> str:
-    """Answers that changed with precision first, then those that are wrong in most."""
+    """First what the reference gets right and a variant does not, then what changes, then what is wrong."""
 
-    def rank(numbered: tuple[int, Case]) -> tuple[bool, int, int]:
+    def rank(numbered: tuple[int, Case]) -> tuple[bool, bool, int, int]:
         at, case = numbered
         wrong = sum(answer.right is False for answer in case.answers.values())
-        return (len({answer.text for answer in case.answers.values()}) == 1, -wrong, at)
+        reference = case.answers.get(findings.reference.name)
+        spoilt = wrong > 0 and reference is not None and reference.right is True
+        return (not spoilt, len({answer.text for answer in case.answers.values()}) == 1, -wrong, at)
 
     names = [one.name for one in (findings.reference, *findings.variants)]
     rows = []
-    for (same, wrong, _), case in sorted(
+    for (_, same, wrong, _), case in sorted(
         ((rank(pair), pair[1]) for pair in enumerate(findings.cases)), key=lambda item: item[0]
     )[:_MOST_CASES]:
         if same and not wrong:
@@ -233,7 +236,7 @@ def _worst(findings: Findings) -> str:
     head = "".join(f"<th>{_t(name)}</th>" for name in names)
     return (
         f"<p>{findings.flips.changed} of {findings.flips.compared} answers change with precision.</p>"
-        f"<table class=wide><tr><th>input</th><th>expected</th>{head}</tr>{''.join(rows)}</table>"
+        f"{_table(f'<tr><th>input</th><th>expected</th>{head}</tr>' + ''.join(rows), 'wide')}"
     )
 
 
@@ -274,7 +277,12 @@ def _lineage(findings: Findings) -> str:
         f"<tr><th>{_t(_words(name))}</th><td><code>{_t(_flat(value))}</code></td></tr>"
         for name, value in findings.lineage.items()
     )
-    return f"<table>{rows}</table>"
+    return _table(rows)
+
+
+def _table(rows: str, css: str = "") -> str:
+    """Wider than the page it scrolls by itself."""
+    return f'<div class="scroll"><table class="{css}">{rows}</table></div>'
 
 
 def _flat(value: Any) -> str:
@@ -297,12 +305,9 @@ def _speed(one: VariantResult) -> str:
     return f"{median:g} ({low:g} to {high:g})"
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count < 100e6 else f"{count / 1e6:.0f} MB"
-
-
 def _is_rate(metric: str) -> bool:
-    return metric.split("@")[0].endswith(_RATES)
+    words = metric.split("@")[0].split("_")
+    return "ratio" not in words and not _RATES.isdisjoint(words)
 
 
 def _value(metric: str, value: float) -> str:
