@@ -25,7 +25,7 @@ Found = dict[str, Any]
 
 PEFT_CONFIG = "adapter_config.json"
 _MAX_CONFIG = 1 << 20
-_ONNX_ADAPTER_MAGIC = b"TORT"
+_ONNX_ADAPTER_MAGIC, _GGUF_MAGIC = b"TORT", b"GGUF"
 
 
 def inspect_path(path: Path) -> Found:
@@ -34,13 +34,39 @@ def inspect_path(path: Path) -> Found:
 
 
 def describe(found: Found) -> str:
-    """For people: a line per fact."""
+    """For people: a line per fact; what is itself a list of facts, a line per entry below it."""
     lines = []
     for name, value in found.items():
-        if value not in (None, [], {}):
-            written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            lines.append(f"{name.replace('_', ' ')}: {written}")
+        title = name.replace("_", " ")
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += [f"{title}:", *(f"  {_written(one)}" for one in value)]
+        elif not _says_nothing(value):
+            lines.append(f"{title}: {_written(value)}")
     return "\n".join(lines)
+
+
+def _written(value: Any) -> str:
+    """In words as far as it goes: no quotes and brackets around what stands alone."""
+    match value:
+        case dict():
+            told = ((name, one) for name, one in value.items() if not _says_nothing(one))
+            return ", ".join(f"{name} {_nested(one)}" for name, one in told)
+        case list() | tuple():
+            return ", ".join(map(_nested, value))
+        case float():
+            return f"{value:.4g}"
+        case bool():
+            return "yes" if value else "no"
+    return str(value)
+
+
+def _nested(value: Any) -> str:
+    """Inside of another: in brackets, so that it is seen where it ends."""
+    return f"({_written(value)})" if isinstance(value, (dict, list, tuple)) else _written(value)
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or value == [] or value == {}
 
 
 def _folder(folder: Path) -> Found:
@@ -70,6 +96,8 @@ def _file(path: Path) -> Found:
             return {"what": "ONNX model"} | _onnx(path)
         case ".onnx_adapter":
             return {"what": "ONNX adapter"} | _onnx_adapter(path)
+        case suffix if suffix != ".gguf" and not _begins(path, _GGUF_MAGIC):
+            raise UnsafeFile(f"{path}: none of GGUF, ONNX, safetensors and ONNX adapters")
     header = read_gguf(path)
     return {"what": "GGUF adapter" if header.is_adapter else "GGUF model"} | _gguf(path, header)
 
@@ -182,14 +210,18 @@ def _genai(folder: Path) -> Found:
 
 
 def _onnx_adapter(path: Path) -> Found:
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(8)
-    except OSError as error:
-        raise UnsafeFile(f"{path.name}: cannot be read: {error}") from error
-    if head[4:] != _ONNX_ADAPTER_MAGIC:
+    if not _begins(path, _ONNX_ADAPTER_MAGIC, at=4):
         raise UnsafeFile(f"{path.name} is no ONNX adapter")
     return {"file": path.name, "bytes": path.stat().st_size}
+
+
+def _begins(path: Path, magic: bytes, at: int = 0) -> bool:
+    """Whether ``magic`` stands at the file's ``at``."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(at + len(magic))[at:] == magic
+    except OSError as error:
+        raise UnsafeFile(f"{path.name}: cannot be read: {error}") from error
 
 
 def _peft(folder: Path) -> Found:

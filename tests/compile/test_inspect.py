@@ -118,6 +118,12 @@ def test_a_release_is_described_with_what_its_weights_say(tmp_path: Path):
     assert contents["inputs"] == {"pixel_values": "float32 [batch, 3, 8, 8]"}
 
 
+def test_people_read_lines_and_no_json(tmp_path: Path):
+    told = run("inspect", release(tmp_path / "tiny", INSPECT)).stdout
+    assert "\nfiles: model.onnx " in told and "\ncontents:\n  what ONNX model, file model.onnx" in told
+    assert not set('{}"') & set(told)
+
+
 def test_an_onnx_file_and_a_folder_are_described(tmp_path: Path):
     folder = tmp_path / "embedder"
     write_embedder(
@@ -144,6 +150,12 @@ def test_adapters_are_described_before_they_are_converted(tmp_path: Path):
     (tmp_path / "adapter_model.safetensors").unlink()
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     assert "no safetensors beside" in run("inspect", tmp_path).stderr
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "notes", "model.xml"])
+def test_a_file_of_another_kind_is_no_broken_model(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("hello: world")
+    assert "none of GGUF, ONNX, safetensors and ONNX adapters" in run("inspect", tmp_path / name).stderr
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.safetensors", "model.gguf", "weights.pt"])
