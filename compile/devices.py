@@ -35,8 +35,8 @@ def on_devices(
 
 def workload_of_release(folder: Path, manifest: Manifest) -> Workload:
     """What a model's release asks of a device, from headers. Raises ``UnsafeFile``."""
-    graph = next((file.path for file in manifest.files if file.path.endswith((".gguf", ".onnx"))), "")
-    place = folder if manifest.format == "onnx-genai" else folder / graph
+    weights = [file.path for file in manifest.files if file.path.endswith((".gguf", ".onnx"))]
+    place = folder / weights[0] if len(weights) == 1 and manifest.format != "onnx-genai" else folder
     return replace(workload_of(place, manifest.precision, CONTEXT), format=manifest.format)
 
 
@@ -45,8 +45,10 @@ def sentence(told: Forecast) -> tuple[str, str, str]:
     memory = f"{_span(told.memory, 1e6)} MB" + (" DOES NOT FIT" if told.fits is False else "")
     if told.decode is not None and told.prefill is not None:
         speed = f"{_span(told.decode)} tokens/s, {_span(told.prefill)} of prompt"
+    elif told.items is not None:
+        speed = f"{_span(told.items)} inputs/s"
     else:
-        speed = f"{_span(told.items)} inputs/s" if told.items is not None else "not known"
+        return memory, "speed unknown until a device has measured it", told.memory_basis
     same = told.speed_basis == told.memory_basis
     basis = told.memory_basis if same else f"memory {told.memory_basis}, speed {told.speed_basis}"
     return memory, speed, basis
