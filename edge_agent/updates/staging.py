@@ -17,7 +17,8 @@ from edge_agent.engines.encoder_probes import answer_of, call_of
 from edge_agent.engines.files import EngineFiles, check_served, of_release, weights_of
 from edge_agent.errors import ProbeFailed, UnfitRelease
 from edge_agent.updates.figures import Timed, Weigh, figures_of
-from edge_agent.updates.state import Release
+from edge_agent.updates.releases import Need
+from edge_agent.updates.state import Release, verified
 from models import canonical
 from models.digest import Digest
 from models.engines.base import EncoderFacts, Event, GenerateRequest, ModelFacts, Sampling, Usage
@@ -96,14 +97,6 @@ class _Base:
         if isinstance(self.engine.facts, EncoderFacts):
             raise UnfitRelease("an adapter cannot ride on a model that does not generate text")
         return self.engine
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """Something that must stay loaded: a base release, and an adapter release on it or None."""
-
-    base: Digest
-    adapter: Digest | None = None
 
 
 class Stage:
@@ -275,13 +268,6 @@ class Stage:
             system_prompt=system_prompt,
             prompt_version=Digest.of(canonical.encode({"template": source, "system_prompt": system_prompt})),
         )
-
-
-def verified(release: Release) -> Manifest:
-    """The manifest of a release that was vouched for here. Raises ``UnfitRelease`` before that."""
-    if release.manifest is None:
-        raise UnfitRelease(f"{release.progress.slot} was never verified on this device")
-    return release.manifest
 
 
 def _template(manifest: Manifest, facts: ModelFacts | EncoderFacts) -> ChatTemplate | None:

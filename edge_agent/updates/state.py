@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlite_utils
 
+from edge_agent.errors import UnfitRelease
 from models import canonical
 from models.digest import Digest
 from models.manifest import Manifest
@@ -39,6 +40,13 @@ class Release:
     def digest(self) -> Digest:
         """The identity of the release."""
         return self.progress.assignment.release
+
+
+def verified(release: Release) -> Manifest:
+    """The manifest of a release that was vouched for here. Raises ``UnfitRelease`` before that."""
+    if release.manifest is None:
+        raise UnfitRelease(f"{release.progress.slot} was never verified on this device")
+    return release.manifest
 
 
 def _create(schema: sqlite_utils.Database) -> None:
