@@ -177,7 +177,7 @@ class Activator:
             desired = self._desired
             if desired is not None:
                 for release in self._releases.in_states({State.ACTIVE}):
-                    await self._judge(desired, release)
+                    await self._judge(desired, release.digest)
                 await self._withdraw_unwanted(desired)
                 for assignment in sorted(desired.assignments, key=lambda one: one.kind is not Kind.MODEL):
                     await self._pursue(desired, assignment)
@@ -254,7 +254,8 @@ class Activator:
 
     # Probation, and the ways back
 
-    async def _judge(self, desired: Desired, release: Release) -> None:
+    async def _judge(self, desired: Desired, digest: Digest) -> None:
+        release = self._releases.rows[digest]  # as it is now: a base that was left has moved its riders
         before = self._releases.before(release)
         if before is None:
             return

@@ -234,6 +234,32 @@ async def test_a_new_base_takes_the_adapters_that_were_checked_against_it(world,
         assert device.where()["tiny 2.0.0"] == "active"
 
 
+async def test_an_adapter_that_is_committed_while_its_base_is_left_rides_on_the_base_before(
+    world, base, tmp_path
+):
+    new_base = world.release("tiny", "2.0.0", {"says": "!"})
+    both = (base.release, new_base.release)
+    old = world.release("tickets", "1.0.0", {"says": "ticket one"}, base=both)
+    new = world.release("tickets", "2.0.0", {"says": "ticket two"}, base=both)
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(base, old))
+        await device.activator.step()
+        for _ in range(4 * TERMS.min_requests):
+            await device.ask("tiny")
+            await device.ask("tiny:tickets")
+        await device.activator.desire(world.desire(new_base, new, terms=TERMS))
+        await device.activator.step()
+        for _ in range(TERMS.min_requests):
+            await device.ask("tiny")
+            await device.ask("tiny:tickets")
+        await device.activator.step()
+        assert device.where()["tiny 2.0.0"] == "rolled_back"
+        assert device.where()["tickets 2.0.0"] == "committed"
+        await device.activator.step()
+        assert await device.ask("tiny:tickets") == "ticket two"
+        assert list(device.activator.engines) == [base.release]
+
+
 async def test_an_adapter_for_another_base_is_refused(world, base, tmp_path):
     other = world.release("tiny", "0.9.0", {"says": "an older base"})
     adapter = ticket_adapter(world, "1.0.0", other, "ticket one")
