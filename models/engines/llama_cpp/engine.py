@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.engines.base import Event, GenerateRequest, Load, ModelFacts
+from models.engines.limits import check_scored, longest_answer
 from models.engines.llama_cpp.context import context_bytes
 from models.engines.llama_cpp.lane import Job, Lane
 from models.engines.llama_cpp.library import build, last_error, library
@@ -22,13 +23,7 @@ from models.engines.llama_cpp.saved import MOST_BYTES, SavedPrefixes
 from models.engines.llama_cpp.settings import LlamaSettings
 from models.engines.llama_cpp.vocabulary import Vocabulary
 from models.engines.stream import TextStream
-from models.errors import (
-    AnswerTooLong,
-    ContextLengthExceeded,
-    EngineError,
-    UnknownAdapter,
-    UnsupportedRequest,
-)
+from models.errors import ContextLengthExceeded, EngineError, UnknownAdapter
 from models.gguf import check_adapter, check_model
 
 if TYPE_CHECKING:
@@ -127,15 +122,7 @@ class LlamaEngine:
         if self._vocabulary.surely_exceeds(request.prompt, context):
             raise ContextLengthExceeded(f"the context has {context} tokens; the prompt takes more")
         prompt = self.prompt_tokens(request.prompt, request.literal)
-        if not prompt:
-            raise UnsupportedRequest("the prompt is empty")
-        room = context - len(prompt)
-        most = room if sampling.max_tokens is None else sampling.max_tokens
-        if most > room or room < 1:
-            raise (AnswerTooLong if room >= 1 else ContextLengthExceeded)(
-                f"the context has {context} tokens; the prompt takes {len(prompt)}"
-                + (f" and the answer may take {sampling.max_tokens}" if sampling.max_tokens else "")
-            )
+        most = longest_answer(len(prompt), sampling.max_tokens, context)
         sampler = Sampler(self._lib, self._vocabulary, sampling, prompt, most)
         self._arrivals += 1
         stream = TextStream(sampling.stop)
@@ -203,14 +190,7 @@ class LlamaEngine:
         ``UnknownAdapter``, and ``EngineError`` while requests run.
         """
         lane = self._lane(adapter)
-        if len(tokens) > self._settings.context_tokens:
-            raise ContextLengthExceeded(
-                f"{len(tokens)} tokens to score; the context has {self._settings.context_tokens}"
-            )
-        if not 0 <= first < len(tokens):
-            raise EngineError(f"cannot score from position {first} of {len(tokens)} tokens")
-        if any(not 0 <= token < self.facts.vocabulary for token in tokens):
-            raise EngineError("a token to score is outside the vocabulary")
+        check_scored(tokens, first, self._settings.context_tokens, self.facts.vocabulary)
         if not lane.is_open and not self._make_way(math.inf):
             raise EngineError("every context is in use")
         self._open(lane)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.engines.base import Event, GenerateRequest, Load, ModelFacts
+from models.engines.limits import check_scored, longest_answer
 from models.engines.onnx_genai.adapters import check_adapter, lora_slots
 from models.engines.onnx_genai.folder import TOKENIZER_FILE, check_folder, parameters_of
 from models.engines.onnx_genai.lane import Job, Lane
@@ -19,13 +20,7 @@ from models.engines.onnx_genai.sampler import Sampler, check_sampling
 from models.engines.onnx_genai.settings import GenaiSettings
 from models.engines.onnx_genai.tokens import Tokens
 from models.engines.stream import TextStream
-from models.errors import (
-    AnswerTooLong,
-    ContextLengthExceeded,
-    EngineError,
-    UnknownAdapter,
-    UnsupportedRequest,
-)
+from models.errors import EngineError, UnknownAdapter, UnsupportedRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,15 +98,7 @@ class GenaiEngine:
         sampling = request.sampling
         check_sampling(sampling)
         prompt = self.prompt_tokens(request.prompt, request.literal)
-        if not prompt:
-            raise UnsupportedRequest("the prompt is empty")
-        room = self._context - len(prompt)
-        most = room if sampling.max_tokens is None else sampling.max_tokens
-        if most > room or room < 1:
-            raise (AnswerTooLong if room >= 1 else ContextLengthExceeded)(
-                f"the context has {self._context} tokens; the prompt takes {len(prompt)}"
-                + (f" and the answer may take {sampling.max_tokens}" if sampling.max_tokens else "")
-            )
+        most = longest_answer(len(prompt), sampling.max_tokens, self._context)
         stream = TextStream(sampling.stop)
         self._lane.add(Job(request.id, prompt, most, request.adapter, stream, Sampler(sampling)))
 
@@ -164,12 +151,7 @@ class GenaiEngine:
         """
         if adapter is not None:
             self._known(adapter)
-        if len(tokens) > self._context:
-            raise ContextLengthExceeded(f"{len(tokens)} tokens to score; the context has {self._context}")
-        if not 0 <= first < len(tokens):
-            raise EngineError(f"cannot score from position {first} of {len(tokens)} tokens")
-        if any(not 0 <= token < self.facts.vocabulary for token in tokens):
-            raise EngineError("a token to score is outside the vocabulary")
+        check_scored(tokens, first, self._context, self.facts.vocabulary)
         return self._lane.score(tokens, first, adapter)
 
     def close(self) -> None:
