@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.engines.base import EncoderFacts
+from models.engines.foreign import converted
 from models.engines.onnx_files import EncoderFiles
 from models.engines.onnx_session import OnnxSession, OnnxSettings, sigmoid, softmax
 from models.errors import ContextLengthExceeded, EngineError, UnsafeFile
@@ -233,10 +234,8 @@ class _Tokens:
 
         if path.stat().st_size > MAX_TOKENIZER:
             raise UnsafeFile(f"{path.name}: more than {MAX_TOKENIZER} bytes")
-        try:
+        with converted(path.name, UnsafeFile):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise UnsafeFile(f"{path.name}: {str(error)[:300]}") from error
         padding: dict[str, Any] = self._tokenizer.padding or {}
         found = [self._tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>")]
         self.pad: int = padding.get("pad_id", next((id for id in found if id is not None), 0))
@@ -248,10 +247,8 @@ class _Tokens:
 
     def read(self, texts: Sequence[Reading]) -> tuple[list[_Ids], int]:
         """Tokens of each text, and how many were cut. Raises ``ContextLengthExceeded``."""
-        try:
+        with converted("a text cannot be tokenized"):
             encoded = self._tokenizer.encode_batch(list(texts))
-        except Exception as error:  # the library raises nothing narrower
-            raise EngineError(f"a text cannot be tokenized: {str(error)[:300]}") from error
         for number, one in enumerate(encoded):
             if len(one.ids) > self._max_tokens:
                 raise ContextLengthExceeded(
