@@ -145,10 +145,8 @@ class PrefixTree:
 
     def promised(self) -> int:
         """Cells that running requests hold together or may still ask for."""
-        running = [held for held in self._held.values() if held.promised]
-        nodes = {node for held in running for node in held.node.path()}
-        ahead = sum(held.promised - held.node.end for held in running)
-        return ahead + sum(len(node.tokens) for node in nodes)
+        ahead = sum(held.promised - held.node.end for held in self._held.values() if held.promised)
+        return ahead + sum(len(node.tokens) for node in self._in_use())
 
     def shared(self) -> list[tuple[int, int]]:
         """Ids, and how many of their first tokens requests share that then differ; the latest used first.
@@ -156,13 +154,26 @@ class PrefixTree:
         Of beginnings that are beginnings of others only the longest; all of them are kept or running.
         """
         found: list[tuple[int, list[int]]] = []
-        for id, held in sorted(self._held.items(), key=lambda item: -item[1].used):
-            length = max((node.shared for node in held.node.path()), default=0)
+        for id in sorted(self._held, key=lambda id: -self._held[id].used):
+            length = self.shared_of(id)
             tokens = self.tokens(id)[:length]
             if length and not any(tokens == other[:length] for _, other in found):
                 found = [(i, other) for i, other in found if tokens[: len(other)] != other]
                 found.append((id, tokens))
         return [(id, len(tokens)) for id, tokens in found]
+
+    def kept(self) -> list[int]:
+        """The ids that only keep, the one used longest ago first."""
+        kept = [id for id, held in self._held.items() if not held.promised]
+        return sorted(kept, key=lambda id: self._held[id].used)
+
+    def kept_cells(self) -> int:
+        """Cells that no running request holds."""
+        return self.used - sum(len(node.tokens) for node in self._in_use())
+
+    def shared_of(self, id: int) -> int:
+        """How many of the first tokens of an id requests share."""
+        return max((node.shared for node in self._held[id].node.path()), default=0)
 
     # Decisions
 
@@ -241,20 +252,26 @@ class PrefixTree:
             changes += self._tidy(held.node)
         return changes
 
-    def finish(self, id: int, shared: bool = False) -> list[Change]:
+    def finish(self, id: int, shared: int = 0) -> list[Change]:
         """A request has ended; what it computed is kept, unless others hold it anyway.
 
-        ``shared``: it is known that requests share all of it.
+        ``shared``: it is known that requests share so many of its first tokens.
         """
         held = self._held[id]
-        if shared:
-            held.node.shared = held.node.end
+        for node in held.node.path():
+            if node.start < shared:
+                node.shared = max(node.shared, min(shared, node.end))
+                break
         held.promised = 0
         self.running -= 1
         self._clock += 1
         held.used = self._clock
         if self._shares and held.node.ids == {id}:
             return []
+        return self._release(id)
+
+    def give_up(self, id: int) -> list[Change]:
+        """Forget what a kept id holds alone."""
         return self._release(id)
 
     def make_room(self, cells: int) -> list[Change]:
@@ -280,6 +297,10 @@ class PrefixTree:
         return changes
 
     # The tree
+
+    def _in_use(self) -> set[_Node]:
+        """The nodes that running requests hold."""
+        return {node for held in self._held.values() if held.promised for node in held.node.path()}
 
     def _find(self, tokens: list[int]) -> tuple[_Node, int]:
         """The node in which the longest known prefix of ``tokens`` ends, and how much of that node it is."""

@@ -107,6 +107,60 @@ def test_a_conversation_goes_on_from_its_own_answer(
     assert usage.cached_tokens >= len(fresh.prompt_tokens(first.prompt)) + 2
 
 
+def test_what_was_answered_leaves_the_cells_and_comes_back(
+    model_path: Path, run: Callable, chat: Callable[..., GenerateRequest], make_adapter: Callable[..., Path]
+) -> None:
+    def texts(engine: LlamaEngine, adapter: str | None = None) -> list[str]:
+        said = []
+        for text in ("Say 1.", "Say 2."):
+            engine.submit(ask(chat, text, text, adapter=adapter))
+            answer = run(engine)
+            said.append(answer.text[text])
+            lasts.append(answer.last[text])
+        return said
+
+    lasts: list[Event] = []
+    engine = LlamaEngine(model_path, replace(SIZES, kept_tokens=20))
+    try:
+        engine.attach("one", make_adapter(1))
+        first = texts(engine)
+        assert computed(lasts[0]) > 80 > 20 > computed(lasts[1])
+        engine.submit(chat("other", "Tell me of the sea."))
+        run(engine)
+        parked = engine._parked.bytes
+        assert parked > 0
+        assert engine.load.filled < 80, "attention does not pass over what nobody needs"
+        assert texts(engine) == first and all(computed(last) < 20 for last in lasts[2:])
+        assert engine._parked.bytes <= 2 * parked, "what comes and goes is not copied again"
+        anew = texts(engine, "one")
+        assert computed(lasts[4]) > 80, "an adapter's answer never comes from the base's state"
+        engine.detach("one")
+        engine.attach("one", make_adapter(1))
+        assert texts(engine, "one") == anew and computed(lasts[6]) > 80
+    finally:
+        engine.close()
+
+
+def test_a_closed_context_leaves_its_prefixes_to_the_next(
+    model_path: Path, run: Callable, chat: Callable[..., GenerateRequest], make_adapter: Callable[..., Path]
+) -> None:
+    engine = LlamaEngine(model_path, replace(SIZES, contexts=1))
+    try:
+        engine.attach("one", make_adapter(1))
+        found = {}
+        for turn in range(2):
+            for name in (None, "one"):
+                engine.submit(ask(chat, "x", "Say 1.", adapter=name))
+                answer = run(engine)
+                found[name, turn] = answer.text["x"], computed(answer.last["x"])
+                assert engine.contexts == (name,)
+        for name in (None, "one"):
+            assert found[name, 0][0] == found[name, 1][0]
+            assert found[name, 0][1] > 80 > 20 > found[name, 1][1]
+    finally:
+        engine.close()
+
+
 def test_contexts_are_made_when_asked_and_idle_ones_make_room(
     model_path: Path, run: Callable, chat: Callable[..., GenerateRequest], make_adapter: Callable[..., Path]
 ) -> None:
@@ -145,14 +199,16 @@ def test_shared_prefixes_are_there_after_a_restart(
 ) -> None:
     adapter = make_adapter(1)
 
-    def ask_anew(weights: str, name: str | None) -> Event:
-        engine = LlamaEngine(model_path, SIZES, saved=SavedPrefixes(tmp_path, weights))
+    def ask_anew(weights: str, name: str | None, sizes: LlamaSettings = SIZES) -> Event:
+        engine = LlamaEngine(model_path, sizes, saved=SavedPrefixes(tmp_path, weights))
         try:
             engine.attach("one", adapter)
             last = None
             for text in ("Say 1.", "Speak of 2."):
                 engine.submit(ask(chat, text, text, adapter=name))
                 answers = run(engine)
+                engine.submit(chat("other", "Tell me of the sea.", adapter=name, max_tokens=1))
+                run(engine)
                 last = last or answers.last[text]
                 texts.append(answers.text[text])
             assert last is not None
@@ -165,6 +221,9 @@ def test_shared_prefixes_are_there_after_a_restart(
         assert ask_anew(WEIGHTS, name).usage.cached_tokens == 0
         assert computed(ask_anew(WEIGHTS, name)) < 20, "restored"
         assert computed(ask_anew(WEIGHTS, name)) < 20, "and saved again"
+    parking = replace(SIZES, kept_tokens=1)
+    assert computed(ask_anew(WEIGHTS, None, parking)) < 20
+    assert computed(ask_anew(WEIGHTS, None, parking)) < 20, "saved, though it was parked"
     assert texts[0:2] == texts[2:4] == texts[4:6] and texts[6:8] == texts[8:10]
     assert ask_anew(WEIGHTS.replace("0", "1"), None).usage.cached_tokens == 0, "other weights"
     for file in tmp_path.iterdir():
@@ -236,7 +295,7 @@ def test_the_tree_knows_what_llama_cpp_holds_whatever_comes_and_goes(
     model_path: Path, chat: Callable[..., GenerateRequest]
 ) -> None:
     """Too few cells and ids for what is asked: prefixes are given up all the time."""
-    engine = LlamaEngine(model_path, replace(SIZES, context_tokens=96, cache_tokens=192))
+    engine = LlamaEngine(model_path, replace(SIZES, context_tokens=96, cache_tokens=192, kept_tokens=90))
     lane = engine._lanes[None]
     context = lane._context
     assert context is not None

@@ -123,6 +123,12 @@ class Cells(RuleBasedStateMachine):
         self.carry_out(self.tree.finish(id))
         assert self.tree.longest(tokens[:done]) == done, "what was computed is kept"
 
+    @rule()
+    def give_up_the_oldest(self) -> None:
+        for id in self.tree.kept()[:1]:
+            self.carry_out(self.tree.give_up(id))
+            assert id not in self.tree.held
+
     @invariant()
     def every_id_holds_what_the_tree_says(self) -> None:
         held = {id: self.tree.tokens(id) for id in self.tree.held}
@@ -141,6 +147,7 @@ class Cells(RuleBasedStateMachine):
         running = {cell for id in self.running for cell in self.cells.get(id, [])}
         ahead = sum(len(tokens) - done for tokens, done in self.running.values())
         assert self.tree.promised() == len(running) + ahead <= self.most
+        assert self.tree.kept_cells() == len(self.in_use() - running)
 
     @invariant()
     def a_kept_id_alone_holds_the_end_of_its_tokens(self) -> None:

@@ -18,6 +18,7 @@ from models.engines.limits import check_scored, longest_answer
 from models.engines.llama_cpp.context import context_bytes
 from models.engines.llama_cpp.lane import Job, Lane
 from models.engines.llama_cpp.library import build, last_error, library
+from models.engines.llama_cpp.parked import ParkedPrefixes
 from models.engines.llama_cpp.sampler import Sampler, check_sampling
 from models.engines.llama_cpp.saved import MOST_BYTES, SavedPrefixes
 from models.engines.llama_cpp.settings import LlamaSettings
@@ -60,6 +61,7 @@ class LlamaEngine:
         self._requests: dict[str, Lane] = {}
         self._arrivals = 0
         self._saved = saved
+        self._parked = ParkedPrefixes(settings.parked_bytes)
         try:
             if self._lib.llama_model_has_encoder(self._model):
                 raise EngineError(f"{path.name} is an encoder: it does not generate text")
@@ -227,7 +229,7 @@ class LlamaEngine:
         idle = [lane for lane in lanes if not lane.running and _first_arrival(lane) >= arrival]
         if len(lanes) >= self._most_contexts and idle:
             lane = min(idle, key=lambda lane: lane.used)
-            lane.shut()  # unsaved: the disk would hold up every other request
+            lane.set_aside()  # unsaved: the disk would hold up every other request
             lanes.remove(lane)
         return len(lanes) < self._most_contexts
 
@@ -266,7 +268,8 @@ class LlamaEngine:
     # Inside
 
     def _new_lane(self, adapter: Any = None, observe: Any = None, digest: str | None = None) -> Lane:
-        return Lane(self._lib, self._model, self._vocabulary, self._settings, adapter, observe, digest)
+        lib, model, settings = self._lib, self._model, self._settings
+        return Lane(lib, model, self._vocabulary, settings, self._parked, adapter, observe, digest)
 
     def _lane(self, adapter: str | None) -> Lane:
         lane = self._lanes.get(adapter)

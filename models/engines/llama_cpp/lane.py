@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from models.engines import schedule
 from models.engines.base import Event, Finish, Load, Usage
 from models.engines.llama_cpp.context import Context
+from models.engines.llama_cpp.parked import Parked, ParkedPrefixes
 from models.engines.llama_cpp.sampler import Sampler
 from models.engines.llama_cpp.settings import LlamaSettings
 from models.engines.llama_cpp.vocabulary import Vocabulary
-from models.engines.prefixes import PrefixTree
+from models.engines.prefixes import Drop, PrefixTree
 from models.engines.stream import TextStream
 from models.errors import EngineError
 
@@ -66,12 +67,13 @@ class Lane:
         model: Any,
         vocabulary: Vocabulary,
         settings: LlamaSettings,
+        parked: ParkedPrefixes,
         adapter: Any = None,
         observe: Any = None,
         digest: str | None = None,
     ) -> None:
         self._lib, self._model, self._vocabulary, self._settings = lib, model, vocabulary, settings
-        self._adapter, self._observe = adapter, observe
+        self._parked, self._adapter, self._observe = parked, adapter, observe
         self.digest = digest
         self.waiting: deque[Job] = deque()
         self.used = 0
@@ -79,7 +81,9 @@ class Lane:
         self._running: dict[int, Job] = {}
         # State of recurrent layers cannot be cut at a prefix.
         self._shares = not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+        self._on_gpu = settings.gpu and bool(lib.llama_supports_gpu_offload())
         self._tree = self._new_tree()
+        self._reach = 0  # about how many cells were in use at once since there were none
 
     # The context
 
@@ -119,6 +123,12 @@ class Lane:
             self._context.close()
             self._context = None
 
+    def set_aside(self) -> None:
+        """Shut the context, in which nothing runs; what it keeps comes back with the next one."""
+        if self._context is not None:
+            self._park(self._context, 0)
+            self.shut()
+
     def close(self) -> None:
         """Free everything, the adapter too."""
         for sequence in (*self.waiting, *self._running.values()):
@@ -126,6 +136,7 @@ class Lane:
         self.waiting.clear()
         self._running.clear()
         self.shut()
+        self._parked.drop(self)
         if self._adapter is not None:
             self._lib.llama_adapter_lora_free(self._adapter)
             self._adapter = None
@@ -161,12 +172,15 @@ class Lane:
         """One batch: admit what fits and came ``before`` that arrival, compute, sample."""
         if self._context is None:
             return []
+        events: list[Event] = []
         try:
             self._admit(self._context, before)
             self._promise_more(self._context)
-            return self._advance(self._context)
+            for batch in self._batches(self._context):
+                events += self._compute(self._context, batch)
         except EngineError as error:
-            return self._fail_running(error)
+            events += self._fail_running(error)
+        return events
 
     def _admit(self, context: Context, before: float) -> None:
         """Give cells to waiting requests in order of arrival; the first that does not fit holds up the rest.
@@ -174,6 +188,8 @@ class Lane:
         One whose prefix is being computed waits for it, and lets others pass.
         """
         staying: list[Job] = []
+        if not self._running and self._reach > self._tree.used + self._settings.kept_tokens:
+            self._pack(context)
         while self.waiting and self.waiting[0].arrival < before:
             sequence = self.waiting[0]
             ahead = (
@@ -181,11 +197,12 @@ class Lane:
                 for other in self._running.values()
                 if other.computed < other.prompt and other.arrival < sequence.arrival
             )
+            promised = sequence.next_promise(self._settings.ahead_tokens)
+            self._recall(context, sequence.tokens, promised)
             known = self._tree.longest(sequence.tokens)
             if self._shares and schedule.is_coming(sequence.tokens, known, ahead):
                 staying.append(self.waiting.popleft())
                 continue
-            promised = sequence.next_promise(self._settings.ahead_tokens)
             start = self._tree.start(sequence.tokens, promised)
             if start is None:
                 break
@@ -195,7 +212,43 @@ class Lane:
             if sequence.cached is None:
                 sequence.cached = start.reuse
             context.carry_out(start.changes)
+            self._park(context, self._settings.kept_tokens)
         self.waiting.extendleft(reversed(staying))
+
+    # Parking
+
+    def _park(self, context: Context, most: int) -> None:
+        """Move kept prefixes out of the cells, the one used longest ago first, until ``most`` cells keep."""
+        for id in self._tree.kept():
+            if self._tree.kept_cells() <= most:
+                break
+            tokens, shared = self._tree.tokens(id), self._tree.shared_of(id)
+            if not self._parked.covers(self, tokens, shared) and (state := context.read_state(id)):
+                self._parked.put(self, Parked(tokens, state, shared))
+            context.carry_out(self._tree.give_up(id))
+
+    def _recall(self, context: Context, tokens: list[int], promised: int) -> None:
+        """Bring back what is parked of a prompt, if that is more than the cells have of it."""
+        one, size = self._parked.longest(self, tokens[:-1])
+        if one is None or size - self._tree.longest(tokens[:-1]) < schedule.WORTH_WAITING:
+            return
+        start = self._tree.start([_NO_TOKEN], max(promised, len(one.tokens)))
+        if start is None:
+            return
+        context.carry_out((*start.changes, *self._tree.make_room(len(one.tokens))))
+        if context.write_state(start.id, one.state, len(one.tokens)):
+            context.carry_out([Drop(start.id, size), *self._tree.advance(start.id, one.tokens[:size])])
+            shared = size if size < len(one.tokens) else one.shared
+        else:
+            context.carry_out([Drop(start.id)])
+            self._parked.drop(self, one.tokens)
+            shared = 0
+        context.carry_out(self._tree.finish(start.id, shared))
+
+    def _pack(self, context: Context) -> None:
+        """Have the cells filled from the first one on again, while nothing runs."""
+        self._park(context, 0)
+        self._forget()
 
     def _promise_more(self, context: Context) -> None:
         """Before a request outgrows its promise, make it another; for want of room the last to come wait.
@@ -213,22 +266,26 @@ class Lane:
                 self.waiting = deque(sorted(self.waiting, key=lambda one: one.arrival))
                 context.carry_out(self._tree.finish(last))
 
-    def _advance(self, context: Context) -> list[Event]:
+    def _batches(self, context: Context) -> list[tuple[schedule.Chunk, ...]]:
+        """What this step computes; there are cells for it."""
         pending = [
             schedule.Pending(id, len(sequence.tokens) - sequence.computed, sequence.arrival)
             for id, sequence in self._running.items()
         ]
         chunks = schedule.fill(pending, self._settings.batch_tokens, self._settings.beside_tokens)
-        if not chunks:
-            return []
-        context.carry_out(self._tree.make_room(sum(chunk.size for chunk in chunks)))
+        size = sum(chunk.size for chunk in chunks)
+        context.carry_out(self._tree.make_room(size))
+        self._reach = max(self._reach, self._tree.used + size)
+        return schedule.batches(chunks, mixed=self._on_gpu)
+
+    def _compute(self, context: Context, batch: Sequence[schedule.Chunk]) -> list[Event]:
         rows = []
-        for chunk in chunks:
+        for chunk in batch:
             one = self._running[chunk.id]
             part = one.tokens[one.computed : one.computed + chunk.size]
             rows.append(context.add(chunk.id, one.computed, part, outputs=int(chunk.last)))
         context.compute()
-        return [self._took(context, chunk, row) for chunk, row in zip(chunks, rows, strict=True)]
+        return [self._took(context, chunk, row) for chunk, row in zip(batch, rows, strict=True)]
 
     def _took(self, context: Context, chunk: schedule.Chunk, row: int) -> Event:
         """A chunk has been computed; sample when it was the last one of its sequence."""
@@ -278,6 +335,7 @@ class Lane:
         if self._context is not None:
             self._context.clear()
         self._tree = self._new_tree()
+        self._reach = 0
 
     def _new_tree(self) -> PrefixTree:
         sizes = self._settings
@@ -323,6 +381,8 @@ class Lane:
             return saved
         for id in list(self._running):
             self._release(id)
+        for one in reversed(self._parked.of(self)):
+            self._recall(self._context, [*one.tokens[: one.shared], _NO_TOKEN], one.shared + 1)
         for holder, length in self._tree.shared():
             tokens = self._tree.tokens(holder)[:length]
             start = self._tree.start([*tokens, _NO_TOKEN], length + 1)
@@ -349,7 +409,7 @@ class Lane:
             if not self._context.write_state(start.id, state, len(tokens)):
                 break
             self._context.carry_out(self._tree.advance(start.id, tokens))
-            self._context.carry_out(self._tree.finish(start.id, shared=True))
+            self._context.carry_out(self._tree.finish(start.id, shared=len(tokens)))
         else:
             return
         self._forget()  # some of it may be half there

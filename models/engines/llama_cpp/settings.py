@@ -17,6 +17,9 @@ class LlamaSettings:
     ``beside_tokens``: how many tokens of prompts are computed in a step that also lengthens answers; fewer
     let answers flow more evenly, more let prompts be read sooner. ``contexts``: how many there may be at
     once, and ``context_bytes`` what they may take together; idle ones are closed to make room for others.
+    ``kept_tokens`` of what has been answered stay in a context's cells when the next request comes, which
+    has to pass over them; what was used before waits in ``parked_bytes`` of memory, that of all contexts
+    together.
     """
 
     threads: int = 1
@@ -26,6 +29,8 @@ class LlamaSettings:
     beside_tokens: int = 64
     cache_tokens: int = 8192  # at least context_tokens; what running requests may claim together
     ahead_tokens: int = 512  # of an answer, for which a request has room; most end sooner than they must
+    kept_tokens: int = 512
+    parked_bytes: int = 128 << 20
     contexts: int = 4
     context_bytes: int | None = None
     gpu: bool = True  # where there is one, and llama.cpp was built for it
