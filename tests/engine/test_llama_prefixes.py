@@ -238,7 +238,7 @@ def test_a_file_that_is_whole_but_holds_no_state_does_no_harm(
     engine = LlamaEngine(model_path, SIZES, saved=store)
     made_for = engine.saved_for(None)
     engine.close()
-    store.save(made_for, [([1, 2, 3], b"nonsense" * 100), (list(range(9)), b"")])
+    store.save(made_for, [([1, 2, 3], bytearray(b"nonsense" * 100)), (list(range(9)), bytearray())])
     assert store.load(made_for)
     engine = LlamaEngine(model_path, SIZES, saved=store)
     try:
@@ -249,7 +249,7 @@ def test_a_file_that_is_whole_but_holds_no_state_does_no_harm(
 
 
 def test_saved_prefixes_are_read_only_as_they_were_written() -> None:
-    prefixes = [([1, 2], b"abc"), ([3], b"")]
+    prefixes = [([1, 2], bytearray(b"abc")), ([3], bytearray())]
     data = encode({"weights": "a"}, prefixes)
     assert decode({"weights": "a"}, data) == prefixes
     assert decode({"weights": "b"}, data) is None

@@ -17,7 +17,7 @@ def test_what_is_kept_is_found_fits_and_begins_nothing_else(
     parked = ParkedPrefixes(20)
     for owner, tokens, size in puts:
         if not parked.covers(owner, tokens, 0):
-            parked.put(owner, Parked(tokens, bytes(size), 0))
+            parked.put(owner, Parked(tokens, bytearray(size), 0))
             assert parked.covers(owner, tokens, 0), "what came last is there"
     for owner in "ab":
         held = parked.of(owner)
@@ -37,16 +37,16 @@ def test_what_is_kept_is_found_fits_and_begins_nothing_else(
 def test_the_one_used_longest_ago_goes_first_and_one_too_large_at_once() -> None:
     parked = ParkedPrefixes(3)
     for token in (1, 2, 3):
-        parked.put("a", Parked([token, token], b"x", 0))
-    assert parked.longest("a", [1, 9]) == (Parked([1, 1], b"x", 0), 1)
-    parked.put("a", Parked([4], b"xx", 0))
+        parked.put("a", Parked([token, token], bytearray(b"x"), 0))
+    assert parked.longest("a", [1, 9]) == (Parked([1, 1], bytearray(b"x"), 0), 1)
+    parked.put("a", Parked([4], bytearray(b"xx"), 0))
     assert [one.tokens for one in parked.of("a")] == [[4], [1, 1]]
-    parked.put("a", Parked([1, 1, 1], b"xxxx", 0))
+    parked.put("a", Parked([1, 1, 1], bytearray(b"xxxx"), 0))
     assert [one.tokens for one in parked.of("a")] == [[4]]
 
 
 def test_what_is_shared_is_remembered() -> None:
     parked = ParkedPrefixes(9)
-    parked.put("a", Parked([1, 2, 3], b"x", 1))
+    parked.put("a", Parked([1, 2, 3], bytearray(b"x"), 1))
     assert parked.covers("a", [1, 2], 2)
     assert [one.shared for one in parked.of("a")] == [2]

@@ -95,20 +95,22 @@ class Context:
         size: int = self._lib.llama_state_seq_get_size(self.handle, id)
         return size
 
-    def read_state(self, id: int) -> bytes:
+    def read_state(self, id: int) -> bytearray:
         """The cells of a sequence id, as llama.cpp writes them; empty when it cannot."""
-        size = self.state_bytes(id)
-        buffer = (ctypes.c_uint8 * size)()
-        written = self._lib.llama_state_seq_get_data(self.handle, buffer, size, id)
-        return bytes(buffer) if written == size else b""
+        state = bytearray(self.state_bytes(id))
+        if not state:
+            return state
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        written = self._lib.llama_state_seq_get_data(self.handle, buffer, len(state), id)
+        return state if written == len(state) else bytearray()
 
-    def write_state(self, id: int, state: bytes, tokens: int) -> bool:
+    def write_state(self, id: int, state: bytearray, tokens: int) -> bool:
         """Put the cells of ``tokens`` tokens that ``read_state`` returned into a sequence id.
 
         Whether llama.cpp took them; if not, the cells are in doubt.
         """
         lib = self._lib
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
         if lib.llama_state_seq_set_data(self.handle, buffer, len(state), id) != len(state):
             return False
         first = lib.llama_memory_seq_pos_min(self._memory, id)

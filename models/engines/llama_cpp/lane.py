@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _NO_TOKEN = -1
-SavedPrefix = tuple[list[int], bytes]
+SavedPrefix = tuple[list[int], bytearray]
 """Tokens, and the state of their cells."""
 
 
@@ -390,7 +390,7 @@ class Lane:
                 break
             self._context.carry_out(start.changes)
             most_bytes -= self._context.state_bytes(start.id)
-            state = self._context.read_state(start.id) if most_bytes >= 0 else b""
+            state = self._context.read_state(start.id) if most_bytes >= 0 else None
             self._context.carry_out(self._tree.finish(start.id))
             if not state:
                 break

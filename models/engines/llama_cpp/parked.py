@@ -17,7 +17,7 @@ class Parked:
     """Tokens, and the state of their cells. Requests are known to share the first ``shared`` of them."""
 
     tokens: list[int]
-    state: bytes
+    state: bytearray
     shared: int
 
 

@@ -97,7 +97,7 @@ def decode(made_for: Mapping[str, object], data: bytes) -> list[SavedPrefix] | N
         return None
     prefixes = []
     for tokens, size in listed:
-        prefixes.append((tokens, body[at : at + size]))
+        prefixes.append((tokens, bytearray(body[at : at + size])))
         at += size
     return prefixes
 
