@@ -7,7 +7,6 @@ the agent's engines.
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -33,7 +32,6 @@ class Direct(AbstractContextManager["Direct"]):
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.serve_engine", str(gguf), str(threads)],
             cwd=ROOT,
-            env=os.environ | {"OMP_WAIT_POLICY": "passive"},  # as in the agent's child
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -36,7 +36,7 @@ class Sizes:
     slots: int  # of llama-server
     rounds: int
     clients: tuple[int, ...]
-    calls: int = 2  # of each client, one after the other
+    calls: int = 4  # of each client, one after the other
     answer_tokens: int = 64
     first_calls: int = 40  # of a round, for the time to the first byte
 

@@ -1,11 +1,12 @@
 """Laws of the text stream and of the schedule."""
 
+from collections import Counter
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.engines.schedule import Chunk, Pending, fill, is_coming
+from models.engines.schedule import Chunk, Pending, batches, fill, is_coming
 from models.engines.stream import TextStream
 
 
@@ -54,6 +55,15 @@ def test_a_batch_is_full_and_answers_go_before_prompts(sizes: list[int], batch: 
         given = next((chunk.size for chunk in chunks if chunk.id == first), 0)
         assert given >= min(sizes[first], room // 2), "half of it at least is the first one's"
     assert len({chunk.id for chunk in chunks}) == len(chunks)
+
+
+@given(st.lists(st.builds(Chunk, st.integers(0, 99), st.integers(1, 9), st.booleans()), min_size=1))
+def test_answers_are_computed_apart_from_prompts_or_all_at_once(chunks: list[Chunk]) -> None:
+    assert batches(chunks, mixed=True) == [tuple(chunks)]
+    apart = batches(chunks, mixed=False)
+    assert Counter(chunk for batch in apart for chunk in batch) == Counter(chunks)
+    kinds = [{chunk.last and chunk.size == 1 for chunk in batch} for batch in apart]
+    assert kinds in ([{True}, {False}], [{True}], [{False}]), "answers first, none empty, none mixed"
 
 
 def test_prompts_are_read_in_order_of_arrival_and_much_shorter_ones_beside_them() -> None:
