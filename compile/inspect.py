@@ -104,12 +104,12 @@ def _file(path: Path) -> Found:
 
 def _release(folder: Path) -> Found:
     """The manifest without what is long, and what its weights say of themselves."""
-    manifest, data = read_release(folder)
+    manifest, _ = read_release(folder)
     told = manifest.model_dump(mode="json", exclude={"probes", "files"})
     return {
         "what": "release",
         "digest": str(manifest.digest),
-        "bytes": len(data),
+        "bytes": sum(file.size for file in manifest.files),
         **told,
         "files": {file.path: file.size for file in manifest.files},
         "probes": len(manifest.probes),

@@ -121,9 +121,10 @@ def _beside(findings: Findings) -> str:
         rows.append(Compared(one.name, {name: value for name, value in found.items() if value is not None}))
     head = "".join(f"<th>{_t(_words(name))}</th>" for name in metrics)
     body = "".join(
-        f"<tr><th>{_t(one.name)}{f'<br><small>{_t(one.note)}</small>' if one.note else ''}</th>"
+        f"<tr><th>{_t(one.name)}</th>"
         f"{''.join(_bar(name, one.metrics.get(name)) for name in metrics)}"
         f"<td class=num>{max((value.samples for value in one.metrics.values()), default='')}</td></tr>"
+        f"{_below(one.note, len(metrics) + 1)}"
         for one in rows
     )
     counts = ", ".join(f"{count} {_words(name)}" for name, count in findings.rows.items())
@@ -132,6 +133,10 @@ def _beside(findings: Findings) -> str:
         f"{_table(f'<tr><th></th>{head}<th>samples</th></tr>{body}')}"
         f'<p class="note">Rows: {_t(counts)}.</p>'
     )
+
+
+def _below(note: str, columns: int) -> str:
+    return f"<tr><td></td><td class=note colspan={columns}>{_t(note)}</td></tr>" if note else ""
 
 
 def _bar(name: str, one: Measured | None) -> str:
@@ -154,8 +159,6 @@ def _variants(findings: Findings) -> str:
         _row(f"speed, {findings.reference.speed_unit}", [_speed(one) for one in everyone]),
         _row("peak RAM", [size(one.peak_ram_bytes) for one in everyone]),
     ]
-    if any(one.settings for one in everyone):
-        rows.append(_row("settings", [_flat(one.settings) for one in everyone]))
     for metric in dict.fromkeys(verdict.metric for one in everyone for verdict in one.verdicts):
         cells = "".join(_verdict_cell(one, metric, one is findings.reference) for one in everyone)
         rows.append(f"<tr><th>{_t(_words(metric))}</th>{cells}</tr>")
@@ -163,7 +166,16 @@ def _variants(findings: Findings) -> str:
         f"{_table(f'<tr><th></th>{head}</tr>' + ''.join(rows))}"
         '<p class="note">Below each value: the paired 95 % interval of its difference to the reference, and '
         "the bound where the recipe has one.</p>"
+        f"{_settings(everyone)}"
     )
+
+
+def _settings(everyone: Sequence[VariantResult]) -> str:
+    """Beside the table, which they would stretch: a mixture tells of all that it tried."""
+    lines = "".join(
+        f"<li><b>{_t(one.name)}</b>: {_t(_flat(one.settings))}</li>" for one in everyone if one.settings
+    )
+    return f"<h3>How they were made</h3><ul class=note>{lines}</ul>" if lines else ""
 
 
 def _verdict_cell(one: VariantResult, metric: str, is_reference: bool) -> str:
@@ -301,8 +313,8 @@ def _releases(releases: Mapping[str, Path]) -> str:
 
 
 def _speed(one: VariantResult) -> str:
-    median, low, high = judge.spread(one.speeds)
-    return f"{median:g} ({low:g} to {high:g})"
+    ends = (f"{end:.0f}" if end >= 100 else f"{end:.3g}" for end in judge.spread(one.speeds))
+    return "{} ({} to {})".format(*ends)
 
 
 def _is_rate(metric: str) -> bool:

@@ -149,7 +149,7 @@ def _sideways(axes: Any, ends: Sequence[float]) -> None:
     axes.margins(x=0.12)
     if ends and 0 < 4 * min(ends) < max(ends):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axes.xaxis.set_minor_locator(ticker.NullLocator())
 

@@ -113,7 +113,7 @@ def test_a_release_is_described_with_what_its_weights_say(tmp_path: Path):
     found = inspected(release(tmp_path / "tiny", INSPECT))
     assert (found["what"], found["format"], found["probes"]) == ("release", "onnx", 1)
     assert found["engine"]["anomaly"]["threshold"] == 0.5
-    assert found["files"]["probes/part.png"] > 0
+    assert found["files"]["probes/part.png"] > 0 and found["bytes"] == sum(found["files"].values())
     (contents,) = found["contents"]
     assert contents["inputs"] == {"pixel_values": "float32 [batch, 3, 8, 8]"}
 
