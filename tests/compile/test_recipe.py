@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,13 +6,20 @@ import pytest
 from compile.errors import BadRecipe
 from compile.recipe.load import load_recipe
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "factory"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples" / "factory"
 GOOD = (EXAMPLES / "tickets-ci.yaml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["tickets-v1.yaml", "tickets-v2.yaml", "tickets-ci.yaml"])
-def test_the_examples_are_sound(name):
-    assert load_recipe(EXAMPLES / name).release.name == "tickets"
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_the_examples_are_sound(path):
+    assert load_recipe(path).variant_names
+
+
+def test_the_first_recipe_that_is_read_is_sound(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.yaml").variant_names == ("q8_0", "q4_k_m")
 
 
 @pytest.mark.parametrize(
