@@ -283,7 +283,7 @@ async def run(home: Home, settings: AgentSettings, say: Callable[[str], None]) -
         async with member(home, settings) as (app, _):
             url = url_of(server, tls is not None)
             say(f"{home.membership().device} serves at {url}/v1 (Ctrl-C ends)")
-            await serve_until_signal(app, server, tls)
+            await serve_until_signal(app, server, tls, settings.door.patience)
 
 
 class _Noted:

@@ -134,6 +134,14 @@ def main() -> None:
     metavar="SECONDS",
     help="Unload a model that nobody has asked for so long; the next call loads it.  [default: never]",
 )
+@click.option(
+    "--patience",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(1, 3600),
+    metavar="SECONDS",
+    help="Cut off a client that brings nothing of its request, or takes nothing of its answer, for so long.",
+)
 @click.option("--home", type=_HOME, help="Run as the member of a fleet that enrolled in this folder.")
 @click.option(
     "--heavy-tokens",
@@ -154,6 +162,7 @@ def serve(
     device: "Device",
     memory: int | None,
     unload_after: float | None,
+    patience: float,
     home: Path | None,
     heavy_tokens: int | None,
 ) -> None:
@@ -172,7 +181,7 @@ def serve(
         )
         if keys is None and home is not None and Home(home).api_keys.exists():
             keys = Home(home).api_keys
-        door = Door(host, port, tls_cert, tls_key, keys)
+        door = Door(host, port, tls_cert, tls_key, keys, patience)
         if home is not None:
             if models or adapters:
                 raise WrongUse("--home: the fleet says what is served; leave out --model and --adapter")

@@ -178,7 +178,7 @@ async def serve(
         stack.callback(watch.cancel)
         names = ", ".join(served.model_id for served in catalog.list())
         say(f"serving {names} at {url_of(server, tls is not None)}/v1 (no hub, no audit; Ctrl-C ends)")
-        await serve_until_signal(app, server, tls)
+        await serve_until_signal(app, server, tls, door.patience)
 
 
 def _served_encoder(source: Source, engine: EncoderProcess, created: int) -> Served:

@@ -1,7 +1,8 @@
 """An ASGI application on a socket, until a signal asks it to end.
 
 The socket is bound before a model is loaded, so that a taken port is known at once. Refuses to be
-reachable from other machines without TLS and API keys.
+reachable from other machines without TLS and API keys. Clients that stall are cut off
+(``edge_agent.connection``).
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import uvicorn
 from cryptography import x509
 from starlette.types import ASGIApp
 
+from edge_agent.connection import PatientConfig
 from edge_agent.errors import CannotListen, NotLoopback, WrongUse
 from edge_agent.keys import Keys
 from edge_agent.rest.guard import LOOPBACK_HOSTS
@@ -28,11 +30,15 @@ KEEP_ALIVE = 65
 GRACE = 10
 """Seconds that running answers get when the server is asked to end."""
 
+PATIENCE = 30.0
+"""Seconds that a client may bring nothing of its request, or take nothing of its answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Door:
     """Where this device is called, and by whom. ``certificate`` and ``private_key`` are PEM files for TLS;
-    ``keys`` is a file of API keys, which every call must then present.
+    ``keys`` is a file of API keys, which every call must then present. ``patience``: seconds until a client
+    is cut off that stalls.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +46,7 @@ class Door:
     certificate: Path | None = None
     private_key: Path | None = None
     keys: Path | None = None
+    patience: float = PATIENCE
 
     def hosts(self) -> frozenset[str]:
         """The names that callers may call this server by: those of the loopback and of the certificate.
@@ -96,6 +103,8 @@ def listen(door: Door) -> socket.socket:
     server = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Of every connection: one of which nothing is taken for so long is lost (tcp(7)).
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(door.patience * 1000))
         server.bind((address, port))
         server.listen(1024)
     except (OSError, OverflowError) as error:
@@ -111,17 +120,25 @@ def url_of(server: socket.socket, tls: bool = False) -> str:
     return f"{'https' if tls else 'http'}://{shown}:{port}"
 
 
-async def serve_until_signal(app: ASGIApp, server: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-    """Serve until SIGINT or SIGTERM; running answers get ``GRACE`` seconds."""
-    config = uvicorn.Config(
+def http_config(app: ASGIApp, patience: float, grace: int = GRACE) -> uvicorn.Config:
+    """How ``app`` is served; running answers get ``grace`` seconds at the end."""
+    return PatientConfig(
         app,
+        patience,
         access_log=False,
         log_config=None,
         lifespan="off",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=grace,
     )
+
+
+async def serve_until_signal(
+    app: ASGIApp, server: socket.socket, tls: ssl.SSLContext | None, patience: float
+) -> None:
+    """Serve until SIGINT or SIGTERM; running answers get ``GRACE`` seconds."""
+    config = http_config(app, patience)
     config.load()
     config.ssl = tls
     http = _Server(config)

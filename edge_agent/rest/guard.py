@@ -9,6 +9,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_agent.errors import Overloaded
@@ -56,6 +57,8 @@ class Guard:
             return
         try:
             await self._app(scope, receive, named)
+        except ClientDisconnect:
+            return  # before its request was whole: there is nobody to answer
         except Exception:
             log.exception("request %s failed", request_id)
             if begun:
