@@ -152,7 +152,7 @@ class Residence:
         if needed <= budget:
             return "the others are being asked: come back later, or give them more memory"
         if self._budget is None:
-            return "free memory on this machine, or serve a smaller variant"
+            return "free memory on this machine or in its container, or serve a smaller variant"
         return f"raise --memory to at least {math.ceil(needed / 1e6)}"
 
 
