@@ -95,7 +95,7 @@ class Answer(Response):
             **part.receipt.headers(),
         }
         await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
-        await _send(send, self._writer.opening())
+        await _send(send, self._writer.opening(part.receipt.to_json()))
 
     async def _fail(self, send: Send, error: ApiError, begun: bool) -> None:
         if begun:

@@ -3,6 +3,7 @@
 Owns how a body becomes a call. Refuses everything else (``edge_agent.calls.text``).
 """
 
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from models.openai.errors import ApiError
 from models.openai.requests import ChatRequest, CompletionRequest
 from models.openai.response_requests import ResponseRequest
 from models.openai.response_writer import ResponseWriter
+from models.openai.sse import Noise
 from models.openai.writers import ChatWriter, CompletionWriter
 from models.prompts import Prompt
 
@@ -48,7 +50,9 @@ def text_routes(
             endpoint="chat",
             body=body,
         )
-        writer = ChatWriter(f"chatcmpl-{ask.id}", int(now()), asked.model, asked.include_usage, asked.n)
+        writer = ChatWriter(
+            f"chatcmpl-{ask.id}", int(now()), asked.model, asked.include_usage, asked.n, noise=_noise(asked)
+        )
         named = Named("messages", asked.limit_name, _form(asked, "response_format"))
         return Answer(service.answer(ask), writer, stream=asked.stream, named=named, headers=places())
 
@@ -64,7 +68,7 @@ def text_routes(
             schema_name="text.format",
             body=body,
         )
-        writer = ResponseWriter(f"resp_{ask.id}", int(now()), asked)
+        writer = ResponseWriter(f"resp_{ask.id}", int(now()), asked, _noise(asked))
         return Answer(service.answer(ask), writer, stream=asked.stream, named=named, headers=places())
 
     @router.post("/v1/completions", openapi_extra=takes(CompletionRequest, stream=True))
@@ -83,7 +87,13 @@ def text_routes(
         )
         echo = tuple(str(prompt) for prompt in asked.prompt for _ in range(asked.n)) if asked.echo else ()
         writer = CompletionWriter(
-            f"cmpl-{ask.id}", int(now()), asked.model, asked.include_usage, ask.answers, echo
+            f"cmpl-{ask.id}",
+            int(now()),
+            asked.model,
+            asked.include_usage,
+            ask.answers,
+            echo,
+            noise=_noise(asked),
         )
         return Answer(
             service.answer(ask), writer, stream=asked.stream, named=Named("prompt"), headers=places()
@@ -108,6 +118,11 @@ def _conversation(asked: ChatRequest, hub: bool) -> dict[str, Any]:
         "outgoing": asked.upstream() if hub else None,
         "subject": asked.subject,
     }
+
+
+def _noise(asked: ChatRequest | CompletionRequest | ResponseRequest) -> Noise | None:
+    """What a caller's stream is padded with who asks for it."""
+    return (lambda size: secrets.token_hex(size)[:size]) if asked.padded else None
 
 
 def _form(asked: ChatRequest, schema: str) -> str:

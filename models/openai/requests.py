@@ -104,18 +104,16 @@ def _is_token(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 31
 
 
-class StreamOptions(Frozen):
+class Padding(Frozen):
+    """``include_obfuscation`` pads what is streamed: OpenAI's default, which callers nearby do not need."""
+
+    include_obfuscation: StrictBool = False
+
+
+class StreamOptions(Padding):
     """``include_usage`` adds a last chunk with the token counts."""
 
     include_usage: StrictBool = False
-    include_obfuscation: StrictBool = False
-
-    def model_post_init(self, context: Any) -> None:
-        """Refuse padding: nobody between a device and its own callers measures the sizes of chunks."""
-        if self.include_obfuscation:
-            raise unsupported(
-                "stream_options.include_obfuscation", "'include_obfuscation' is only supported as false."
-            )
 
 
 Metadata = Annotated[dict[str, str], BeforeValidator(read_metadata), WithJsonSchema(METADATA)]
@@ -143,7 +141,13 @@ class Request(Frozen):
     temperature: float = Field(default=1.0, ge=0, le=2, strict=True)
     top_p: float = Field(default=1.0, ge=0, le=1, strict=True)
     stream: StrictBool = False
+    stream_options: Padding | None = None
     user: StrictStr | None = Field(default=None, max_length=512)
+
+    @property
+    def padded(self) -> bool:
+        """Whether the events of a stream are padded."""
+        return self.stream_options is not None and self.stream_options.include_obfuscation
 
     def _sampling(self, **options: Any) -> Sampling:
         # top_p 0 keeps the likeliest token alone, which is what temperature 0 means.

@@ -47,7 +47,6 @@ _NEUTRAL: Neutral = {
     "reasoning": ({},),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "stream_options": ({}, {"include_obfuscation": False}),
     "truncation": ("disabled",),
 }
 

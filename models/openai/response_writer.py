@@ -18,12 +18,16 @@ Json = dict[str, Any]
 
 
 class ResponseWriter:
-    """One response; see ``models.openai.writers.Writer``. ``created`` is in seconds since the epoch."""
+    """One response; see ``models.openai.writers.Writer``. ``created`` is in seconds since the epoch.
 
-    def __init__(self, id: str, created: int, asked: ResponseRequest) -> None:
+    ``noise`` pads the events with text; None: they are as long as they are.
+    """
+
+    def __init__(self, id: str, created: int, asked: ResponseRequest, noise: sse.Noise | None = None) -> None:
         self._id = id
         self._created = created
         self._asked = asked
+        self._noise = noise
         self._events = 0
         self._items: list[Json] = []
         self._open: Choice | None = None
@@ -40,7 +44,7 @@ class ResponseWriter:
         ]
         return self._response(status, usage, receipt)
 
-    def opening(self) -> bytes:
+    def opening(self, receipt: Mapping[str, Any]) -> bytes:
         """The response before it has any output."""
         empty = self._response("in_progress")
         return self._event("response.created", response=empty) + self._event(
@@ -197,6 +201,8 @@ class ResponseWriter:
     def _event(self, kind: str, **facts: Any) -> bytes:
         value = {"type": kind, "sequence_number": self._events, **facts}
         self._events += 1
+        if self._noise is not None and kind.endswith(".delta"):
+            return sse.padded_event(value, self._noise, kind)
         return sse.event(value, kind)
 
 

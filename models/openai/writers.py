@@ -19,8 +19,8 @@ class Writer(Protocol):
     def whole(self, choices: Sequence[Choice], usage: Usage, receipt: Mapping[str, Any]) -> Json:
         """The answer in one piece."""
 
-    def opening(self) -> bytes:
-        """Events before the first text."""
+    def opening(self, receipt: Mapping[str, Any]) -> bytes:
+        """Events before the first text. ``receipt``: what is known of who answers."""
 
     def piece(self, piece: Piece) -> bytes:
         """Events with something new."""
@@ -53,22 +53,47 @@ def _token(token: bytes, logprob: float) -> Json:
     return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
 
 
-@dataclass(frozen=True, slots=True)
+def fingerprint(receipt: Mapping[str, Any]) -> str | None:
+    """``system_fingerprint``: the beginnings of the digests of release and adapter; None for a bare file.
+
+    Where it is the same, the same request with the same seed is answered by the same weights.
+    """
+    release, adapter = receipt.get("release"), receipt.get("adapter")
+    if release is None:
+        return None
+    return "_".join(["fp", *(digest.removeprefix("sha256:")[:12] for digest in (release, adapter) if digest)])
+
+
+@dataclass(slots=True)
 class _Base:
-    """``created`` is in seconds since the epoch; ``include_usage`` adds the chunk of token counts."""
+    """``created`` is in seconds since the epoch; ``include_usage`` adds the chunk of token counts.
+
+    ``noise`` pads the events with text; None: they are as long as they are.
+    """
 
     id: str
     created: int
     model: str
     include_usage: bool = False
     choices: int = 1
+    noise: sse.Noise | None = field(default=None, kw_only=True)
+    _fingerprint: str | None = field(default=None, init=False)
 
     def failure(self, error: ApiError) -> bytes:
         """An event with the error object."""
         return sse.event(error.body())
 
     def _head(self, kind: str) -> Json:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self._fingerprint,
+        }
+
+    def _said(self, chunk: Json) -> bytes:
+        return sse.event(chunk) if self.noise is None else sse.padded_event(chunk, self.noise)
 
     def _chunk(self, kind: str, choice: Json) -> Json:
         chunk = self._head(kind) | {"choices": [choice]}
@@ -86,15 +111,16 @@ class ChatWriter(_Base):
 
     def whole(self, choices: Sequence[Choice], usage: Usage, receipt: Mapping[str, Any]) -> Json:
         """A ``chat.completion``."""
+        self._fingerprint = fingerprint(receipt)
         return self._head("chat.completion") | {
             "choices": [_chat_choice(index, choice) for index, choice in enumerate(choices)],
             "usage": usage_json(usage),
-            "system_fingerprint": None,
             "outpost": dict(receipt),
         }
 
-    def opening(self) -> bytes:
+    def opening(self, receipt: Mapping[str, Any]) -> bytes:
         """A chunk with the role for each choice."""
+        self._fingerprint = fingerprint(receipt)
         role = {"role": "assistant", "content": ""}
         return _events([self._delta(index, role) for index in range(self.choices)])
 
@@ -103,7 +129,7 @@ class ChatWriter(_Base):
         delta: Json = {"content": piece.text} if piece.text or not piece.calls else {}
         if piece.calls:
             delta["tool_calls"] = [_call_delta(call) for call in piece.calls]
-        return sse.event(self._delta(piece.choice, delta, piece.logprobs))
+        return self._said(self._delta(piece.choice, delta, piece.logprobs))
 
     def closing(self, reasons: Sequence[Reason], usage: Usage, receipt: Mapping[str, Any]) -> bytes:
         """The chunks with the reasons, then the token counts when they were asked for."""
@@ -153,7 +179,7 @@ def _call_delta(call: CallDelta) -> Json:
     }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CompletionWriter(_Base):
     """``/v1/completions``. ``echo``: what each choice's text begins with, nothing when it is empty."""
 
@@ -162,6 +188,7 @@ class CompletionWriter(_Base):
 
     def whole(self, choices: Sequence[Choice], usage: Usage, receipt: Mapping[str, Any]) -> Json:
         """A ``text_completion``."""
+        self._fingerprint = fingerprint(receipt)
         written = [
             self._choice(index, self._echoed(index) + choice.text, choice.logprobs, choice.reason)
             for index, choice in enumerate(choices)
@@ -169,8 +196,9 @@ class CompletionWriter(_Base):
         answer = self._chunk("text_completion", {}) | {"choices": written}
         return answer | {"usage": usage_json(usage), "outpost": dict(receipt)}
 
-    def opening(self) -> bytes:
+    def opening(self, receipt: Mapping[str, Any]) -> bytes:
         """What is echoed; else text follows at once."""
+        self._fingerprint = fingerprint(receipt)
         return _events(
             [
                 self._chunk("text_completion", self._choice(index, text))
@@ -180,7 +208,7 @@ class CompletionWriter(_Base):
 
     def piece(self, piece: Piece) -> bytes:
         """A ``text_completion`` with new text."""
-        return sse.event(
+        return self._said(
             self._chunk("text_completion", self._choice(piece.choice, piece.text, piece.logprobs))
         )
 

@@ -63,7 +63,7 @@ class Hub:
 def stream_of(*texts: str, done: bool = True, receipt: dict[str, Any] = RECEIPT) -> bytes:
     writer = ChatWriter("chatcmpl-hub", 0, "big", include_usage=True)
     pieces = b"".join(writer.piece(Piece(text=text)) for text in texts)
-    stream = writer.opening() + pieces + writer.closing(["stop"], Usage(7, 3), receipt)
+    stream = writer.opening(receipt) + pieces + writer.closing(["stop"], Usage(7, 3), receipt)
     return stream if done else stream.removesuffix(sse.DONE)
 
 

@@ -17,7 +17,7 @@ from scripted_engine import ScriptedEngine
 
 from edge_agent.admission import Limits
 from edge_agent.calls.choices import merged
-from edge_agent.catalog import Served
+from edge_agent.catalog import Outcome, Served
 from models.engines.base import Event, GenerateRequest
 from models.errors import EngineError, UnsupportedRequest
 from models.prompts import ChatTemplate
@@ -53,6 +53,41 @@ async def client(engine: ScriptedEngine, **facts: Any) -> AsyncIterator[openai.A
 
 def by_seed(request: GenerateRequest) -> str:
     return f"seed {request.sampling.seed}"
+
+
+async def test_a_stream_is_padded_where_it_is_asked_for() -> None:
+    padding: Any = {"include_obfuscation": True}
+    async with client(ScriptedEngine("a considerably longer word than a")) as ai:
+        streamed = await ai.chat.completions.create(
+            model="smol", messages=MESSAGES, stream=True, stream_options=padding
+        )
+        said = [chunk async for chunk in streamed if chunk.choices[0].delta.content]
+        assert len(said) == 6
+        for chunk in said:
+            event = f"data: {json.dumps(chunk.to_dict(), separators=(',', ':'))}\n\n"
+            assert len(event) % 64 == 0
+            assert "obfuscation" in chunk.model_fields_set
+        responses = await ai.responses.create(
+            model="smol", input="hello", stream=True, stream_options=padding
+        )
+        deltas = [event async for event in responses if event.type == "response.output_text.delta"]
+        assert ["obfuscation" in event.model_fields_set for event in deltas] == [True] * 6
+        bare = await ai.chat.completions.create(model="smol", messages=MESSAGES, stream=True)
+        assert not [chunk async for chunk in bare if "obfuscation" in chunk.model_fields_set]
+
+
+async def test_answers_and_chunks_say_which_weights_spoke() -> None:
+    async with client(ScriptedEngine()) as ai:
+        whole = await ai.chat.completions.create(model="smol", messages=MESSAGES)
+        release = whole.model_extra["outpost"]["release"] if whole.model_extra else ""
+        expected = f"fp_{release.removeprefix('sha256:')[:12]}"
+        assert whole.system_fingerprint == expected
+        streamed = await ai.chat.completions.create(model="smol", messages=MESSAGES, stream=True)
+        assert {chunk.system_fingerprint async for chunk in streamed} == {expected}
+        text = await ai.completions.create(model="smol", prompt="x")
+        assert text.system_fingerprint == expected
+        texts = await ai.completions.create(model="smol", prompt="x", stream=True)
+        assert {chunk.system_fingerprint async for chunk in texts} == {expected}
 
 
 async def test_choices_have_seeds_of_their_own_and_the_prompt_counts_once() -> None:
@@ -219,6 +254,22 @@ async def test_an_option_that_the_engine_cannot_honour_is_named(option: str, par
         with pytest.raises(openai.BadRequestError) as refused:
             await ai.chat.completions.create(model="smol", messages=MESSAGES, tools=TOOLS)
         assert refused.value.param == ("tools" if option == "grammar" else param)
+
+
+async def test_a_form_that_cannot_be_met_is_no_failure_of_the_model() -> None:
+    impossible = UnsupportedRequest("the form allows none of the model's tokens here", "grammar")
+    catalog = catalog_of(served(ScriptedEngine(fail_after=2, fail_with=impossible)))
+    outcomes: list[Outcome] = []
+    catalog.observe(outcomes.append)  # as probation does
+    asked = {"model": "smol", "messages": MESSAGES, "response_format": {"type": "json_object"}}
+    async with running(edge_app(catalog)) as url, httpx.AsyncClient(base_url=url) as http:
+        whole = await http.post(CHAT, json=asked)
+        assert (whole.status_code, whole.json()["error"]["param"]) == (400, "response_format")
+        stream = await http.post(CHAT, json={**asked, "stream": True})
+        assert stream.text.count("data: ") == 4  # the role, two words, the error
+        assert json.loads(stream.text.rsplit("data: ", 1)[1])["error"]["param"] == "response_format"
+        assert "outpost_engine_failures_total{" not in (await http.get("/metrics")).text
+    assert outcomes == []
 
 
 async def test_an_error_begins_with_an_option_as_it_is_spelt() -> None:

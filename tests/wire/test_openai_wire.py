@@ -8,18 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.digest import Digest
 from models.engines.base import TokenLogprob, Usage
 from models.openai import sse
 from models.openai.errors import ApiError
 from models.openai.parts import Choice, InvalidChunk, Piece, read_chunk
 from models.openai.requests import ChatRequest, CompletionRequest
 from models.openai.response_requests import ResponseRequest
-from models.openai.writers import ChatWriter, CompletionWriter, Writer
+from models.openai.writers import ChatWriter, CompletionWriter, Writer, fingerprint
 from models.tools import CallDelta
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 USAGE = Usage(prompt_tokens=7, completion_tokens=2, cached_tokens=3)
-RECEIPT = {"served_by": "edge", "audit": None}
+RECEIPT = {
+    "served_by": "edge",
+    "release": Digest.of(b"base"),
+    "adapter": Digest.of(b"adapter"),
+    "audit": None,
+}
 CHAT: dict[str, Any] = {
     "model": "smol",
     "messages": [{"role": "user", "content": "Zapfen 3 läuft heiß 轴承"}],
@@ -27,8 +33,9 @@ CHAT: dict[str, Any] = {
 
 
 def stream(writer: Writer) -> bytes:
+    opening = writer.opening(RECEIPT)
     pieces = writer.piece(Piece(text="läuft\n")) + writer.piece(Piece(text="轴承"))
-    return writer.opening() + pieces + writer.closing(["stop"], USAGE, RECEIPT)
+    return opening + pieces + writer.closing(["stop"], USAGE, RECEIPT)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +50,25 @@ def stream(writer: Writer) -> bytes:
 def test_answers_are_the_golden_bytes(name: str, writer: Writer) -> None:
     whole = sse.event(writer.whole([Choice("läuft\n轴承", reason="length")], USAGE, RECEIPT))
     assert whole + stream(writer) == (GOLDEN / f"openai_{name}.txt").read_bytes()
+
+
+@given(st.text(max_size=90), st.sampled_from([None, "x.delta"]))
+def test_a_padded_event_tells_the_same_and_not_its_size(text: str, name: str | None) -> None:
+    value = {"text": text}
+    padded = sse.padded_event(value, lambda size: "x" * size, name)
+    assert len(padded) % sse.BLOCK == 0
+    assert 0 <= len(padded) - len(sse.event({**value, "obfuscation": ""}, name)) < sse.BLOCK
+    told = json.loads(padded.decode().partition("data: ")[2])
+    assert told.pop("obfuscation").strip("x") == ""
+    assert told == value
+
+
+def test_the_fingerprint_names_release_and_adapter_and_nothing_of_a_bare_file() -> None:
+    base, adapter = Digest.of(b"base"), Digest.of(b"adapter")
+    alone, both = fingerprint({"release": base}), fingerprint({"release": base, "adapter": adapter})
+    assert alone == f"fp_{base.hex[:12]}"
+    assert both == f"fp_{base.hex[:12]}_{adapter.hex[:12]}"
+    assert fingerprint({"release": None, "adapter": adapter}) is None
 
 
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), max_size=4))
@@ -113,7 +139,7 @@ PIECES = st.builds(
 @given(st.lists(PIECES, max_size=4))
 def test_a_chats_stream_is_read_back_as_it_was_written(pieces: list[Piece]) -> None:
     writer = ChatWriter("chatcmpl-1", 0, "smol", include_usage=True, choices=3)
-    stream = writer.opening() + b"".join(map(writer.piece, pieces))
+    stream = writer.opening(RECEIPT) + b"".join(map(writer.piece, pieces))
     stream += writer.closing(["stop", "length", "tool_calls"], USAGE, RECEIPT)
     decoder = sse.Decoder()
     data = [found for line in stream.decode().split("\n") if (found := decoder.feed(line)) is not None]
@@ -198,7 +224,7 @@ def test_every_option_goes_upstream_as_it_came() -> None:
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content[0]",
         ),
-        (ChatRequest, {"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options"),
+        (ResponseRequest, {"stream": True, "stream_options": {"include_usage": True}}, "stream_options"),
         (ChatRequest, {"repetition_penalty": 1.1}, "repetition_penalty"),
         (CompletionRequest, {"best_of": 2}, "best_of"),
         (CompletionRequest, {"suffix": "end"}, "suffix"),
