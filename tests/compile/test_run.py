@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from dataclasses import asdict
 
 import pytest
@@ -43,14 +42,12 @@ def test_a_run_ships_the_smallest_variant_that_keeps_its_budget(built):
     assert verified.returncode == 0 and "1 probe holds" in verified.stdout
 
 
-def test_a_second_run_does_nothing_and_is_quick(built):
+def test_a_second_run_does_nothing(built):
     recipe, cache, out, _ = built
     before = (out / "report.json").stat().st_mtime_ns
-    began = time.monotonic()
     again = compile_("run", recipe, "--cache", cache, "--out", out)
     assert again.returncode == 0 and "about" not in again.stderr
     assert (out / "report.json").stat().st_mtime_ns == before
-    assert time.monotonic() - began < 20  # how quick is measured in benchmarks/; here: nothing was made
 
 
 def test_what_devices_measured_corrects_plan_and_report(built, tmp_path):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -274,11 +273,9 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path, data: bytes):
         read_model(tmp_path / "nothing.onnx")
 
 
-def test_a_file_of_countless_fields_ends_in_bounded_time():
-    began = time.monotonic()
+def test_a_file_of_countless_fields_is_refused():
     with pytest.raises(UnsafeFile, match="fields"):
         parse_model(b"\x72\x00" * (MAX_FIELDS + 1))
-    assert time.monotonic() - began < 30
 
 
 @given(st.binary(max_size=400))
