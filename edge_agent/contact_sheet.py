@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from edge_agent.engines.encoder_calls import Inspected
-from models.engines.onnx_vision import decode
+from edge_agent.overlay import overlay
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -21,11 +21,9 @@ SIDE = 180
 CAPTION = 44
 MARGIN = 12
 COLUMNS = 6
-MAX_PIXELS = 50_000_000
 
 _INK, _PAPER, _BOX = (30, 30, 30), (255, 255, 255), (238, 238, 238)
 _GOOD, _DEFECT = (20, 130, 60), (190, 30, 30)
-_HOT = (255, 40, 0)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,21 +42,7 @@ def thumbnail(name: str, data: bytes, found: Inspected) -> Cell:
 
     Raises ``InvalidImage``.
     """
-    from PIL import Image
-
-    whole = decode(data, MAX_PIXELS)
-    width, height = whole.size
-    scale = SIDE / max(width, height)
-    shown = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = whole.resize(shown, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    if found.heat_map is not None:
-        with Image.open(io.BytesIO(found.heat_map), formats=("PNG",)) as heat:
-            left, top, right, bottom = (round(edge * scale) for edge in found.region)
-            size = (max(1, right - left), max(1, bottom - top))
-            grey = heat.convert("L").resize(size, Image.Resampling.BILINEAR)
-        # 128 is the threshold: below three quarters of it nothing is drawn over.
-        opacity = grey.point([max(0, min(200, (value - 96) * 200 // 160)) for value in range(256)])
-        small.paste(_HOT, (left, top), opacity)
+    small = overlay(data, found, SIDE, enlarge=True)
     return Cell(name, "defect" if found.is_defect else "good", found.score, found.threshold, small)
 
 

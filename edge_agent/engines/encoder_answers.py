@@ -2,9 +2,11 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edge_agent.engines.encoder_calls import EncoderAnswer, Inspected
+from edge_agent.engines.encoder_calls import EncoderAnswer, HeatMaps, Inspected
+from edge_agent.overlay import overlay_png
 from models.engines.base import Inspection
 from models.engines.onnx_text import OnnxText
 from models.engines.onnx_vision import OnnxVision
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
 Input = str | tuple[str, str] | bytes
 """A text, a query and the text that it judges, or an encoded picture."""
 
+OVERLAY_SIDE = 1600
+"""Pixels of the longer side of a picture that a heat map is drawn over."""
+
 Encoder = OnnxText | OnnxVision | RapidOcr
 """What answers inputs in batches."""
 
 
-def answers(engine: Encoder, inputs: Sequence[Input], pictured: Sequence[bool]) -> list[EncoderAnswer]:
+def answers(engine: Encoder, inputs: Sequence[Input], pictured: Sequence[HeatMaps]) -> list[EncoderAnswer]:
     """In order. ``pictured``: which inspections show their heat map. Raises ``EngineError``."""
     match engine:
         case OnnxText():
@@ -40,8 +45,8 @@ def answers(engine: Encoder, inputs: Sequence[Input], pictured: Sequence[bool]) 
                 return [EncoderAnswer(pages=(page,)) for page in engine.read(images)]
             if engine.facts.task == "classify-image":
                 return [EncoderAnswer((_row(row),)) for row in engine.classify(images)]
-            found = zip(engine.inspect(images), pictured, strict=True)
-            return [EncoderAnswer(inspections=(inspected(one, shown),)) for one, shown in found]
+            found = zip(engine.inspect(images), images, pictured, strict=True)
+            return [EncoderAnswer(inspections=(inspected(*one),)) for one in found]
 
 
 def _something_else(engine: Encoder) -> EngineError:
@@ -52,10 +57,11 @@ def _row(numbers: "npt.NDArray[np.float32]") -> bytes:
     return numbers.astype("<f4").tobytes()
 
 
-def inspected(found: Inspection, with_picture: bool) -> Inspected:
+def inspected(found: Inspection, image: bytes, shown: HeatMaps) -> Inspected:
     """An inspection as it is told, with its heat map as a picture where it is wanted."""
-    picture = _grey(found) if with_picture else None
-    return Inspected(found.score, found.is_defect, found.threshold, found.region, picture)
+    grey = _grey(found) if shown else None
+    told = Inspected(found.score, found.is_defect, found.threshold, found.region, grey)
+    return told if shown != "overlay" else replace(told, heat_map=overlay_png(image, told, OVERLAY_SIDE))
 
 
 def _grey(found: Inspection) -> bytes:

@@ -4,19 +4,23 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 from models.engines.readings import Page, Recording, Transcript
+
+HeatMaps = bool | Literal["overlay"]
+"""Whether heat maps are wanted as pictures: in grey, or in red over the picture that was inspected."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderCall:
-    """Texts, encoded pictures or a recording: one of them. ``heat_maps``: an inspection is wanted with
-    pictures of them. ``query``: what the texts are to be judged by, of a reranker.
+    """Texts, encoded pictures or a recording: one of them. ``heat_maps``: of an inspection. ``query``: what
+    the texts are to be judged by, of a reranker.
     """
 
     texts: tuple[str, ...] = ()
     images: tuple[bytes, ...] = ()
-    heat_maps: bool = False
+    heat_maps: HeatMaps = False
     query: str | None = None
     recording: Recording | None = None
 
@@ -29,7 +33,8 @@ class EncoderCall:
 @dataclass(frozen=True, slots=True)
 class Inspected:
     """One picture's verdict. ``heat_map``: a PNG of the model's input size in grey, where 128 is the
-    threshold and 255 twice as much; ``region`` what it covers (left, top, right, bottom in pixels).
+    threshold and 255 twice as much; ``region`` what it covers (left, top, right, bottom in pixels). As an
+    overlay it is of the whole picture.
     """
 
     score: float

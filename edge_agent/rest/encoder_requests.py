@@ -9,9 +9,9 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, model_validator
 
-from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall, floats
+from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall, HeatMaps, floats
 from edge_agent.rest.multipart import Part
 from models.openai.embeddings import read_texts
 from models.openai.errors import bad_request
@@ -48,6 +48,16 @@ def _read_image(value: Any) -> bytes:
         ) from error
 
 
+def read_heat_map(value: Any) -> HeatMaps:
+    """Whether a heat map is wanted, and how. Raises ``ApiError`` (400)."""
+    if isinstance(value, bool):
+        return value
+    if value == "overlay":
+        return "overlay"
+    code = "invalid_value" if isinstance(value, str) else "invalid_type"
+    raise bad_request("'heat_map' must be true, false or \"overlay\".", "heat_map", code)
+
+
 def fields_of_form(parts: Sequence[Part], file: str, texts: Sequence[str]) -> tuple[Json, list[bytes]]:
     """The texts of a form, and the files called ``file``. Raises ``ApiError`` (400) for anything else."""
     given: Json = {}
@@ -63,14 +73,15 @@ def fields_of_form(parts: Sequence[Part], file: str, texts: Sequence[str]) -> tu
 
 
 class EncoderRequest(BaseModel):
-    """Texts or pictures for a model. ``heat_map``: an inspection shows where it looked."""
+    """Texts or pictures for a model. ``heat_map``: an inspection shows where it looked, in grey or, as
+    ``overlay``, in red over the picture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: StrictStr = Field(min_length=1, max_length=200)
     input: Annotated[tuple[str, ...], BeforeValidator(read_texts)] = ()
     image: Annotated[tuple[bytes, ...], BeforeValidator(read_images)] = ()
-    heat_map: StrictBool = False
+    heat_map: Annotated[HeatMaps, BeforeValidator(read_heat_map)] = False
     user: StrictStr | None = Field(default=None, max_length=512)
 
     @model_validator(mode="after")
@@ -89,9 +100,7 @@ class EncoderRequest(BaseModel):
         """Read a form. Raises ``ApiError`` (400) that names the parameter."""
         given, images = fields_of_form(parts, "image", ("model", "heat_map", "user"))
         if "heat_map" in given:
-            if given["heat_map"] not in ("true", "false"):
-                raise bad_request("'heat_map' must be true or false.", "heat_map", "invalid_value")
-            given["heat_map"] = given["heat_map"] == "true"
+            given["heat_map"] = {"true": True, "false": False}.get(given["heat_map"], given["heat_map"])
         return validated(cls, {**given, "image": images})
 
     @property

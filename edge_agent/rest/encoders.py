@@ -29,7 +29,7 @@ _PICTURES = {
     "properties": {
         "model": {"type": "string"},
         "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "heat_map": {"enum": ["true", "false"]},
+        "heat_map": {"enum": ["true", "false", "overlay"]},
         "user": {"type": "string"},
     },
     "required": ["model", "image"],

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from edge_command import serving
 from minilm import write_minilm
 from onnx_releases import EMBED, INSPECT, write_onnx_release
 from pictures import plain
+from PIL import Image
 
 from edge_agent.engines.encoder_calls import EncoderCall, floats
 from edge_agent.engines.encoder_process import EncoderProcess
@@ -51,6 +53,12 @@ def test_an_embedder_and_an_inspection_are_served_beside_each_other(tmp_path: Pa
         assert verdict["verdict"] == "defect" and answer["outpost"]["release"] == manifest.digest
         assert base64.b64decode(verdict["heat_map"]).startswith(b"\x89PNG")
         assert verdict["region"] == [0, 0, 40, 30]
+        form["heat_map"] = "overlay"
+        (verdict,) = httpx.post(f"{url}/v1/inspect", data=form, files=files).json()["data"]
+        with Image.open(io.BytesIO(base64.b64decode(verdict["heat_map"]))) as over:
+            assert (
+                over.size == (40, 30) and over.getpixel((20, 15))[0] > 150 > 60 > over.getpixel((20, 15))[2]
+            )
         assert httpx.get(f"{url}/readyz").json()["models"] == {"minilm": True, "welds": True}
         agent = Path(f"/proc/{process.pid}/maps").read_text()
         assert "onnxruntime" not in agent and "torch" not in agent
