@@ -36,12 +36,13 @@ _BYTES: Mapping[int, tuple[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A named array. ``size`` in bytes."""
+    """A named array. ``size`` in bytes, of which the first is at ``offset`` of the file."""
 
     name: str
     type: str
     shape: tuple[int, ...]
     size: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,9 @@ class _Reader:
         type_name, width = _BYTES[kind]
         if prod(shape) * width != size:
             raise self._bad(f"{name!r:.100}: {list(shape)} of {type_name} are not {size} bytes")
+        offset = self._stream.tell()
         self._skip(size)
-        return Variable(name, type_name, shape, size)
+        return Variable(name, type_name, shape, size, offset)
 
     def _count(self, what: str) -> int:
         count = self._number("<I")

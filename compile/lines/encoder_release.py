@@ -11,7 +11,8 @@ from compile.findings import Findings
 from compile.line import REFERENCE
 from compile.lines.encoder import EncoderParts, engine_of, evaluated
 from compile.lines.encoder_work import tensorrt_tokens
-from compile.lines.onnx_release import Built, Described, package_graphs
+from compile.lines.onnx_release import Built, package_graphs
+from compile.lines.release import Described
 from compile.onnx.export import TOKENIZER
 from compile.recipe.encoder import ClassifyRecipe
 from compile.steps import Cache

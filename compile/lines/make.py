@@ -17,6 +17,10 @@ def make_line(path: Path, workshop: Workshop) -> Line:
         from compile.lines.vision_line import VisionLine
 
         return VisionLine.make(recipe, path, beside, workshop)
+    if recipe.task in ("ocr", "transcribe"):
+        from compile.lines.reading_line import ReadingLine
+
+        return ReadingLine.make(recipe, path, beside, workshop)
     from compile.lines.language_line import LanguageLine
 
     return LanguageLine.make(path, workshop)

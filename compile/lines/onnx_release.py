@@ -1,31 +1,20 @@
 """Releases of ONNX graphs, as the encoder and the vision line write them, and the TensorRT recipe beside one.
 
-Owns their manifest. What an engine needs to be right, the probes and the files beside the graph are a line's.
+Owns which files they hold. What an engine needs, the probes and what lies beside the graph are a line's.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from compile.evaluate.judge import VariantResult
 from compile.findings import Findings
 from compile.forecast import fitting
-from compile.line import speed_of
+from compile.lines.release import Described, manifest_of
 from compile.lines.tensorrt import RECIPE, ImageRecipe, TextRecipe, asked_variant, package_recipe
 from compile.onnx.files import MODEL, files_of
 from compile.package import package_release
 from models.forecast import Corrections
-from models.manifest import Engine, Kind, Manifest, Probe
-
-
-@dataclass(frozen=True)
-class Described:
-    """What a release says of a variant besides its figures. ``files`` by their path in the release."""
-
-    engine: Engine
-    probes: tuple[Probe, ...]
-    files: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -52,21 +41,8 @@ def package_graphs(
     release = recipe.release
     chosen = next(one for one in findings.variants if one.name == findings.chosen)
     graph, described = built.models[chosen.name] / MODEL, describe(chosen, False)
-    template = Manifest(
-        kind=Kind.MODEL,
-        name=release.name,
-        version=release.version,
-        format="onnx",
-        precision=chosen.precision,
-        files=(),
-        profiles=release.profiles or fitting(graph, chosen.precision, corrections=corrections),
-        engine=described.engine,
-        lineage=_traced(findings, chosen),
-        quality=tuple(verdict.quality for verdict in chosen.verdicts),
-        speed=(speed_of(findings.device, chosen),),
-        fallback_ledger=chosen.ledger,
-        license=release.license,
-    ).model_copy(update={"probes": described.probes})  # which may name files, and these come last
+    profiles = release.profiles or fitting(graph, chosen.precision, corrections=corrections)
+    template = manifest_of(release, findings, chosen, described, profiles)
     folder = out / f"{release.name}-{release.version}"
     manifest = package_release(folder, template, files_of(graph) | dict(described.files))
     releases = {release.name: folder}
@@ -89,8 +65,3 @@ def package_graphs(
         )
         releases[place.name.removesuffix(f"-{release.version}")] = place
     return releases
-
-
-def _traced(findings: Findings, chosen: VariantResult) -> dict[str, Any]:
-    """Where the chosen variant comes from, and how it was made."""
-    return {**findings.lineage, "settings": dict(chosen.settings)}

@@ -9,7 +9,8 @@ from compile.data.images import LabelledImage
 from compile.evaluate.judge import VariantResult
 from compile.evaluate.pictures import read_seen
 from compile.findings import Findings
-from compile.lines.onnx_release import Built, Described, package_graphs
+from compile.lines.onnx_release import Built, package_graphs
+from compile.lines.release import Described
 from compile.lines.vision import VisionParts
 from compile.lines.vision_findings import inspected
 from compile.recipe.vision import InspectRecipe

@@ -16,6 +16,8 @@ TASKS = {
     "classify": ("encoder", "ClassifyRecipe"),
     "inspect": ("vision", "InspectRecipe"),
     "classify-image": ("vision", "ClassifyImageRecipe"),
+    "ocr": ("reading", "OcrRecipe"),
+    "transcribe": ("reading", "SpeechRecipe"),
 }
 
 

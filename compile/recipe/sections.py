@@ -94,6 +94,7 @@ class Budget(Section):
 LOWER_IS_BETTER = (
     "kl_mean", "kl_p99", "perplexity", "perplexity_ratio", "answer_kl", "answer_perplexity",
     "fallback_tensors", "size_ratio", "false_reject_rate", "flips", "label_flips", "verdict_flips",
+    "word_error_rate", "character_error_rate",
 )  # fmt: skip
 """Metrics that a variant is to keep low, whatever the task; all others are to be high."""
 ONLY_GAIN = ("adapter_effect", "adapter_margin")

