@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from edge_agent.admission import Limits
 from edge_agent.catalog import Catalog, Served
@@ -66,51 +67,70 @@ def read_plan(models: Sequence[str], adapters: Sequence[str]) -> Plan:
     the flag, ``InvalidManifest``, ``DigestMismatch``, and ``UnfitRelease`` for a release that is no such
     thing or that was never checked against its base.
     """
-    bases = [_source("--model", text, Kind.MODEL) for text in models]
-    names = {source.name: source for source in bases}
-    if not bases:
+    asked = [_asked("--model", text) for text in models]
+    names = {one.name for one in asked}
+    if not asked:
         raise WrongUse("--model NAME=PATH is needed at least once")
-    if len(names) != len(bases):
+    if len(names) != len(asked):
         raise WrongUse("--model: a name is given twice")
-    ridden: list[tuple[str, Source]] = []
+    riders: list[tuple[str, _Asked]] = []
     for text in adapters:
         base, colon, rest = text.partition("=")[0].rpartition(":")
-        if not colon and len(bases) > 1:
+        if not colon and len(asked) > 1:
             raise WrongUse(f"--adapter {text}: several models are served; write BASE:{rest}=PATH")
-        base = base if colon else bases[0].name
+        base = base if colon else asked[0].name
         if base not in names:
             raise WrongUse(f"--adapter {text}: no --model is called {base!r}")
-        files = names[base].files
-        if files is not None and files.encoder is not None:
-            raise WrongUse(f"--adapter {text}: {base!r} does not generate text and takes no adapter")
-        source = _source("--adapter", text.removeprefix(f"{base}:"), Kind.ADAPTER)
-        _check_pair(names[base], source)
-        ridden.append((base, source))
-    if len({(base, source.name) for base, source in ridden}) != len(ridden):
+        riders.append((base, _asked("--adapter", text.removeprefix(f"{base}:"))))
+    if len({(base, one.name) for base, one in riders}) != len(riders):
         raise WrongUse("--adapter: a name is given twice")
-    return Plan(tuple(bases), tuple(ridden))
+    # How it was called is right; only now is any file read.
+    bases = {one.name: _source(one, Kind.MODEL) for one in asked}
+    ridden = [(base, _adapter(bases[base], one)) for base, one in riders]
+    return Plan(tuple(bases.values()), tuple(ridden))
 
 
-def _source(flag: str, text: str, kind: Kind) -> Source:
+class _Asked(NamedTuple):
+    """One ``NAME=PATH``, and how it was ``said``."""
+
+    name: str
+    path: Path
+    said: str
+
+
+def _asked(flag: str, text: str) -> _Asked:
     name, equals, place = text.partition("=")
+    said = f"{flag} {text!r}"
     if not equals or not place:
-        raise WrongUse(f"{flag} {text!r}: expected NAME=PATH")
+        raise WrongUse(f"{said}: expected NAME=PATH")
     if not _NAME.fullmatch(name):
-        raise WrongUse(f"{flag} {text!r}: a name is letters, digits, dots, dashes and underscores")
-    path = Path(place)
-    if not path.exists():
-        raise WrongUse(f"{flag} {text!r}: there is no {path}")
+        raise WrongUse(f"{said}: a name is letters, digits, dots, dashes and underscores")
+    if not Path(place).exists():
+        raise WrongUse(f"{said}: there is no {place}")
+    return _Asked(name, Path(place), said)
+
+
+def _source(asked: _Asked, kind: Kind) -> Source:
+    name, path, said = asked
     if not (path / MANIFEST_FILE).is_file():
-        return _bare(f"{flag} {text!r}", name, path, kind)
+        return _bare(said, name, path, kind)
     manifest, data = read_release(path)
     verify_files(path, manifest)
     if manifest.kind is not kind:
-        raise UnfitRelease(f"{flag} {text!r}: the release is of kind {manifest.kind}, not {kind}")
+        raise UnfitRelease(f"{said}: the release is of kind {manifest.kind}, not {kind}")
     if kind is Kind.ADAPTER:
         check_served(manifest)
         return Source(name, path / weights_of(manifest).path, manifest, Digest.of(data))
     files = of_release(path, manifest)
     return Source(name, files.path, manifest, Digest.of(data), files)
+
+
+def _adapter(base: Source, asked: _Asked) -> Source:
+    if base.files is not None and base.files.encoder is not None:
+        raise WrongUse(f"{asked.said}: {base.name!r} does not generate text and takes no adapter")
+    adapter = _source(asked, Kind.ADAPTER)
+    _check_pair(base, adapter)
+    return adapter
 
 
 def _bare(asked: str, name: str, path: Path, kind: Kind) -> Source:

@@ -21,7 +21,7 @@ from edge_agent.engines.desks import Desk, TextDesk, Told
 from edge_agent.engines.encoder_desk import EncoderDesk
 from edge_agent.engines.files import EngineFiles
 from edge_agent.engines.speech_desk import SpeechDesk
-from models.engines.llama_cpp import LlamaEngine, LlamaSettings, SavedPrefixes
+from models.engines.llama_cpp import LlamaEncoder, LlamaEngine, LlamaSettings, SavedPrefixes
 from models.engines.onnx_encoder import open_encoder
 from models.engines.onnx_genai import GenaiEngine, GenaiSettings
 from models.engines.onnx_session import OnnxSettings
@@ -89,7 +89,7 @@ def _load(message: Mapping[str, Any]) -> Desk:
     files = EngineFiles.from_wire(message["files"])
     cores = len(os.sched_getaffinity(0))
     threads = settings.threads or max(1, cores - 1)
-    if files.encoder is not None:
+    if files.encoder is not None and files.format != "gguf":
         cache = Path(settings.engine_cache) if settings.engine_cache else None
         sized = OnnxSettings(threads=threads, device=settings.device, engine_cache=cache)
         engine = open_encoder(files.encoder, sized)
@@ -104,12 +104,14 @@ def _load(message: Mapping[str, Any]) -> Desk:
     }
     if files.format == "onnx-genai":
         return TextDesk(GenaiEngine(files.path, GenaiSettings(**sizes)))
-    saved = None
-    if settings.prefixes and files.weights:
-        saved = SavedPrefixes(Path(settings.prefixes), files.weights)
     # Its threads sleep while they wait, so that all cores may be given to it.
     sizes["threads"] = settings.threads or cores
     llama = LlamaSettings(**sizes, gpu=settings.device != "cpu")
+    if files.encoder is not None:
+        return EncoderDesk(LlamaEncoder(files.encoder, llama), settings.encoder_batch)
+    saved = None
+    if settings.prefixes and files.weights:
+        saved = SavedPrefixes(Path(settings.prefixes), files.weights)
     return TextDesk(LlamaEngine(files.path, llama, saved=saved))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edge_agent.engines.encoder_calls import EncoderAnswer, HeatMaps, Inspected
 from edge_agent.overlay import overlay_png
 from models.engines.base import Inspection
+from models.engines.llama_cpp import LlamaEncoder
 from models.engines.onnx_text import OnnxText
 from models.engines.onnx_vision import OnnxVision
 from models.engines.rapid_ocr import RapidOcr
@@ -23,14 +24,14 @@ Input = str | tuple[str, str] | bytes
 OVERLAY_SIDE = 1600
 """Pixels of the longer side of a picture that a heat map is drawn over."""
 
-Encoder = OnnxText | OnnxVision | RapidOcr
+Encoder = OnnxText | LlamaEncoder | OnnxVision | RapidOcr
 """What answers inputs in batches."""
 
 
 def answers(engine: Encoder, inputs: Sequence[Input], pictured: Sequence[HeatMaps]) -> list[EncoderAnswer]:
     """In order. ``pictured``: which inspections show their heat map. Raises ``EngineError``."""
     match engine:
-        case OnnxText():
+        case OnnxText() | LlamaEncoder():
             pairs = engine.facts.task == "rerank"
             if not all(isinstance(one, tuple) if pairs else isinstance(one, str) for one in inputs):
                 raise _something_else(engine)

@@ -14,6 +14,7 @@ from edge_agent.errors import UnfitRelease
 from models.ctranslate2 import MODEL_FILE
 from models.digest import Digest
 from models.engines import whisper
+from models.engines.llama_cpp.encoder_files import files_of_gguf, is_causal
 from models.engines.onnx_files import EncoderFiles, files_of_folder, files_of_release, missing_beside
 from models.engines.onnx_genai import CONFIG_FILE, check_folder
 from models.engines.onnx_session import recipe_beside
@@ -48,7 +49,8 @@ CheckAdapter = Callable[[Path], object]
 @dataclass(frozen=True, slots=True)
 class EngineFiles:
     """A model to be loaded. ``path`` is the GGUF file, the graph of an encoder, or the folder of what has
-    several files: GenAI, a reader of text or speech. ``weights``: a GGUF file's digest, where it is known.
+    several files: GenAI, a reader of text or speech. ``encoder``: of what does not generate text, a GGUF file
+    too. ``weights``: a GGUF file's digest, where it is known.
     """
 
     format: Format
@@ -65,7 +67,7 @@ class EngineFiles:
         """How much a process that loads it has to read."""
         if self.path.is_dir():
             return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
-        if self.encoder is None:
+        if self.encoder is None or self.format == "gguf":
             return self.path.stat().st_size
         weights = read_model(self.path).files
         return sum((self.path.parent / name).stat().st_size for name in (self.path.name, *weights))
@@ -77,6 +79,8 @@ class EngineFiles:
         """
         if self.format == "gguf":
             header = check_model(self.path)
+            if self.encoder is None and not is_causal(header):
+                raise EngineError(f"{self.shown} is an encoder: it does not generate text")
             return lambda path: check_adapter(path, header)
         if self.format == "onnx-genai":
             check_folder(self.path)
@@ -172,7 +176,7 @@ def of_path(path: Path) -> EngineFiles:
     refuse_pickle(path)
     if path.suffix.lower() == ".onnx":
         raise UnsafeFile(missing_beside(path))
-    return EngineFiles("gguf", path)
+    return EngineFiles("gguf", path, files_of_gguf(path))
 
 
 def check_served(manifest: Manifest) -> None:

@@ -17,6 +17,7 @@ from edge_agent.engines.files import EngineFiles
 from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
 from models.engines.llama_cpp import LlamaSettings
+from models.engines.llama_cpp.encoder import EncoderSizes
 from models.engines.onnx_genai import check_folder
 from models.forecast import OVERHEADS, memory_needed
 from models.gguf import read_header
@@ -160,9 +161,16 @@ def forecast_bytes(files: EngineFiles, settings: EngineSettings = EngineSettings
     """What loading it with ``settings`` will take, from headers. Raises ``UnsafeFile``."""
     if files.format == "gguf":
         header = read_header(files.path)
-        sizes = LlamaSettings(context_tokens=settings.context_tokens, max_sequences=settings.max_sequences)
-        cells = sizes.fitted(header.integer(f"{header.architecture}.context_length") or 0).cache_tokens
+        sizes = LlamaSettings(
+            context_tokens=settings.context_tokens,
+            max_sequences=settings.max_sequences,
+            batch_tokens=settings.batch_tokens,
+        )
         load = workload_of(files.path, "", settings.context_tokens)
+        if files.encoder is not None and files.encoder.engine.text is not None:
+            encodes = EncoderSizes.of(header, sizes, files.encoder.engine.text.max_tokens)
+            return int(memory_needed(replace(load, kv_bytes=0)) + encodes.context_bytes(header))
+        cells = sizes.fitted(header.integer(f"{header.architecture}.context_length") or 0).cache_tokens
         return int(memory_needed(replace(load, context_tokens=cells, sequences=1)))
     if files.format == "onnx-genai":
         trained = int(check_folder(files.path).config["model"]["context_length"])

@@ -230,6 +230,21 @@ class Inspection:
     region: tuple[float, float, float, float]
 
 
+Reading = str | tuple[str, str]
+"""A text, or a query and the text that it judges, which a reranker reads together."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Answers to texts, in their order: float32 [n, width or classes]. ``tokens`` that were read of each
+    text, special tokens included; ``truncated``: how many texts were cut.
+    """
+
+    values: "npt.NDArray[np.float32]"
+    tokens: tuple[int, ...]
+    truncated: int = 0
+
+
 class Embed(Protocol):
     """Texts to vectors."""
 

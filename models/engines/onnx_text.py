@@ -9,11 +9,11 @@ when an engine is made.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from models.engines.base import EncoderFacts
+from models.engines.base import EncoderFacts, Reading, TextBatch
 from models.engines.foreign import converted
 from models.engines.onnx_files import EncoderFiles
 from models.engines.onnx_session import OnnxSession, OnnxSettings, sigmoid, softmax
@@ -30,26 +30,11 @@ MAX_TOKENIZER = 64 << 20
 _KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
 
 
-Reading = str | tuple[str, str]
-"""A text, or a query and the text that it judges, which a reranker reads together."""
-
-
 class _Ids(NamedTuple):
     """Tokens of one reading, and which half of a pair each belongs to."""
 
     ids: list[int]
     types: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class TextBatch:
-    """Answers to texts, in their order: float32 [n, width or classes]. ``tokens`` that were read of each
-    text, special tokens included; ``truncated``: how many texts were cut.
-    """
-
-    values: "npt.NDArray[np.float32]"
-    tokens: tuple[int, ...]
-    truncated: int
 
 
 class OnnxText:

@@ -49,7 +49,7 @@ class Context:
                 lib.llama_free(self.handle)
                 raise EngineError(f"the adapter cannot be used in a context: {last_error()}")
         self._memory = lib.llama_get_memory(self.handle)
-        self._batch = _Batch(lib, settings.batch_tokens)
+        self._batch = Batch(lib, settings.batch_tokens)
 
     def add(self, id: int, start: int, tokens: Sequence[int], outputs: int) -> int:
         """Put tokens at positions from ``start`` on into the batch; return the row of the last one.
@@ -121,7 +121,7 @@ class Context:
         self._lib.llama_free(self.handle)
 
 
-class _Batch:
+class Batch:
     """A ``llama_batch`` over arrays of our own, filled by slices: ctypes is slow element by element."""
 
     def __init__(self, lib: Any, size: int) -> None:
@@ -139,6 +139,7 @@ class _Batch:
         self._rows = 0
 
     def add(self, id: int, start: int, tokens: Sequence[int], outputs: int) -> int:
+        """See ``Context.add``."""
         size, first = len(tokens), self._rows
         self._rows = last = first + size
         self._tokens[first:last] = list(tokens)
