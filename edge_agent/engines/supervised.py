@@ -12,7 +12,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from edge_agent.engines import wire
 from edge_agent.engines.files import CheckAdapter, EngineFiles
@@ -32,6 +32,8 @@ PATIENCE = 15.0
 """Seconds that a request waits for a restart before it is refused."""
 GLANCES = 4
 """How often a silent child is looked at before it is killed."""
+
+State = Literal["loaded", "unloaded", "restarting"]
 
 
 class Gate(Protocol):
@@ -54,7 +56,7 @@ class SupervisedEngine(ABC):
         check_adapter: CheckAdapter,
         gate: Gate | None = None,
     ) -> None:
-        self.files, self._settings, self._check_adapter, self._gate = files, settings, check_adapter, gate
+        self.files, self.settings, self._check_adapter, self._gate = files, settings, check_adapter, gate
         self._leaving: Spawned | None = None
         self._waking: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -72,6 +74,8 @@ class SupervisedEngine(ABC):
         self._load_now = Load()
         self.loads = 0
         self.restarts = 0
+        self.trouble: str | None = None
+        """Why it could not be loaded again, when that was tried last."""
 
     @classmethod
     async def _start(cls, files: EngineFiles, settings: EngineSettings, gate: Gate | None = None) -> Self:
@@ -93,6 +97,13 @@ class SupervisedEngine(ABC):
         """The child's process id, also of one that is being ended; ``None`` while there is no child."""
         child = self._child or self._leaving
         return child.process.pid if child else None
+
+    @property
+    def state(self) -> State:
+        """Where it stands; one that is ``unloaded`` has been put to rest, and wakes when it is asked."""
+        if self._resting:
+            return "unloaded"
+        return "restarting" if self._child is None else "loaded"
 
     @property
     def load(self) -> Load:
@@ -197,6 +208,9 @@ class SupervisedEngine(ABC):
             self._resting = False
         except asyncio.CancelledError:  # only ``close`` does that; those who wait are not cancelled
             raise EngineError("the engine has been closed") from None
+        except (ModelsError, OSError) as error:
+            self.trouble = str(error)
+            raise
         finally:
             self._waking = None
 
@@ -237,11 +251,11 @@ class SupervisedEngine(ABC):
         self.loads += 1
         child = await Spawned.spawn()
         try:
-            self._loaded = await child.load(self.files, self._settings)
+            self._loaded = await child.load(self.files, self.settings)
         except BaseException:
             await child.end()
             raise
-        self._child, self._load_now = child, Load()
+        self._child, self._load_now, self.trouble = child, Load(), None
         self._last_owed = asyncio.get_running_loop().time()
         self._ready.set()
         if self._supervisor is None:
@@ -270,6 +284,7 @@ class SupervisedEngine(ABC):
                     await self._load()
                     self._restored()
                 except (ModelsError, OSError) as error:
+                    self.trouble = str(error)
                     _log.error("engine process cannot be restarted: %s", error)
 
     async def _watch(self, child: Spawned) -> None:
@@ -280,7 +295,7 @@ class SupervisedEngine(ABC):
         silent = 0
         while silent < GLANCES:
             owed, heard = self._owed, child.heard
-            await asyncio.sleep(self._settings.silence_seconds / GLANCES)
+            await asyncio.sleep(self.settings.silence_seconds / GLANCES)
             silent = silent + 1 if owed and self._owed and child.heard == heard else 0
         with suppress(ProcessLookupError):
             child.process.kill()
@@ -305,7 +320,7 @@ class SupervisedEngine(ABC):
         finally:
             watch.cancel()
         if watch.done():
-            return f"it owed an answer and said nothing for {self._settings.silence_seconds:g} s"
+            return f"it owed an answer and said nothing for {self.settings.silence_seconds:g} s"
         return None
 
     def _settle(self, number: int, error: ModelsError | None, value: Any) -> None:

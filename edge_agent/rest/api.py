@@ -86,9 +86,12 @@ def create_app(
 
     @app.get("/readyz")
     async def ready() -> Response:
-        answers = await readiness.check()
-        is_ready = any(answers.values())
-        body = {"status": "ready" if is_ready else "not ready", "models": answers}
+        models = await readiness.check()
+        is_ready = bool(models) and all(one.ready for one in models.values())
+        body = {
+            "status": "ready" if is_ready else "not ready",
+            "models": {name: one.to_json() for name, one in models.items()},
+        }
         return JSONResponse(body, 200 if is_ready else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)

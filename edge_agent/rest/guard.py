@@ -22,7 +22,8 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 REQUEST_ID = "x-request-id"
 
 OPEN = frozenset({"/healthz", "/readyz"})
-"""What may be asked without a key: whoever supervises the device has none, and learns nothing here."""
+"""What may be asked without a key: whoever supervises the device has none. It learns which models there are,
+and why one cannot be asked now."""
 
 log = logging.getLogger(__name__)
 

@@ -27,6 +27,7 @@ from models.errors import ContextLengthExceeded, EngineError, InvalidAudio, Unsa
 from models.store import read_release
 
 SMALL = EngineSettings(threads=1)
+LOADED = {"ready": True, "state": "loaded"}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_a_reranker_and_an_embedder_that_stands_in_for_one(tmp_path: Path) -> No
         assert found["scoring"] == "cosine" and found["results"][0]["index"] == 1
         scores = [one["relevance_score"] for one in found["results"]]
         assert scores == sorted(scores, reverse=True) and "document" not in found["results"][0]
-        assert client.get("/readyz").json()["models"] == {"ranks": True, "minilm": True}
+        assert client.get("/readyz").json()["models"] == {"ranks": LOADED, "minilm": LOADED}
 
 
 @pytest.mark.model
@@ -90,7 +91,7 @@ def test_text_and_speech_are_read_from_releases(releases: tuple[Path, Path]) -> 
     with serving(f"ocr={ocr}", f"speech={heard}") as (url, process):
         with httpx.Client(base_url=url, timeout=60) as client:
             check_pages(client, read_release(ocr)[0].digest)
-            assert client.get("/readyz").json()["models"] == {"ocr": True, "speech": True}
+            assert client.get("/readyz").json()["models"] == {"ocr": LOADED, "speech": LOADED}
         check_transcripts(url)
         for child in children_of(process.pid):
             assert "torch" not in Path(f"/proc/{child}/maps").read_text()

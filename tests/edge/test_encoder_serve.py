@@ -59,7 +59,8 @@ def test_an_embedder_and_an_inspection_are_served_beside_each_other(tmp_path: Pa
             assert (
                 over.size == (40, 30) and over.getpixel((20, 15))[0] > 150 > 60 > over.getpixel((20, 15))[2]
             )
-        assert httpx.get(f"{url}/readyz").json()["models"] == {"minilm": True, "welds": True}
+        loaded = {"ready": True, "state": "loaded"}
+        assert httpx.get(f"{url}/readyz").json()["models"] == {"minilm": loaded, "welds": loaded}
         agent = Path(f"/proc/{process.pid}/maps").read_text()
         assert "onnxruntime" not in agent and "torch" not in agent
         children = children_of(process.pid)

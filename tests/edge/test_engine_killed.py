@@ -68,6 +68,24 @@ async def test_its_streams_end_in_errors_and_others_in_done(
         assert (again.status_code, engines["hit"].restarts, engines["spared"].restarts) == (200, 1, 0)
 
 
+async def test_it_is_not_ready_until_it_is_back(engines: dict[str, EngineProcess]) -> None:
+    catalog = catalog_of(*(Served(name, one, None, None, 256) for name, one in engines.items()))
+    async with running(edge_app(catalog)) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        pid = engines["hit"].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while (said := await client.get("/readyz")).status_code == 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            models = said.json()["models"]
+            assert (models["hit"]["ready"], models["hit"]["state"]) == (False, "restarting")
+            assert models["spared"] == {"ready": True, "state": "loaded"}
+            while (said := await client.get("/readyz")).status_code == 503:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert said.json()["models"]["hit"] == {"ready": True, "state": "loaded"}
+
+
 async def test_the_pause_before_it_comes_back_grows(engines: dict[str, EngineProcess]) -> None:
     engine, clock = engines["hit"], asyncio.get_running_loop().time
     for crashes in range(3):

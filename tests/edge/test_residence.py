@@ -12,10 +12,12 @@ import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from edge_app import catalog_of
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx_releases import EMBED, INSPECT, write_onnx_release
 
+from edge_agent.catalog import Served
 from edge_agent.cli import main
 from edge_agent.engines.encoder_calls import EncoderCall
 from edge_agent.engines.encoder_process import EncoderProcess
@@ -23,6 +25,7 @@ from edge_agent.engines.files import of_path, of_release
 from edge_agent.engines.residence import Residence, Resident, forecast_bytes, make_room, memory_of
 from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
+from edge_agent.rest.readiness import Condition, Readiness
 from models.errors import EngineError
 
 RESIDENTS = st.lists(st.tuples(st.integers(1, 100), st.none() | st.floats(0, 100)), max_size=6).map(
@@ -142,6 +145,26 @@ async def test_an_idle_model_leaves_and_comes_back(tmp_path: Path) -> None:
             assert made["a"].loads == 2
         finally:
             watch.cancel()
+
+
+async def test_a_model_that_rests_is_ready_unless_it_cannot_wake(tmp_path: Path) -> None:
+    free = 1 << 40
+    residence = Residence(None, None, lambda: free)
+    async with engines(tmp_path, residence, "a") as made:
+        a = made["a"]
+        readiness = Readiness(catalog_of(Served("a", a, None, None, 0, task="embed")))
+        assert (await readiness.check())["a"] == Condition("loaded")
+        assert await a.rest()
+        assert (await readiness.check())["a"] == Condition("unloaded")
+        assert a.pid is None  # nobody woke it to find out
+        free = 10_000_000
+        with pytest.raises(NoRoom):
+            await a.ask(TEXT)
+        refused = (await readiness.check())["a"]
+        assert not refused.ready
+        assert "MB of 10 MB" in str(refused.reason)
+        free = 1 << 40
+        assert (await readiness.check())["a"] == Condition("loaded")
 
 
 async def test_closing_while_it_wakes_tells_those_who_wait(tmp_path: Path) -> None:

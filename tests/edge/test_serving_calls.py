@@ -219,7 +219,7 @@ async def test_a_complete_answer_off_its_schema_is_counted() -> None:
     assert 'outpost_schema_violations_total{model="bad"} 2' in metrics
 
 
-async def test_ready_only_when_a_model_answers() -> None:
+async def test_ready_only_when_every_model_answers() -> None:
     engine = ScriptedEngine(fail_after=0, fail_with=EngineError("starting"))
     catalog = catalog_of()
     async with running(edge_app(catalog)) as url, httpx.AsyncClient(base_url=url) as client:
@@ -227,7 +227,13 @@ async def test_ready_only_when_a_model_answers() -> None:
         catalog.publish(served(engine))
         assert (await client.get("/readyz")).status_code == 503
         engine.fail_after = None
-        assert (await client.get("/readyz")).json() == {"status": "ready", "models": {"smol": True}}
+        good = {"ready": True, "state": "loaded"}
+        assert (await client.get("/readyz")).json() == {"status": "ready", "models": {"smol": good}}
+        catalog.publish(served(ScriptedEngine(fail_after=0, fail_with=EngineError("no disk")), "other"))
+        one_of_two = await client.get("/readyz")
+        bad = {"ready": False, "state": "failing", "reason": "no disk"}
+        assert (one_of_two.status_code, one_of_two.json()["models"]) == (503, {"smol": good, "other": bad})
+        catalog.withdraw("other")
         engine.fail_after = 0
         await client.post(CHAT, json=chat())
         assert (await client.get("/readyz")).status_code == 503
