@@ -129,6 +129,17 @@ def test_no_draw_can_break_a_triggered_grammar(
     assert len(rest) <= 3 and (not rest or rest.isdigit()) and "e" not in head
 
 
+def test_a_grammar_that_ends_nowhere_is_its_callers_doing(
+    engine: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    engine.submit(chat("x", QUESTION, grammar=r'root ::= "ab" [^\x00-\U0010FFFF]'))
+    engine.submit(chat("y", QUESTION))
+    last = run(engine).last
+    assert isinstance(last["x"].error, UnsupportedRequest)
+    assert last["x"].error.option == "grammar"
+    assert last["y"].error is None
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from models.engines.base import REPEAT_PENALTIES, Sampling, TokenLogprob
 from models.engines.llama_cpp.library import last_error
 from models.engines.llama_cpp.vocabulary import Vocabulary
-from models.errors import EngineError, UnsupportedRequest
+from models.errors import UnsupportedRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ class Sampler:
         self._fill_chain(sampling, prompt, most)
 
     def sample(self, context: Any, row: int) -> int:
-        """The token after batch row ``row``. Raises ``EngineError`` when the grammar allows none."""
+        """The token after batch row ``row``. Raises ``UnsupportedRequest`` when the grammar allows none."""
         if self._rules is None:
             token: int = self._lib.llama_sampler_sample(self._chain, context, row)
             return token
@@ -140,7 +140,9 @@ class Sampler:
         token = self._draw(logits, banned, None)
         while not rules.allow(token):
             if token in banned:
-                raise EngineError("the grammar allows none of the model's tokens here")
+                # Who asked for this form is to blame, not the model: it may not count as the model's failure.
+                message = "the form that was asked for allows none of the model's tokens here"
+                raise UnsupportedRequest(message, "grammar")
             banned.append(token)
             token = self._draw(logits, banned, rules)
         self._lib.llama_sampler_accept(self._chain, token)
