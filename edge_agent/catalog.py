@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.errors import UnknownModel, WrongTask
 from models.digest import Digest
-from models.engines.base import EncoderFacts, Event, GenerateRequest
+from models.engines.base import EncoderFacts, Event, GenerateRequest, MediaKind
 from models.manifest import Task
 from models.prompts import ChatTemplate
 
@@ -79,7 +79,8 @@ class Served:
     ``context_tokens`` here, and ``made_for_tokens`` at most (0: not known). ``release`` and
     ``adapter_release`` are digests of manifests, None for a bare file. ``system_prompt`` opens a chat that
     has none. ``prompt_version`` names template and system prompt on receipts. ``task`` None: it generates
-    text, and ``engine`` is a ``TextEngine``; else an ``EncoderEngine``.
+    text, and ``engine`` is a ``TextEngine``; else an ``EncoderEngine``. ``takes``: what a chat may hold
+    besides text.
     """
 
     model_id: str
@@ -95,6 +96,7 @@ class Served:
     prompt_version: str | None = None
     created: int = 0
     task: Task | None = None
+    takes: tuple[MediaKind, ...] = ()
 
     def text_engine(self) -> TextEngine:
         """The engine of a model that generates text. Raises ``WrongTask``."""

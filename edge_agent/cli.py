@@ -78,6 +78,13 @@ def main() -> None:
     help="A LoRA for a model, asked for as BASE:NAME.",
 )
 @click.option(
+    "--projector",
+    "projectors",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="The mmproj file with which the GGUF model of that name sees or hears.",
+)
+@click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
@@ -151,6 +158,7 @@ def main() -> None:
 def serve(
     models: tuple[str, ...],
     adapters: tuple[str, ...],
+    projectors: tuple[str, ...],
     host: str,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -183,8 +191,10 @@ def serve(
             keys = Home(home).api_keys
         door = Door(host, port, tls_cert, tls_key, keys, patience)
         if home is not None:
-            if models or adapters:
-                raise WrongUse("--home: the fleet says what is served; leave out --model and --adapter")
+            if models or adapters or projectors:
+                raise WrongUse(
+                    "--home: the fleet says what is served; leave out --model, --adapter and --projector"
+                )
             if memory is not None or unload_after is not None:
                 raise WrongUse(
                     "--memory and --unload-after go with --model: what a fleet serves stays loaded"
@@ -201,7 +211,8 @@ def serve(
         from models.machine import free_memory
 
         residence = Residence(memory and memory * 10**6, unload_after, free_memory, settings)
-        asyncio.run(serve_files(read_plan(models, adapters), door, settings, residence, _say))
+        plan = read_plan(models, adapters, projectors)
+        asyncio.run(serve_files(plan, door, settings, residence, _say))
 
 
 @main.command()

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,12 +60,12 @@ class Plan:
     adapters: tuple[tuple[str, Source], ...]
 
 
-def read_plan(models: Sequence[str], adapters: Sequence[str]) -> Plan:
+def read_plan(models: Sequence[str], adapters: Sequence[str], projectors: Sequence[str] = ()) -> Plan:
     """The plan of ``NAME=PATH`` arguments; release folders are verified file by file.
 
-    An adapter is ``NAME=PATH`` beside one model, else ``BASE:NAME=PATH``. Raises ``WrongUse`` that names
-    the flag, ``InvalidManifest``, ``DigestMismatch``, and ``UnfitRelease`` for a release that is no such
-    thing or that was never checked against its base.
+    A projector has its model's name. An adapter is ``NAME=PATH`` beside one model, else ``BASE:NAME=PATH``.
+    Raises ``WrongUse`` that names the flag, ``InvalidManifest``, ``DigestMismatch``, and ``UnfitRelease`` for
+    a release that is no such thing or that was never checked against its base.
     """
     asked = [_asked("--model", text) for text in models]
     names = {one.name for one in asked}
@@ -84,8 +84,13 @@ def read_plan(models: Sequence[str], adapters: Sequence[str]) -> Plan:
         riders.append((base, _asked("--adapter", text.removeprefix(f"{base}:"))))
     if len({(base, one.name) for base, one in riders}) != len(riders):
         raise WrongUse("--adapter: a name is given twice")
+    sights = [_asked("--projector", text) for text in projectors]
+    for sight in sights:
+        if sight.name not in names:
+            raise WrongUse(f"{sight.said}: no --model is called {sight.name!r}")
     # How it was called is right; only now is any file read.
     bases = {one.name: _source(one, Kind.MODEL) for one in asked}
+    bases |= {sight.name: _with_projector(bases[sight.name], sight) for sight in sights}
     ridden = [(base, _adapter(bases[base], one)) for base, one in riders]
     return Plan(tuple(bases.values()), tuple(ridden))
 
@@ -123,6 +128,13 @@ def _source(asked: _Asked, kind: Kind) -> Source:
         return Source(name, path / weights_of(manifest).path, manifest, Digest.of(data))
     files = of_release(path, manifest)
     return Source(name, files.path, manifest, Digest.of(data), files)
+
+
+def _with_projector(base: Source, asked: _Asked) -> Source:
+    files = base.files
+    if files is None or files.format != "gguf" or files.encoder is not None or base.release is not None:
+        raise WrongUse(f"{asked.said}: {base.name!r} is no bare GGUF file that generates text")
+    return replace(base, files=replace(files, projector=asked.path))
 
 
 def _adapter(base: Source, asked: _Asked) -> Source:
@@ -230,6 +242,7 @@ def _served(source: Source, adapter: Source | None, engine: EngineProcess, creat
         ),
         context_tokens=facts.context_tokens,
         made_for_tokens=facts.context_length,
+        takes=facts.takes,
         release=source.release,
         adapter_release=None if adapter is None else adapter.release,
         output_schema=speaker.engine.output_schema if speaker else None,

@@ -231,6 +231,16 @@ def check_model(path: Path) -> GgufHeader:
         raise UnsafeFile(f"{path.name} is an adapter; a base model is needed here")
     if not header.architecture:
         raise UnsafeFile(f"{path.name} does not name its architecture")
+    if header.architecture == "clip":
+        raise UnsafeFile(f"{path.name} is a projector for pictures or sound; a base model is needed here")
+    return header
+
+
+def check_projector(path: Path) -> GgufHeader:
+    """The header of a file that lets a model see or hear (``mmproj``). Raises ``UnsafeFile``."""
+    header = read_header(path)
+    if header.architecture != "clip":
+        raise UnsafeFile(f"{path.name} is no projector (mmproj) for pictures or sound")
     return header
 
 

@@ -12,10 +12,12 @@ marks, which no template can mistake, drop or make: what still reads as a contro
 Dialect: that of Hugging Face chat templates (trimmed blocks, loop controls, ``tojson`` without escapes).
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, meta
@@ -32,16 +34,23 @@ _MARKS = range(0xF0000, 0xFFFFE)
 """Code points of a plane for private use: neither white space, nor letters with a case, nor punctuation."""
 
 
+_PROBE = "4729"
+"""A text that survives what templates do to texts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What a model reads. Control tokens written out in ``text`` are meant, but not within ``literal``.
 
     ``literal``: spans of ``text`` in characters, half-open, ascending. Each lies between two control tokens
     of the template (or the ends of the text) and is read jointly, as text alone.
+
+    ``places``: before which characters the pictures and recordings of the messages stand, in their order.
     """
 
     text: str
     literal: tuple[tuple[int, int], ...] = ()
+    places: tuple[int, ...] = ()
 
 
 class ChatTemplate:
@@ -70,12 +79,19 @@ class ChatTemplate:
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()) -> Prompt:
         """The prompt for messages of strangers: none can write a control token. Raises ``InvalidTemplate``.
 
+        A ``content`` is text or a list of parts: ``text``, and ``image`` or ``audio``, for which the template
+        is given a mark to write, and not a part: the engine writes what the model wants around them.
+
         ``tools`` are told by the template if it tells them in the form of ``models.tools``, else by a text of
         that module's.
 
         Its text is that of ``render``, and nothing in it is literal unless a control token's text came from
         the messages. Only a template that decides by such a text decides otherwise: it does not see it.
         """
+        if any(isinstance(message["content"], list) for message in messages):
+            mark = self._mark(messages)
+            prompt = self.prompt([_marked(message, mark) for message in messages], tools)
+            return _placed(prompt, mark, sum(_media_of(message) for message in messages))
         told: Mapping[str, Any] = {"messages": messages, "tools": [tool.wire() for tool in tools] or None}
         if not self._takes_tools:
             told = {"messages": calls.tell(messages, tools)}
@@ -109,13 +125,65 @@ class ChatTemplate:
         """
         return self._render({"messages": messages, "add_generation_prompt": add_generation_prompt})
 
-    def _render(self, given: Mapping[str, Any]) -> str:
+    def _mark(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        taken = set("".join(_texts(messages))).union(self.source)
+        mark = next((mark for mark in map(chr, _MARKS) if mark not in taken), None)
+        if mark is None:
+            raise InvalidTemplate("the messages use up the characters for private use")
+        return mark
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether it writes a content only where that is a list of parts, as some do for models that see."""
+        parts = [{"type": "text", "text": _PROBE}]
+        return not self._writes(_PROBE) and self._writes(parts)
+
+    def _writes(self, content: Any) -> bool:
         try:
-            return self._template.render(
-                {"add_generation_prompt": True, **_changed(given, str), **self._tokens}
-            )
+            return _PROBE in self._run({"messages": [{"role": "user", "content": content}]})
+        except InvalidTemplate:
+            return False
+
+    def _render(self, given: Mapping[str, Any]) -> str:
+        values = _changed(given, str)
+        if self._takes_parts:
+            for message in values["messages"]:
+                message["content"] = [{"type": "text", "text": message["content"]}]
+        return self._run(values)
+
+    def _run(self, values: Mapping[str, Any]) -> str:
+        try:
+            return self._template.render({"add_generation_prompt": True, **values, **self._tokens})
         except Exception as error:  # a template is code: it can raise anything
             raise InvalidTemplate(f"the chat template failed: {error}") from error
+
+
+def _marked(message: Mapping[str, Any], mark: str) -> Mapping[str, Any]:
+    """The message with text alone, ``mark`` where a picture or recording stands."""
+    content = message["content"]
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": "".join(part.get("text", mark) for part in content)}
+
+
+def _media_of(message: Mapping[str, Any]) -> int:
+    """How many pictures and recordings a message holds."""
+    content = message["content"]
+    return sum(part["type"] != "text" for part in content) if isinstance(content, list) else 0
+
+
+def _placed(prompt: Prompt, mark: str, expected: int) -> Prompt:
+    """The prompt without the marks, and where they stood."""
+    *before, last = prompt.text.split(mark)
+    if len(before) != expected:
+        raise InvalidTemplate("the chat template does not write each picture or recording just once")
+    places = tuple(itertools.accumulate(map(len, before)))
+
+    def moved(at: int) -> int:
+        return at - prompt.text.count(mark, 0, at)
+
+    literal = tuple((moved(first), moved(last)) for first, last in prompt.literal)
+    return Prompt("".join((*before, last)), literal, places)
 
 
 class _ControlTokens:

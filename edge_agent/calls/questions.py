@@ -37,7 +37,10 @@ Endpoint = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A call. ``body`` is what the journal keeps; ``outgoing`` what the hub would get, if it may be asked."""
+    """A call. ``body`` is what the journal keeps; ``outgoing`` what the hub would get, if it may be asked.
+
+    ``unread``: how many bytes of ``body`` are no text.
+    """
 
     id: str
     endpoint: Endpoint
@@ -46,6 +49,7 @@ class Question:
     declared_class: str | None = None
     outgoing: bytes | None = None
     subject: str | None = None
+    unread: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ def decide(question: Question, catalog: Catalog, rules: Rules, *, hub: bool, max
             declared=question.declared_class,
             default=rules.default_class,
             body=Digest.of(question.outgoing or b""),
-            prompt_tokens=len(question.body) // BYTES_PER_TOKEN,
+            prompt_tokens=(len(question.body) - question.unread) // BYTES_PER_TOKEN,
             max_tokens=max_tokens,
             model_known_locally=is_published(question, catalog),
             hub_allowed=hub and question.outgoing is not None,

@@ -23,12 +23,14 @@ from edge_agent.journal import Entry
 from edge_agent.policy import Decision, RunAt
 from models import canonical
 from models.digest import Digest
-from models.engines.base import Finish, GenerateRequest, Sampling, Usage
+from models.engines.base import Finish, GenerateRequest, Media, Sampling, Usage
 from models.errors import (
     AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
+    InvalidAudio,
     InvalidDigest,
+    InvalidImage,
     ModelsError,
     UnsupportedRequest,
 )
@@ -48,7 +50,8 @@ class Ask(Question):
 
     In a chat, control tokens in the messages are only text; a text completion's prompt is the caller's own
     and is read as it is written. ``json_schema``: what the answer must meet, asked for by ``schema_name``;
-    ``toolbox``: what it may call. Their grammar is added to ``sampling``.
+    ``toolbox``: what it may call. Their grammar is added to ``sampling``. ``media`` stand at the places of
+    the prompt, of which there is one then.
     """
 
     prompts: tuple[Callable[[Served], Written], ...]
@@ -57,6 +60,7 @@ class Ask(Question):
     json_schema: dict[str, Any] | None = None
     schema_name: str = "response_format"
     toolbox: Toolbox | None = None
+    media: tuple[Media, ...] = ()
 
     @property
     def answers(self) -> int:
@@ -248,7 +252,7 @@ class Service:
                     raise EngineError("the engine gave the request up")
             except ContextLengthExceeded as error:
                 raise type(error)(f"{error}: {_remedy(error, served)}") from error
-            except UnsupportedRequest:
+            except (UnsupportedRequest, InvalidImage, InvalidAudio):
                 raise  # the caller's doing, as the one above: says nothing about the model
             except EngineError:
                 shared.observe(Outcome(served, False, shared.monotonic() - began, pieces))
@@ -271,7 +275,12 @@ class Service:
         requests = []
         for at, write in enumerate(ask.prompts):
             prompt = write(served)
-            text, literal = (prompt.text, prompt.literal) if isinstance(prompt, Prompt) else (prompt, ())
+            text, literal, places = (
+                (prompt.text, prompt.literal, prompt.places)
+                if isinstance(prompt, Prompt)
+                else (prompt, (), ())
+            )
+            media = tuple(replace(one, at=at) for one, at in zip(ask.media, places, strict=True))
             for choice in range(ask.choices):
                 number = at * ask.choices + choice
                 requests.append(
@@ -281,6 +290,7 @@ class Service:
                         sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice),
                         served.adapter_key,
                         literal,
+                        media,
                     )
                 )
         return requests

@@ -112,7 +112,7 @@ def _load(message: Mapping[str, Any]) -> Desk:
     saved = None
     if settings.prefixes and files.weights:
         saved = SavedPrefixes(Path(settings.prefixes), files.weights)
-    return TextDesk(LlamaEngine(files.path, llama, saved=saved))
+    return TextDesk(LlamaEngine(files.path, llama, saved=saved, projector=files.projector))
 
 
 def _die_with(parent: int) -> None:

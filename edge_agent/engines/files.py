@@ -20,7 +20,7 @@ from models.engines.onnx_genai import CONFIG_FILE, check_folder
 from models.engines.onnx_session import recipe_beside
 from models.engines.rapid_ocr import check_ocr
 from models.errors import EngineError, UnsafeFile
-from models.gguf import check_adapter, check_model
+from models.gguf import check_adapter, check_model, check_projector
 from models.manifest import Engine, File, Kind, Manifest, Task
 from models.onnx import read_model
 from models.pickles import refuse_pickle
@@ -50,13 +50,15 @@ CheckAdapter = Callable[[Path], object]
 class EngineFiles:
     """A model to be loaded. ``path`` is the GGUF file, the graph of an encoder, or the folder of what has
     several files: GenAI, a reader of text or speech. ``encoder``: of what does not generate text, a GGUF file
-    too. ``weights``: a GGUF file's digest, where it is known.
+    too. ``weights``: a GGUF file's digest, where it is known. ``projector``: the GGUF file that lets a GGUF
+    model see or hear.
     """
 
     format: Format
     path: Path
     encoder: EncoderFiles | None = None
     weights: Digest | None = None
+    projector: Path | None = None
 
     @property
     def shown(self) -> str:
@@ -68,7 +70,7 @@ class EngineFiles:
         if self.path.is_dir():
             return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
         if self.encoder is None or self.format == "gguf":
-            return self.path.stat().st_size
+            return sum(path.stat().st_size for path in (self.path, self.projector) if path)
         weights = read_model(self.path).files
         return sum((self.path.parent / name).stat().st_size for name in (self.path.name, *weights))
 
@@ -81,6 +83,8 @@ class EngineFiles:
             header = check_model(self.path)
             if self.encoder is None and not is_causal(header):
                 raise EngineError(f"{self.shown} is an encoder: it does not generate text")
+            if self.projector is not None:
+                check_projector(self.projector)
             return lambda path: check_adapter(path, header)
         if self.format == "onnx-genai":
             check_folder(self.path)
@@ -97,7 +101,9 @@ class EngineFiles:
     def to_wire(self) -> dict[str, Any]:
         """As JSON, for the process that loads it."""
         if self.encoder is None:
-            return {"format": self.format, "path": str(self.path), "weights": self.weights}
+            projector = str(self.projector) if self.projector else None
+            known = {"format": self.format, "path": str(self.path), "weights": self.weights}
+            return known | {"projector": projector}
         return {
             "format": self.format,
             "path": str(self.path),
@@ -111,7 +117,9 @@ class EngineFiles:
         """The inverse of ``to_wire``."""
         path = Path(value["path"])
         if "engine" not in value:
-            return cls(value["format"], path, weights=value["weights"] and Digest(value["weights"]))
+            weights = value["weights"] and Digest(value["weights"])
+            projector = value["projector"] and Path(value["projector"])
+            return cls(value["format"], path, weights=weights, projector=projector)
         tokenizer = Path(value["tokenizer"]) if value["tokenizer"] else None
         needs = Engine.model_validate(value["engine"])
         through_tensorrt = value["format"] == "tensorrt-recipe"
@@ -152,8 +160,13 @@ def of_release(folder: Path, manifest: Manifest, find: FindTensorRt = find_tenso
         return of_encoder(files_of_release(folder, manifest))
     if manifest.format == "onnx-genai":
         return EngineFiles("onnx-genai", folder)
-    weights = weights_of(manifest)
-    return EngineFiles("gguf", folder / weights.path, weights=weights.sha256)
+    weights, projector = weights_of(manifest), projector_of(manifest)
+    return EngineFiles(
+        "gguf",
+        folder / weights.path,
+        weights=weights.sha256,
+        projector=folder / projector.path if projector else None,
+    )
 
 
 def describes_itself(folder: Path) -> bool:
@@ -190,12 +203,27 @@ def check_served(manifest: Manifest) -> None:
         )
     if manifest.kind is Kind.ADAPTER or manifest.format == "gguf":
         weights_of(manifest)
+        projector_of(manifest)
 
 
 def weights_of(manifest: Manifest) -> File:
     """The one file of a GGUF model or of an adapter. Raises ``UnfitRelease`` when there is not just one."""
     suffix = ".gguf" if manifest.format == "gguf" else ".onnx_adapter"
-    found = [file for file in manifest.files if file.path.endswith(suffix)]
+    found = [file for file in manifest.files if file.path.endswith(suffix) and not _is_projector(file)]
     if len(found) != 1:
         raise UnfitRelease(f"a {manifest.kind} holds one {suffix} file; {manifest.name} holds {len(found)}")
     return found[0]
+
+
+def projector_of(manifest: Manifest) -> File | None:
+    """The file that lets a GGUF model see or hear, if it has one. Raises ``UnfitRelease`` for several."""
+    found = [file for file in manifest.files if _is_projector(file)]
+    if len(found) > 1:
+        raise UnfitRelease(f"a model has one projector; {manifest.name} holds {len(found)}")
+    return found[0] if found else None
+
+
+def _is_projector(file: File) -> bool:
+    """As llama.cpp's converter names what it writes with ``--mmproj``."""
+    name = file.path.rpartition("/")[2]
+    return name.startswith("mmproj") and name.endswith(".gguf")

@@ -171,7 +171,8 @@ def forecast_bytes(files: EngineFiles, settings: EngineSettings = EngineSettings
             encodes = EncoderSizes.of(header, sizes, files.encoder.engine.text.max_tokens)
             return int(memory_needed(replace(load, kv_bytes=0)) + encodes.context_bytes(header))
         cells = sizes.fitted(header.integer(f"{header.architecture}.context_length") or 0).cache_tokens
-        return int(memory_needed(replace(load, context_tokens=cells, sequences=1)))
+        sight = files.projector.stat().st_size if files.projector else 0
+        return int(memory_needed(replace(load, context_tokens=cells, sequences=1))) + sight
     if files.format == "onnx-genai":
         trained = int(check_folder(files.path).config["model"]["context_length"])
         return int(memory_needed(workload_of(files.path, "", min(settings.context_tokens, trained))))

@@ -22,6 +22,7 @@ from models.engines.base import (
     Event,
     Finish,
     GenerateRequest,
+    Media,
     ModelFacts,
     Sampling,
     TokenLogprob,
@@ -133,7 +134,8 @@ def request_from_wire(value: Mapping[str, Any]) -> GenerateRequest:
     sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
     prompt = value["prompt"] if isinstance(value["prompt"], str) else tuple(value["prompt"])
     literal = tuple((first, last) for first, last in value["literal"])
-    return GenerateRequest(value["id"], prompt, Sampling(**sampling), value["adapter"], literal)
+    media = tuple(Media(**one) for one in value["media"])
+    return GenerateRequest(value["id"], prompt, Sampling(**sampling), value["adapter"], literal, media)
 
 
 def event_to_wire(event: Event) -> dict[str, Any]:
@@ -191,7 +193,8 @@ def facts_from_wire(value: Mapping[str, Any]) -> ModelFacts | EncoderFacts:
     """The inverse of ``dataclasses.asdict``."""
     if "task" in value:
         return EncoderFacts(**{**value, "labels": tuple(value["labels"])})
-    return ModelFacts(**{**value, "control_tokens": tuple(value["control_tokens"])})
+    listed = {name: tuple(value[name]) for name in ("control_tokens", "takes")}
+    return ModelFacts(**{**value, **listed})
 
 
 def _text(data: bytes) -> str:

@@ -64,8 +64,11 @@ def create_app(
             "x-ratelimit-remaining-requests": str(admission.remaining),
         }
 
+    def sees() -> bool:
+        return any(served.takes for served in catalog.list())
+
     text = Service(shared, egress)
-    app.include_router(text_routes(text, limits, _read_body, places, now, hub=egress is not None))
+    app.include_router(text_routes(text, limits, _read_body, places, now, sees, hub=egress is not None))
     app.include_router(encoder_routes(EncoderService(shared), limits, _read_body, places))
 
     @app.get("/v1/models")

@@ -5,7 +5,6 @@ of a form. Options are honoured or refused by name, as in ``models.openai.readin
 """
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
@@ -15,6 +14,7 @@ from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall, HeatMap
 from edge_agent.rest.multipart import Part
 from models.openai.embeddings import read_texts
 from models.openai.errors import bad_request
+from models.openai.media import from_base64
 from models.openai.reading import read_body, validated
 
 MAX_IMAGES = 64
@@ -38,14 +38,10 @@ def _read_image(value: Any) -> bytes:
         return value
     if not isinstance(value, str):
         raise bad_request("'image' must be base64.", "image", "invalid_type")
-    head, comma, rest = value[:100].partition(",")
-    text = rest + value[100:] if comma and head.startswith("data:") and head.endswith(";base64") else value
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise bad_request(
-            "'image' is neither base64 nor a data URL of it.", "image", "invalid_value"
-        ) from error
+    data = from_base64(value)
+    if data is None:
+        raise bad_request("'image' is neither base64 nor a data URL of it.", "image", "invalid_value")
+    return data
 
 
 def read_heat_map(value: Any) -> HeatMaps:

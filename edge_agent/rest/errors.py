@@ -34,11 +34,14 @@ Known = (EdgeError, ModelsError, SyncError)
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a request calls its prompt, the most tokens of its answer, and its answer's form."""
+    """What a request calls its prompt, the most tokens of its answer, its answer's form, and a recording that
+    is no part of the prompt.
+    """
 
     prompt: str = "messages"
     limit: str = "max_tokens"
     form: str = "response_format"
+    recording: str | None = None
 
     def option(self, name: str) -> str:
         """What it calls an option of ``models.engines.base.Sampling``."""
@@ -82,7 +85,9 @@ def to_api_error(error: EdgeError | ModelsError | SyncError, named: Named) -> Ap
         case InvalidImage():
             return ApiError(400, _sentence(message), code="invalid_image", param=named.prompt)
         case InvalidAudio():
-            return ApiError(400, _sentence(message), code="invalid_audio", param="file")
+            return ApiError(
+                400, _sentence(message), code="invalid_audio", param=named.recording or named.prompt
+            )
         case InvalidTemplate():
             return ApiError(400, _sentence(message), code="invalid_value", param=named.prompt)
         case EngineError():

@@ -80,7 +80,7 @@ def reading_routes(front: Front) -> APIRouter:
             tasks=("transcribe",),
             kept=kept,
             write=lambda found: transcript_answer(asked, found.answer, found.receipt.to_json()),
-            named=Named("language"),  # what an engine may not honour; a bad recording is named 'file'
+            named=Named("language", recording="file"),  # the first is what an engine may not honour
         )
 
     return router

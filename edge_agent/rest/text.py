@@ -17,7 +17,8 @@ from edge_agent.rest.answers import Answer
 from edge_agent.rest.errors import Named
 from edge_agent.rest.openapi import takes
 from models import data_class
-from models.openai.errors import ApiError
+from models.openai.errors import ApiError, unsupported
+from models.openai.media import MediaPart
 from models.openai.requests import ChatRequest, CompletionRequest
 from models.openai.response_requests import ResponseRequest
 from models.openai.response_writer import ResponseWriter
@@ -34,15 +35,21 @@ def text_routes(
     read_body: ReadBody,
     places: Callable[[], dict[str, str]],
     now: Callable[[], float],
+    sees: Callable[[], bool],
     *,
     hub: bool,
 ) -> APIRouter:
-    """The routes. ``places`` are headers about free places; ``hub``: whether there is a way to one."""
+    """The routes. ``places`` are headers about free places; ``sees``: whether any model takes pictures or
+    recordings; ``hub``: whether there is a way to one.
+    """
     router = APIRouter()
+
+    async def read_conversation(request: Request) -> bytes:
+        return await read_body(request, limits.max_picture_bytes if sees() else limits.max_body_bytes)
 
     @router.post("/v1/chat/completions", openapi_extra=takes(ChatRequest, stream=True))
     async def chat(request: Request) -> Response:
-        body = await read_body(request, limits.max_body_bytes)
+        body = await read_conversation(request)
         asked = ChatRequest.parse(body)
         ask = Ask(
             **_of(request),
@@ -58,7 +65,7 @@ def text_routes(
 
     @router.post("/v1/responses", openapi_extra=takes(ResponseRequest, stream=True))
     async def responses(request: Request) -> Response:
-        body = await read_body(request, limits.max_body_bytes)
+        body = await read_conversation(request)
         asked = ResponseRequest.parse(body)
         named = Named("input", "max_output_tokens", _form(asked.chat, "text.format"))
         ask = Ask(
@@ -115,9 +122,15 @@ def _conversation(asked: ChatRequest, hub: bool) -> dict[str, Any]:
         "sampling": asked.sampling,
         "json_schema": asked.json_schema,
         "toolbox": asked.toolbox,
+        "media": tuple(part.media for part in _media(asked)),
+        "unread": sum(part.wire_bytes for part in _media(asked)),
         "outgoing": asked.upstream() if hub else None,
         "subject": asked.subject,
     }
+
+
+def _media(asked: ChatRequest) -> list[MediaPart]:
+    return [part for message in asked.messages for part in message.media]
 
 
 def _noise(asked: ChatRequest | CompletionRequest | ResponseRequest) -> Noise | None:
@@ -142,6 +155,10 @@ def _chat_prompt(asked: ChatRequest, served: Served) -> Prompt:
             code="unsupported_model",
             param="model",
         )
+    for part in _media(asked):
+        if part.media.kind not in served.takes:
+            taken = " and ".join(("text", *served.takes))
+            raise unsupported(part.part, f"'{part.part}': {served.model_id!r} takes {taken} alone.")
     turns = [message.turn() for message in asked.messages]
     if served.system_prompt is not None and all(turn["role"] != "system" for turn in turns):
         turns.insert(0, {"role": "system", "content": served.system_prompt})

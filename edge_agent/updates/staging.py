@@ -14,7 +14,7 @@ from typing import Protocol
 
 from edge_agent.catalog import Catalog, EncoderEngine, Served
 from edge_agent.engines.encoder_probes import answer_of, call_of
-from edge_agent.engines.files import EngineFiles, check_served, of_release, weights_of
+from edge_agent.engines.files import EngineFiles, check_served, of_release, projector_of, weights_of
 from edge_agent.errors import ProbeFailed, UnfitRelease
 from edge_agent.updates.figures import Timed, Weigh, figures_of
 from edge_agent.updates.releases import Need
@@ -215,8 +215,10 @@ class Stage:
         """What is loaded of a base. One file is loaded where it lies; several are laid out first."""
         check_served(manifest)
         if manifest.format == "gguf":
-            weights = weights_of(manifest).sha256
-            return EngineFiles("gguf", self._store.path(weights), weights=weights), None
+            weights, projector = weights_of(manifest).sha256, projector_of(manifest)
+            sight = self._store.path(projector.sha256) if projector else None
+            path = self._store.path(weights)
+            return EngineFiles("gguf", path, weights=weights, projector=sight), None
         folder = self._store.lay_out(release, manifest.files)
         return of_release(folder, manifest), folder
 
@@ -262,6 +264,7 @@ class Stage:
             template=loaded.template,
             context_tokens=facts.context_tokens,
             made_for_tokens=facts.context_length,
+            takes=facts.takes,
             release=base,
             adapter_release=adapter,
             output_schema=manifest.engine.output_schema,

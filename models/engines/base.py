@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from models.errors import EngineError, UnsupportedRequest
 from models.manifest import Task
@@ -31,7 +31,8 @@ class Finish(StrEnum):
 class ModelFacts:
     """What a loaded model is. ``bos`` and ``eos`` are the texts of those tokens, empty when it has none.
 
-    ``control_tokens``: the texts that are read as control tokens where a prompt allows it.
+    ``control_tokens``: the texts that are read as control tokens where a prompt allows it. ``takes``: what
+    prompts may hold besides text.
 
     ``context_length`` is what the model was made for; ``context_tokens`` what one sequence gets here.
     """
@@ -47,6 +48,7 @@ class ModelFacts:
     chat_template: str | None
     file_bytes: int
     control_tokens: tuple[str, ...] = ()
+    takes: "tuple[MediaKind, ...]" = ()
 
 
 REPEAT_PENALTIES = (0.01, 2.0)
@@ -92,11 +94,24 @@ def refuse_options(sampling: Sampling, honoured: Collection[str]) -> None:
             raise UnsupportedRequest(message, option.name)
 
 
+MediaKind = Literal["image", "audio"]
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A picture or a recording, as the bytes of its file, before the character ``at`` of a text."""
+
+    kind: MediaKind
+    data: bytes
+    at: int
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One prompt, for the base or one named adapter: text with special tokens written out, or token ids.
 
     ``literal``: spans of ``prompt`` where control tokens are only text (see ``models.prompts.Prompt``).
+    ``media`` stand in ``prompt``, in order.
     """
 
     id: str
@@ -104,6 +119,7 @@ class GenerateRequest:
     sampling: Sampling
     adapter: str | None = None
     literal: tuple[tuple[int, int], ...] = ()
+    media: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,11 +78,9 @@ def batches(chunks: Sequence[Chunk], mixed: bool) -> list[tuple[Chunk, ...]]:
     Attention on a CPU goes by tiles of 64 tokens: beside the answers of several sequences, a tile of a prompt
     passes over the cells of all of them. A GPU would read the weights twice instead.
     """
-    if mixed:
-        return [tuple(chunks)]
     answers = tuple(chunk for chunk in chunks if chunk.last and chunk.size == 1)
     prompts = tuple(chunk for chunk in chunks if not (chunk.last and chunk.size == 1))
-    return [batch for batch in (answers, prompts) if batch]
+    return [batch for batch in ([(*answers, *prompts)] if mixed else [answers, prompts]) if batch]
 
 
 def _arrival(item: Pending) -> int:

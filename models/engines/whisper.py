@@ -121,17 +121,17 @@ def check_folder(folder: Path) -> Header:
     return header
 
 
-def decode_audio(data: bytes, max_seconds: float) -> Any:
-    """The first audio track as float32 [samples] at 16 kHz, mono. Raises ``InvalidAudio``.
+def decode_audio(data: bytes, max_seconds: float, rate: int = RATE) -> Any:
+    """The first audio track as float32 [samples] at ``rate`` a second, mono. Raises ``InvalidAudio``.
 
     What is longer than allowed is given up as soon as that is known: a small file cannot fill the memory.
     """
     import av
     import numpy as np
 
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
     parts: list[Any] = []
-    left = int(max_seconds * RATE)
+    left = int(max_seconds * rate)
     try:
         opened = {"format_whitelist": CONTAINERS}
         with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore", options=opened) as container:

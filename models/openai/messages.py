@@ -5,11 +5,13 @@ Reference: OpenAI's API reference, "Create chat completion", ``messages``.
 
 import json
 import re
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 from models import canonical
 from models.errors import ModelsError
 from models.openai.errors import bad_request, unsupported
+from models.openai.media import CHAT_PARTS, KINDS, MAX_MEDIA, MediaPart, parts_of, read_media
 from models.openai.reading import Frozen, Json, a_text, an_object, nothing_else
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -27,6 +29,13 @@ _TEXT_PART = {
     "required": ["type", "text"],
 }
 _CONTENT: Json = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _TEXT_PART}]}
+_SEEN: Json = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {"anyOf": [_TEXT_PART, *CHAT_PARTS]}},
+    ]
+}
+_CHAT_MEDIA = ("image_url", "input_audio")
 _CALL = {
     "type": "object",
     "properties": {
@@ -62,15 +71,14 @@ MESSAGES: Json = {
     "minItems": 1,
     "items": {
         "anyOf": [
-            _turn(["system", "developer", "user", "assistant"], ["content"]),
+            _turn(["user"], ["content"], content=_SEEN),
+            _turn(["system", "developer", "assistant"], ["content"]),
             _turn(["assistant"], ["tool_calls"], tool_calls={"type": "array", "minItems": 1, "items": _CALL}),
             _turn(["tool"], ["content", "tool_call_id"], tool_call_id={"type": "string"}),
         ]
     },
 }
 """What ``read_messages`` takes, as JSON Schema."""
-
-_MEDIA = ("image_url", "input_image", "input_audio", "file", "input_file")
 
 
 class ToolCall(Frozen):
@@ -82,7 +90,7 @@ class ToolCall(Frozen):
 
 
 class ChatMessage(Frozen):
-    """One turn. ``developer`` is read as ``system``; text parts are joined.
+    """One turn. ``developer`` is read as ``system``; text parts are joined, and ``media`` stand between them.
 
     ``tool_calls`` are of an assistant, ``tool_call_id`` of a tool's answer. ``name``: who speaks, or the
     tool; the chat template tells the model or does not.
@@ -90,13 +98,14 @@ class ChatMessage(Frozen):
 
     role: Role
     content: str = ""
+    media: tuple[MediaPart, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
 
     def wire(self) -> Json:
         """The message for another server."""
-        wire = self._turn()
+        wire = self._turn(lambda part: part.wire)
         if self.tool_calls:
             wire["tool_calls"] = [
                 {
@@ -110,7 +119,7 @@ class ChatMessage(Frozen):
 
     def turn(self) -> Json:
         """The message for a chat template: arguments are values, as templates expect them."""
-        turn = self._turn()
+        turn = self._turn(lambda part: {"type": part.media.kind})
         if self.tool_calls:
             turn["tool_calls"] = [
                 {
@@ -122,9 +131,10 @@ class ChatMessage(Frozen):
             ]
         return turn
 
-    def _turn(self) -> Json:
+    def _turn(self, part_of: Callable[[MediaPart], Json]) -> Json:
         named = {"tool_call_id": self.tool_call_id, "name": self.name}
-        turn: Json = {"role": self.role, "content": self.content}
+        content = parts_of(self.content, self.media, part_of) if self.media else self.content
+        turn: Json = {"role": self.role, "content": content}
         return turn | {key: value for key, value in named.items() if value is not None}
 
 
@@ -133,12 +143,14 @@ def read_messages(value: Any) -> tuple[ChatMessage, ...]:
     if not isinstance(value, list) or not value:
         raise bad_request("'messages' must be a list with at least one message.", "messages", "invalid_type")
     messages = tuple(_read_message(item, f"messages[{index}]") for index, item in enumerate(value))
-    check_answers(messages, "messages")
+    check_conversation(messages, "messages")
     return messages
 
 
-def check_answers(messages: tuple[ChatMessage, ...], where: str) -> None:
-    """Every answer of a tool belongs to a call before it. Raises ``ApiError`` (400)."""
+def check_conversation(messages: tuple[ChatMessage, ...], where: str) -> None:
+    """Media are not too many; a tool's answer belongs to a call before it. Raises ``ApiError`` (400)."""
+    if (count := sum(len(message.media) for message in messages)) > MAX_MEDIA:
+        raise bad_request(f"{count} pictures and recordings; at most {MAX_MEDIA}.", where, "invalid_value")
     called: set[str] = set()
     for index, message in enumerate(messages):
         called.update(call.id for call in message.tool_calls)
@@ -165,7 +177,9 @@ def _read_message(value: Any, where: str) -> ChatMessage:
     if "name" in given:
         facts["name"] = _read_name(given, where)
     if "content" in given or value.get("content") == []:
-        facts["content"] = read_content(given.pop("content", []), f"{where}.content")
+        seen = _CHAT_MEDIA if role == "user" else ()
+        content = read_content(given.pop("content", []), f"{where}.content", media=seen)
+        facts["content"], facts["media"] = content
     elif not facts.get("tool_calls"):
         raise bad_request(f"'{where}.content' is missing.", f"{where}.content", "missing_required_parameter")
     nothing_else(given, where)
@@ -180,24 +194,32 @@ def _read_name(given: Json, where: str) -> str:
     return name
 
 
-def read_content(value: Any, where: str, kinds: tuple[str, ...] = ("text",)) -> str:
-    """A text, or parts of ``kinds``, which all hold ``text``. Raises ``ApiError`` (400)."""
+def read_content(
+    value: Any, where: str, texts: Collection[str] = ("text",), media: Collection[str] = ()
+) -> tuple[str, tuple[MediaPart, ...]]:
+    """A text, or parts: those of ``texts`` all hold ``text``; those of ``media`` are read by ``read_media``.
+
+    Raises ``ApiError`` (400).
+    """
     if isinstance(value, str):
-        return value
+        return value, ()
     if not isinstance(value, list) or not value:
-        raise bad_request(f"'{where}' must be a string or a list of text parts.", where, "invalid_type")
-    texts = []
+        raise bad_request(f"'{where}' must be a string or a list of parts.", where, "invalid_type")
+    text, seen = "", list[MediaPart]()
     for index, part in enumerate(value):
         at = f"{where}[{index}]"
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in _MEDIA:
-            raise unsupported(at, f"'{at}' is {kind!r}: this model takes text alone.")
-        if kind not in kinds:
-            raise unsupported(at, f"'{at}': only text parts are supported, not {kind!r:.50}.")
+        if kind in media:
+            seen.append(read_media(part, at, len(text)))
+            continue
+        if kind in KINDS:
+            raise unsupported(at, f"'{at}' is {kind!r}: here only text is taken.")
+        if kind not in texts:
+            raise unsupported(at, f"'{at}': {kind!r:.50} is none of {', '.join((*texts, *media))}.")
         if not isinstance(part.get("text"), str):
             raise bad_request(f"'{at}.text' must be a string.", f"{at}.text", "invalid_type")
-        texts.append(part["text"])
-    return "".join(texts)
+        text += part["text"]
+    return text, tuple(seen)
 
 
 def _read_calls(value: Any, where: str) -> tuple[ToolCall, ...]:

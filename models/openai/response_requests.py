@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr, WithJsonSchema
 
 from models.openai.errors import bad_request, unsupported
-from models.openai.messages import ChatMessage, ToolCall, check_answers, read_arguments, read_content
+from models.openai.messages import ChatMessage, ToolCall, check_conversation, read_arguments, read_content
 from models.openai.reading import Json, Neutral, a_text, an_object, nothing_else, read_body
 from models.openai.requests import MAX_LOGPROBS, ChatRequest, Metadata, Request
 from models.openai.tool_options import (
@@ -36,6 +36,7 @@ _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "assistant": "assistant",
 }
 _PARTS = ("input_text", "output_text", "text")
+_MEDIA = ("input_image", "input_audio")
 _NEUTRAL: Neutral = {
     "background": (False,),
     "context_management": ([],),
@@ -59,7 +60,7 @@ def _read_input(value: Any) -> Any:
     messages: list[ChatMessage] = []
     for index, item in enumerate(value):
         _read_item(an_object(item, f"input[{index}]"), f"input[{index}]", messages)
-    check_answers(tuple(messages), "input")
+    check_conversation(tuple(messages), "input")
     return tuple(messages)
 
 
@@ -78,7 +79,7 @@ def _read_item(given: Json, where: str, messages: list[ChatMessage]) -> None:
             turn = messages.pop()
         messages.append(turn.model_copy(update={"tool_calls": (*turn.tool_calls, call)}))
     elif kind == "function_call_output":
-        output = read_content(given.pop("output", None), f"{where}.output", _PARTS)
+        output, _ = read_content(given.pop("output", None), f"{where}.output", _PARTS)
         messages.append(
             ChatMessage(role="tool", content=output, tool_call_id=a_text(given, "call_id", where))
         )
@@ -87,8 +88,9 @@ def _read_item(given: Json, where: str, messages: list[ChatMessage]) -> None:
         if not isinstance(role, str) or role not in _ROLES:
             known = ", ".join(_ROLES)
             raise bad_request(f"'{where}.role' must be one of {known}.", f"{where}.role", "invalid_value")
-        content = read_content(given.pop("content", None), f"{where}.content", _PARTS)
-        messages.append(ChatMessage(role=_ROLES[role], content=content))
+        seen = _MEDIA if role == "user" else ()
+        content, media = read_content(given.pop("content", None), f"{where}.content", _PARTS, seen)
+        messages.append(ChatMessage(role=_ROLES[role], content=content, media=media))
     else:
         raise unsupported(f"{where}.type", f"'{where}.type': items of type {kind!r:.50} are not supported.")
     nothing_else(given, where)

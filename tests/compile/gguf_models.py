@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,13 +23,26 @@ class Shape:
     seed: int = 0
 
 
-def write_llama(path: Path, shape: Shape = Shape()) -> Path:
-    """An F32 GGUF that the engine loads: byte-level BPE over 256 bytes, words and two special tokens."""
+def write_llama(
+    path: Path,
+    shape: Shape = Shape(),
+    control: tuple[str, ...] = (),
+    architecture: Literal["llama", "qwen2vl"] = "llama",
+) -> Path:
+    """An F32 GGUF that the engine loads: byte-level BPE over 256 bytes, words and two special tokens.
+
+    ``control``: the texts of further control tokens. qwen2vl: the same, with positions of several axes.
+    """
     from gguf import GGUFWriter
 
     chance = np.random.default_rng(shape.seed)
     tokens, merges = _vocabulary()
-    writer = GGUFWriter(path, "llama")
+    kinds = [3, 3] + [1] * (len(tokens) - 2) + [3] * len(control)
+    tokens += control
+    writer = GGUFWriter(path, architecture)
+    if architecture == "qwen2vl":
+        axis = shape.width // shape.heads // 8
+        writer.add_rope_dimension_sections([2 * axis, axis, axis, 0])
     writer.add_name("tiny")
     writer.add_context_length(256)
     writer.add_embedding_length(shape.width)
@@ -43,7 +57,7 @@ def write_llama(path: Path, shape: Shape = Shape()) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
+    writer.add_token_types(kinds)
     writer.add_token_merges(merges)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)

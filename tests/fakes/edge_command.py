@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,11 +13,11 @@ import pytest
 
 
 @contextmanager
-def serving(*models: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(*models: str, flags: Sequence[str] = ()) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The command with ``--model`` for each ``NAME=PATH``; its base URL, and its process."""
-    command = [sys.executable, "-m", "edge_agent.cli", "serve", "--port", "0", "--threads", "1"]
-    flags = [flag for model in models for flag in ("--model", model)]
-    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "edge_agent.cli", "serve", "--port", "0", "--threads", "1", *flags]
+    named = [flag for model in models for flag in ("--model", model)]
+    process = subprocess.Popen([*command, *named], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = ""
     for line in process.stderr:

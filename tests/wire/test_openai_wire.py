@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.digest import Digest
-from models.engines.base import TokenLogprob, Usage
+from models.engines.base import Media, TokenLogprob, Usage
 from models.openai import sse
 from models.openai.errors import ApiError
 from models.openai.parts import Choice, InvalidChunk, Piece, read_chunk
@@ -287,3 +287,22 @@ def test_two_limits_that_differ_are_refused() -> None:
     body = CHAT | {"max_tokens": 3, "max_completion_tokens": 4}
     with pytest.raises(ApiError, match="differ"):
         ChatRequest.parse(json.dumps(body).encode())
+
+
+def test_what_a_chat_shows_stands_in_its_text_and_goes_on_to_another_server() -> None:
+    shown = {"type": "image_url", "image_url": {"url": "data:image/png;base64,UE5H"}}
+    heard = {"type": "input_audio", "input_audio": {"data": "UklG", "format": "wav"}}
+    texts = [{"type": "text", "text": text} for text in ("look", " and", " listen")]
+    chat = CHAT | {"messages": [{"role": "user", "content": [texts[0], shown, *texts[1:], heard]}]}
+    asked = ChatRequest.parse(json.dumps(chat).encode())
+    (message,) = asked.messages
+    assert message.content == "look and listen"
+    found = [part.media for part in message.media]
+    assert found == [Media("image", b"PNG", 4), Media("audio", b"RIF", 15)]
+    assert [part.part for part in message.media] == ["messages[0].content[1]", "messages[0].content[4]"]
+    again = ChatRequest.parse(asked.upstream()).messages[0]
+    assert (again.content, [part.media for part in again.media]) == (message.content, found)
+    seen = {"type": "input_image", "image_url": shown["image_url"]["url"]}  # type: ignore[index]
+    response = {"model": "smol", "input": [{"role": "user", "content": [seen]}]}
+    (turn,) = ResponseRequest.parse(json.dumps(response).encode()).chat.messages
+    assert [part.media for part in turn.media] == [Media("image", b"PNG", 0)]

@@ -2,13 +2,17 @@
 
 import ctypes
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.engines.llama_cpp.library import last_error
 from models.engines.llama_cpp.settings import LlamaSettings
 from models.engines.prefixes import Change, Copy
 from models.errors import EngineError
 from models.gguf import GgufHeader
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _LOGIT = 4
 """Bytes; llama.cpp computes logits in float32."""
@@ -21,13 +25,15 @@ def context_bytes(settings: LlamaSettings, header: GgufHeader, vocabulary: int) 
 
 
 class Context:
-    """Over a loaded model, with at most one adapter.
+    """Over a loaded model, with at most one adapter. ``width``: of the embeddings that it is shown; 0: none.
 
     ``observe`` is shown every computed node: a ``ggml_backend_sched_eval_callback``, kept alive by the
     caller. Raises ``EngineError`` when llama.cpp cannot make it.
     """
 
-    def __init__(self, lib: Any, model: Any, settings: LlamaSettings, adapter: Any, observe: Any) -> None:
+    def __init__(
+        self, lib: Any, model: Any, settings: LlamaSettings, adapter: Any, observe: Any, width: int = 0
+    ) -> None:
         self._lib = lib
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = settings.cache_tokens
@@ -50,6 +56,7 @@ class Context:
                 raise EngineError(f"the adapter cannot be used in a context: {last_error()}")
         self._memory = lib.llama_get_memory(self.handle)
         self._batch = Batch(lib, settings.batch_tokens)
+        self._shown = Batch(lib, settings.batch_tokens, width) if width else None
 
     def add(self, id: int, start: int, tokens: Sequence[int], outputs: int) -> int:
         """Put tokens at positions from ``start`` on into the batch; return the row of the last one.
@@ -60,7 +67,27 @@ class Context:
 
     def compute(self) -> None:
         """Compute the batch, and empty it. Raises ``EngineError``; the cells are in doubt then."""
-        status = self._lib.llama_decode(self.handle, self._batch.take())
+        self._decode(self._batch)
+
+    def show(
+        self, id: int, start: int, embeddings: "npt.NDArray[np.float32]", outputs: int, causal: bool
+    ) -> int:
+        """Compute embeddings at positions from ``start`` on, at once; else as ``add`` and ``compute``.
+
+        Unless ``causal`` each of them attends to all of them.
+        """
+        if self._shown is None:
+            raise EngineError("this context is not made for embeddings")
+        row = self._shown.add(id, start, embeddings, outputs)
+        self._lib.llama_set_causal_attn(self.handle, causal)
+        try:
+            self._decode(self._shown)
+        finally:
+            self._lib.llama_set_causal_attn(self.handle, True)
+        return row
+
+    def _decode(self, batch: "Batch") -> None:
+        status = self._lib.llama_decode(self.handle, batch.take())
         if status:
             raise EngineError(f"llama.cpp could not compute a batch ({status}): {last_error()}")
 
@@ -122,27 +149,30 @@ class Context:
 
 
 class Batch:
-    """A ``llama_batch`` over arrays of our own, filled by slices: ctypes is slow element by element."""
+    """A ``llama_batch`` over arrays of our own, filled by slices: ctypes is slow element by element.
 
-    def __init__(self, lib: Any, size: int) -> None:
-        self._tokens = (ctypes.c_int32 * size)()
+    Of token ids, or of embeddings of ``width`` numbers.
+    """
+
+    def __init__(self, lib: Any, size: int, width: int = 0) -> None:
+        self._values, given = _floats(size, width) if width else _tokens(size)
         self._positions = (ctypes.c_int32 * size)()
         self._ids = (ctypes.c_int32 * size)()
         self._outputs = (ctypes.c_int8 * size)()
         one_each = (ctypes.c_int32 * size)(*[1] * size)
         id_type = ctypes.POINTER(ctypes.c_int32)
-        first, width = ctypes.addressof(self._ids), ctypes.sizeof(ctypes.c_int32)
-        id_lists = (id_type * size)(*(ctypes.cast(first + width * row, id_type) for row in range(size)))
+        first, step = ctypes.addressof(self._ids), ctypes.sizeof(ctypes.c_int32)
+        id_lists = (id_type * size)(*(ctypes.cast(first + step * row, id_type) for row in range(size)))
         self._native = lib.llama_batch(
-            token=self._tokens, pos=self._positions, n_seq_id=one_each, seq_id=id_lists, logits=self._outputs
+            **given, pos=self._positions, n_seq_id=one_each, seq_id=id_lists, logits=self._outputs
         )
         self._rows = 0
 
-    def add(self, id: int, start: int, tokens: Sequence[int], outputs: int) -> int:
+    def add(self, id: int, start: int, values: Any, outputs: int) -> int:
         """See ``Context.add``."""
-        size, first = len(tokens), self._rows
+        size, first = len(values), self._rows
         self._rows = last = first + size
-        self._tokens[first:last] = list(tokens)
+        self._values[first:last] = values
         self._positions[first:last] = list(range(start, start + size))
         self._ids[first:last] = [id] * size
         self._outputs[first:last] = [*[0] * (size - outputs), *[1] * outputs]
@@ -152,3 +182,17 @@ class Batch:
         """The native batch; what is added next begins another."""
         self._native.n_tokens, self._rows = self._rows, 0
         return self._native
+
+
+def _tokens(size: int) -> tuple[Any, dict[str, Any]]:
+    """An array of token ids, and what a batch is given of it."""
+    array = (ctypes.c_int32 * size)()
+    return array, {"token": array}
+
+
+def _floats(size: int, width: int) -> tuple[Any, dict[str, Any]]:
+    """An array of embeddings [size, width], and what a batch is given of it."""
+    import numpy as np
+
+    array = np.zeros((size, width), dtype=np.float32)
+    return array, {"embd": array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))}

@@ -18,13 +18,14 @@ from models.engines.limits import check_scored, longest_answer
 from models.engines.llama_cpp.context import context_bytes
 from models.engines.llama_cpp.lane import Job, Lane
 from models.engines.llama_cpp.library import build, last_error, library
+from models.engines.llama_cpp.media import Piece, Projector, is_media, place
 from models.engines.llama_cpp.parked import ParkedPrefixes
 from models.engines.llama_cpp.sampler import Sampler, check_sampling
 from models.engines.llama_cpp.saved import MOST_BYTES, SavedPrefixes
 from models.engines.llama_cpp.settings import LlamaSettings
 from models.engines.llama_cpp.vocabulary import Vocabulary
 from models.engines.stream import TextStream
-from models.errors import ContextLengthExceeded, EngineError, UnknownAdapter
+from models.errors import ContextLengthExceeded, EngineError, UnknownAdapter, UnsupportedRequest
 from models.gguf import check_adapter, check_model
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ class LlamaEngine:
     """One base model. Implements ``Generate`` and ``TakeAdapters``.
 
     ``observe`` is shown every computed node: a ``ggml_backend_sched_eval_callback``, kept alive by the
-    caller. ``saved``: where prefixes are kept from one run to the next. Raises ``UnsafeFile`` for a file
-    that is not sound, ``EngineError`` when it cannot be loaded or has no room for a context.
+    caller. ``saved``: where prefixes are kept from one run to the next. ``projector``: the file (``mmproj``)
+    that lets the model see or hear. Raises ``UnsafeFile`` for a file that is not sound, ``EngineError`` when
+    it cannot be loaded or has no room for a context.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class LlamaEngine:
         settings: LlamaSettings,
         observe: Any = None,
         saved: SavedPrefixes | None = None,
+        projector: Path | None = None,
     ) -> None:
         self._header = check_model(path)
         self._lib = library()
@@ -62,11 +65,14 @@ class LlamaEngine:
         self._arrivals = 0
         self._saved = saved
         self._parked = ParkedPrefixes(settings.parked_bytes)
+        self._projector: Projector | None = None
         try:
             if self._lib.llama_model_has_encoder(self._model):
                 raise EngineError(f"{path.name} is an encoder: it does not generate text")
             trained = self._lib.llama_model_n_ctx_train(self._model)
             self._settings = settings.fitted(trained)
+            if projector is not None:
+                self._projector = Projector(projector, self._lib, self._model, settings.threads, settings.gpu)
             self.facts = self._facts(path, trained)
             self.context_bytes = context_bytes(self._settings, self._header, self._vocabulary.size)
             self._most_contexts = self._affordable()
@@ -123,12 +129,14 @@ class LlamaEngine:
         context = self._settings.context_tokens
         if self._vocabulary.surely_exceeds(request.prompt, context):
             raise ContextLengthExceeded(f"the context has {context} tokens; the prompt takes more")
-        prompt = self.prompt_tokens(request.prompt, request.literal)
+        prompt, pieces = self._read(request)
         most = longest_answer(len(prompt), sampling.max_tokens, context)
-        sampler = Sampler(self._lib, self._vocabulary, sampling, prompt, most)
+        words = [token for token in prompt if not is_media(token)]
+        sampler = Sampler(self._lib, self._vocabulary, sampling, words, most)
         self._arrivals += 1
         stream = TextStream(sampling.stop)
-        lane.waiting.append(Job(request.id, prompt, len(prompt), most, stream, sampler, self._arrivals))
+        job = Job(request.id, prompt, len(prompt), most, stream, sampler, self._arrivals, pieces=pieces)
+        lane.waiting.append(job)
         self._requests[request.id] = lane
 
     def cancel(self, request_id: str) -> None:
@@ -267,9 +275,26 @@ class LlamaEngine:
 
     # Inside
 
+    def _read(self, request: GenerateRequest) -> tuple[list[int], list[Piece]]:
+        """The ids of a prompt, and the pieces of what it shows."""
+        if not request.media:
+            return self.prompt_tokens(request.prompt, request.literal), []
+        if self._projector is None or not isinstance(request.prompt, str):
+            raise UnsupportedRequest("this model takes text alone")
+        shown = [self._projector.read(media) for media in request.media]
+        inserted = [(media.at, one.ids) for media, one in zip(request.media, shown, strict=True)]
+        prompt = self._vocabulary.prompt_tokens(request.prompt, request.literal, inserted)
+        pieces = [piece for one in shown for piece in one.pieces]
+        place(pieces, prompt)
+        batch = self._settings.batch_tokens
+        if any(piece.whole and len(piece.ids) > batch for piece in pieces):
+            raise UnsupportedRequest(f"a picture takes more than the {batch} tokens of a batch")
+        return prompt, pieces
+
     def _new_lane(self, adapter: Any = None, observe: Any = None, digest: str | None = None) -> Lane:
         lib, model, settings = self._lib, self._model, self._settings
-        return Lane(lib, model, self._vocabulary, settings, self._parked, adapter, observe, digest)
+        sees = self._projector
+        return Lane(lib, model, self._vocabulary, settings, self._parked, adapter, observe, digest, sees)
 
     def _lane(self, adapter: str | None) -> Lane:
         lane = self._lanes.get(adapter)
@@ -283,6 +308,8 @@ class LlamaEngine:
         self._lanes.clear()
         self._leaving.clear()
         self._requests.clear()
+        if self._projector is not None:
+            self._projector.close()
         if self._model:
             self._lib.llama_model_free(self._model)
             self._model = None
@@ -306,6 +333,7 @@ class LlamaEngine:
             chat_template=header.text("tokenizer.chat_template"),
             file_bytes=path.stat().st_size,
             control_tokens=vocabulary.controls(),
+            takes=self._projector.takes if self._projector else (),
         )
 
 

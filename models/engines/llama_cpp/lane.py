@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from models.engines import schedule
 from models.engines.base import Event, Finish, Load, Usage
 from models.engines.llama_cpp.context import Context
+from models.engines.llama_cpp.media import Piece, Projector, before_media, cut_at_media
 from models.engines.llama_cpp.parked import Parked, ParkedPrefixes
 from models.engines.llama_cpp.sampler import Sampler
 from models.engines.llama_cpp.settings import LlamaSettings
@@ -33,7 +34,8 @@ SavedPrefix = tuple[list[int], bytearray]
 class Job:
     """A request on its way: ``tokens`` of prompt and answer so far, of which ``computed`` are in cells.
 
-    ``promised``: for how many there is room while it runs; ``cached``: known once it has run.
+    ``promised``: for how many there is room while it runs; ``cached``: known once it has run. ``pieces`` of
+    pictures and recordings stand among the tokens.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Job:
     promised: int = 0
     cached: int | None = None
     cancelled: bool = False
+    pieces: Sequence[Piece] = ()
 
     @property
     def usage(self) -> Usage:
@@ -71,10 +74,11 @@ class Lane:
         adapter: Any = None,
         observe: Any = None,
         digest: str | None = None,
+        projector: Projector | None = None,
     ) -> None:
         self._lib, self._model, self._vocabulary, self._settings = lib, model, vocabulary, settings
         self._parked, self._adapter, self._observe = parked, adapter, observe
-        self.digest = digest
+        self.digest, self._projector = digest, projector
         self.waiting: deque[Job] = deque()
         self.used = 0
         self._context: Context | None = None
@@ -114,7 +118,10 @@ class Lane:
     def open(self) -> None:
         """Make the context. Raises ``EngineError`` when llama.cpp cannot."""
         if self._context is None:
-            self._context = Context(self._lib, self._model, self._settings, self._adapter, self._observe)
+            width = self._projector.width if self._projector else 0
+            self._context = Context(
+                self._lib, self._model, self._settings, self._adapter, self._observe, width
+            )
             self._tree = self._new_tree()
 
     def shut(self) -> None:
@@ -267,18 +274,31 @@ class Lane:
                 context.carry_out(self._tree.finish(last))
 
     def _batches(self, context: Context) -> list[tuple[schedule.Chunk, ...]]:
-        """What this step computes; there are cells for it."""
+        """What this step computes; there are cells for it.
+
+        One piece of a picture at most, which is a batch of its own: to encode it takes long.
+        """
         pending = [
             schedule.Pending(id, len(sequence.tokens) - sequence.computed, sequence.arrival)
             for id, sequence in self._running.items()
         ]
-        chunks = schedule.fill(pending, self._settings.batch_tokens, self._settings.beside_tokens)
-        size = sum(chunk.size for chunk in chunks)
+        words, shown = list[schedule.Chunk](), list[schedule.Chunk]()
+        for chunk in schedule.fill(pending, self._settings.batch_tokens, self._settings.beside_tokens):
+            one = self._running[chunk.id]
+            size, piece = cut_at_media(one.pieces, one.computed, chunk.size)
+            cut = schedule.Chunk(chunk.id, size, one.computed + size == len(one.tokens))
+            (shown if piece else words).append(cut)
+        del shown[1:]
+        size = sum(chunk.size for chunk in (*words, *shown))
         context.carry_out(self._tree.make_room(size))
         self._reach = max(self._reach, self._tree.used + size)
-        return schedule.batches(chunks, mixed=self._on_gpu)
+        return [*schedule.batches(words, mixed=self._on_gpu), *((chunk,) for chunk in shown)]
 
     def _compute(self, context: Context, batch: Sequence[schedule.Chunk]) -> list[Event]:
+        first = self._running[batch[0].id]
+        _, piece = cut_at_media(first.pieces, first.computed, batch[0].size)
+        if piece is not None and self._projector is not None:
+            return [self._show(context, self._projector, batch[0], piece)]
         rows = []
         for chunk in batch:
             one = self._running[chunk.id]
@@ -286,6 +306,16 @@ class Lane:
             rows.append(context.add(chunk.id, one.computed, part, outputs=int(chunk.last)))
         context.compute()
         return [self._took(context, chunk, row) for chunk, row in zip(batch, rows, strict=True)]
+
+    def _show(self, context: Context, projector: Projector, chunk: schedule.Chunk, piece: Piece) -> Event:
+        one = self._running[chunk.id]
+        try:
+            embeddings = projector.embed(piece)[one.computed - piece.start :][: chunk.size]
+        except EngineError as error:
+            self._release(chunk.id)
+            return Event(one.id, error=error, usage=one.usage)
+        row = context.show(chunk.id, one.computed, embeddings, int(chunk.last), causal=not piece.whole)
+        return self._took(context, chunk, row)
 
     def _took(self, context: Context, chunk: schedule.Chunk, row: int) -> Event:
         """A chunk has been computed; sample when it was the last one of its sequence."""
@@ -374,6 +404,7 @@ class Lane:
     def save(self, most_bytes: int) -> list[SavedPrefix]:
         """The prefixes that more than one request has used, the latest used first, while they fit.
 
+        They end before the first picture: what stands for it means nothing beside another projector.
         What runs is given up.
         """
         saved: list[SavedPrefix] = []
@@ -384,8 +415,10 @@ class Lane:
         for one in reversed(self._parked.of(self)):
             self._recall(self._context, [*one.tokens[: one.shared], _NO_TOKEN], one.shared + 1)
         for holder, length in self._tree.shared():
-            tokens = self._tree.tokens(holder)[:length]
-            start = self._tree.start([*tokens, _NO_TOKEN], length + 1)
+            tokens = before_media(self._tree.tokens(holder)[:length])
+            if not tokens or any(other[: len(tokens)] == tokens for other, _ in saved):
+                continue
+            start = self._tree.start([*tokens, _NO_TOKEN], len(tokens) + 1)
             if start is None:
                 break
             self._context.carry_out(start.changes)

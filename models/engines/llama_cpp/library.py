@@ -48,13 +48,13 @@ def _load_library() -> Any:
         from llama_cpp import llama_cpp as lib
     except ImportError as error:
         raise EngineError("llama-cpp-python is missing: pip install 'outpost[edge]'") from error
-    lib.llama_log_set(_keep_errors(lib), None)
+    lib.llama_log_set(keep_errors(lib), None)
     lib.llama_backend_init()
     return lib
 
 
 @cache
-def _keep_errors(lib: Any) -> Any:
+def keep_errors(lib: Any) -> Any:
     """A log callback that is silent and remembers errors. Cached: C keeps a pointer to it."""
 
     def callback(level: int, text: bytes, user_data: Any) -> None:

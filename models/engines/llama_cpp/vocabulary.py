@@ -1,6 +1,7 @@
 """A loaded model's tokens: text to ids and back."""
 
 import ctypes
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -32,10 +33,16 @@ class Vocabulary:
                 raise EngineError("the text is too long to be tokenized")
             size = -count
 
-    def prompt_tokens(self, prompt: str | Sequence[int], literal: Sequence[tuple[int, int]]) -> list[int]:
+    def prompt_tokens(
+        self,
+        prompt: str | Sequence[int],
+        literal: Sequence[tuple[int, int]] = (),
+        inserted: Sequence[tuple[int, Sequence[int]]] = (),
+    ) -> list[int]:
         """Token ids of a prompt as a request reads it; ``literal`` as in ``GenerateRequest``.
 
         There, tokens that the file declares as user-defined are still read: they are vocabulary, not control.
+        ``inserted``: ids that stand before a character of a text, in order.
         Raises ``UnsupportedRequest`` for a token id that is none.
         """
         if not isinstance(prompt, str):
@@ -43,16 +50,21 @@ class Vocabulary:
             return list(prompt)
         lib = self._lib
         bos, adds_bos = lib.llama_vocab_bos(self.handle), lib.llama_vocab_get_add_bos(self.handle)
-        if not literal:
+        if not literal and not inserted:
             tokens = self.tokenize(prompt, add_special=True, parse_special=True)
         else:
-            # The cuts lie where a control token ends or begins, where nothing is ever joined.
-            tokens, start = [bos] if adds_bos else [], 0
-            for first, last in literal:
-                tokens += self.tokenize(prompt[start:first], add_special=False, parse_special=True)
-                tokens += self.tokenize(prompt[first:last], add_special=False, parse_special=False)
-                start = last
-            tokens += self.tokenize(prompt[start:], add_special=False, parse_special=True)
+            # The cuts lie where a control token or a picture begins or ends, where nothing is ever joined.
+            begins, ends = {first for first, _ in literal}, {last for _, last in literal}
+            ids_at = defaultdict[int, list[int]](list)
+            for at, ids in inserted:
+                ids_at[at] += ids
+            cuts = sorted({0, len(prompt), *begins, *ends, *ids_at})
+            tokens, inside = [bos] if adds_bos else [], False
+            for first, last in zip(cuts, (*cuts[1:], len(prompt)), strict=True):
+                tokens += ids_at.get(first, ())
+                inside = first in begins or (inside and first not in ends)
+                if first < last:
+                    tokens += self.tokenize(prompt[first:last], add_special=False, parse_special=not inside)
             tokens += [lib.llama_vocab_eos(self.handle)] if lib.llama_vocab_get_add_eos(self.handle) else []
         # A chat template that writes BOS itself must not get a second one.
         return tokens[1:] if adds_bos and tokens[:2] == [bos, bos] else tokens
