@@ -80,7 +80,7 @@ def batches(chunks: Sequence[Chunk], mixed: bool) -> list[tuple[Chunk, ...]]:
     """
     answers = tuple(chunk for chunk in chunks if chunk.last and chunk.size == 1)
     prompts = tuple(chunk for chunk in chunks if not (chunk.last and chunk.size == 1))
-    return [batch for batch in ([(*answers, *prompts)] if mixed else [answers, prompts]) if batch]
+    return [batch for batch in ([tuple(chunks)] if mixed else [answers, prompts]) if batch]
 
 
 def _arrival(item: Pending) -> int:
