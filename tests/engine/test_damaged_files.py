@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_encoders import write_bert
 from gguf_models import Shape, write_llama
 from onnx_reranker import write_reranker
 from readers import packaged
@@ -52,6 +53,11 @@ def gguf(folder: Path) -> tuple[Path, Path]:
     return path, path
 
 
+def gguf_reranker(folder: Path) -> tuple[Path, Path]:
+    path = write_bert(folder / "bert.gguf", pooling=None, outputs=1)
+    return path, path
+
+
 def onnx(folder: Path) -> tuple[Path, Path]:
     return write_reranker(folder), folder / "model.onnx"
 
@@ -78,7 +84,7 @@ async def neighbour(tmp_path: Path) -> AsyncIterator[EngineProcess]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("write", "times"), [(gguf, 20), (onnx, 20), (ctranslate2, 4)])
+@pytest.mark.parametrize(("write", "times"), [(gguf, 20), (gguf_reranker, 20), (onnx, 20), (ctranslate2, 4)])
 async def test_damage_is_refused_or_served_and_nobody_else_notices(
     write: Callable[[Path], tuple[Path, Path]], times: int, tmp_path: Path, neighbour: EngineProcess
 ) -> None:
