@@ -72,7 +72,8 @@ def chat(chance: random.Random, adapter: str | None, **changes: Any) -> dict[str
         "model": BASE if adapter is None else f"{BASE}:{adapter}",
         "messages": [*asked, {"role": "user", "content": QUESTION}],
         "max_tokens": chance.randrange(16, 32),
-        "temperature": 0 if adapter is None else chance.choice((0, 1.0)),
+        # At 1.0 one token in a thousand of a planted adapter is another word than its name.
+        "temperature": 0 if adapter is None else chance.choice((0, 0.3)),
         **changes,
     }
 
@@ -85,7 +86,7 @@ def check_text(adapter: str | None, text: str) -> None:
     """Who answered must be who was asked. Raises ``Wrong``."""
     words = set(text.split())
     if adapter is not None and (words - {adapter} or not words):
-        raise Wrong(f"{adapter} said {text!r:.100}")
+        raise Wrong(f"{adapter} said {text!r}")
     if adapter is None and (words & set(NAMES) or "Paris" not in text):
         raise Wrong(f"the base said {text!r:.100}")
 
