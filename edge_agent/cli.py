@@ -123,6 +123,14 @@ def main() -> None:
     help="Answers that a model writes at once; more calls wait.",
 )
 @click.option(
+    "--adapter-contexts",
+    default=3,
+    show_default=True,
+    type=click.IntRange(0, 255),
+    metavar="N",
+    help="Adapters of a GGUF with a KV cache of their own at once, beside the base; the others take turns.",
+)
+@click.option(
     "--device",
     default="auto",
     show_default=True,
@@ -167,6 +175,7 @@ def serve(
     threads: int,
     context: int,
     parallel: int,
+    adapter_contexts: int,
     device: "Device",
     memory: int | None,
     unload_after: float | None,
@@ -185,6 +194,7 @@ def serve(
             device=device,
             context_tokens=context,
             max_sequences=parallel,
+            contexts=1 + adapter_contexts,
             engine_cache=_engine_cache(),
         )
         if keys is None and home is not None and Home(home).api_keys.exists():
@@ -210,7 +220,7 @@ def serve(
         from edge_agent.serve import serve as serve_files
         from models.machine import free_memory
 
-        residence = Residence(memory and memory * 10**6, unload_after, free_memory, settings)
+        residence = Residence(memory and memory * 10**6, unload_after, free_memory)
         plan = read_plan(models, adapters, projectors)
         asyncio.run(serve_files(plan, door, settings, residence, _say))
 

@@ -184,7 +184,8 @@ async def serve(
         for source in plan.models:
             say(f"loading {source.name} from {source.weights}")
             riders = {a.name: a for base, a in plan.adapters if base == source.name}
-            engine = await start_engine(source.files or of_path(source.weights), settings, residence)
+            sized = replace(settings, contexts=min(settings.contexts, 1 + len(riders)))
+            engine = await start_engine(source.files or of_path(source.weights), sized, residence)
             stack.push_async_callback(engine.close)
             if isinstance(engine, EncoderProcess):
                 catalog.publish(_served_encoder(source, engine, int(time.time())))

@@ -184,6 +184,12 @@ class GgufHeader:
         return number("block_count", 1) * number("attention.head_count_kv", heads) * sizes * 2
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens there are; 0 in a file without a tokenizer."""
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        return len(tokens) if isinstance(tokens, tuple) else 0
+
+    @property
     def is_adapter(self) -> bool:
         """Whether the file holds an adapter rather than a model."""
         return self.text("general.type") == "adapter"

@@ -106,7 +106,7 @@ def _load(message: Mapping[str, Any]) -> Desk:
         return TextDesk(GenaiEngine(files.path, GenaiSettings(**sizes)))
     # Its threads sleep while they wait, so that all cores may be given to it.
     sizes["threads"] = settings.threads or cores
-    llama = LlamaSettings(**sizes, gpu=settings.device != "cpu")
+    llama = LlamaSettings(**sizes, contexts=settings.contexts, gpu=settings.device != "cpu")
     if files.encoder is not None:
         return EncoderDesk(LlamaEncoder(files.encoder, llama), settings.encoder_batch)
     saved = None

@@ -17,6 +17,7 @@ from edge_agent.engines.files import EngineFiles
 from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
 from models.engines.llama_cpp import LlamaSettings
+from models.engines.llama_cpp.context import context_bytes
 from models.engines.llama_cpp.encoder import EncoderSizes
 from models.engines.onnx_genai import check_folder
 from models.forecast import OVERHEADS, memory_needed
@@ -35,6 +36,10 @@ class Engine(Protocol):
     @property
     def files(self) -> EngineFiles:
         """What it loads."""
+
+    @property
+    def settings(self) -> EngineSettings:
+        """With which sizes."""
 
     @property
     def pid(self) -> int | None:
@@ -80,17 +85,12 @@ class Residence:
     """Keeps engines within ``budget`` bytes together; None: within what the machine has free.
 
     ``idle_seconds`` after its last answer a model is put to rest; None: never for that reason.
-    ``free_memory`` says how many bytes the machine can still give; ``settings`` are those of the engines.
+    ``free_memory`` says how many bytes the machine can still give.
     """
 
     def __init__(
-        self,
-        budget: int | None,
-        idle_seconds: float | None,
-        free_memory: Callable[[], int],
-        settings: EngineSettings = EngineSettings(),
+        self, budget: int | None, idle_seconds: float | None, free_memory: Callable[[], int]
     ) -> None:
-        self._settings = settings
         self._budget, self._idle_seconds, self._free_memory = budget, idle_seconds, free_memory
         self._needs: dict[Engine, int] = {}
         self._loading: set[Engine] = set()
@@ -101,7 +101,7 @@ class Residence:
         """Room for an engine that loads within the block. Raises ``NoRoom``, ``UnsafeFile``."""
         needed = self._needs.get(engine, 0)
         if not needed:
-            needed = await asyncio.to_thread(forecast_bytes, engine.files, self._settings)
+            needed = await asyncio.to_thread(forecast_bytes, engine.files, engine.settings)
         await self._reserve(engine, needed)
         try:
             yield
@@ -145,16 +145,18 @@ class Residence:
                     return
             if loop.time() > deadline or needed > budget:
                 numbers = _numbers(engine.files.shown, needed, budget, others)
-                raise NoRoom(f"{numbers}; {self._remedy(needed, budget)}")
+                raise NoRoom(f"{numbers}; {self._remedy(engine, needed, budget)}")
             await asyncio.sleep(_GLANCE)
 
-    def _remedy(self, needed: int, budget: int) -> str:
+    def _remedy(self, engine: Engine, needed: int, budget: int) -> str:
         """What helps a model that was refused ``needed`` bytes."""
         if needed <= budget:
             return "the others are being asked: come back later, or give them more memory"
+        adapters = _contexts(engine.files, engine.settings) - 1
+        fewer = f", lower --adapter-contexts (now {adapters})" if adapters else ""
         if self._budget is None:
-            return "free memory on this machine or in its container, or serve a smaller variant"
-        return f"raise --memory to at least {math.ceil(needed / 1e6)}"
+            return f"free memory on this machine or in its container{fewer}, or serve a smaller variant"
+        return f"raise --memory to at least {math.ceil(needed / 1e6)}{fewer}"
 
 
 def forecast_bytes(files: EngineFiles, settings: EngineSettings = EngineSettings()) -> int:
@@ -170,14 +172,21 @@ def forecast_bytes(files: EngineFiles, settings: EngineSettings = EngineSettings
         if files.encoder is not None and files.encoder.engine.text is not None:
             encodes = EncoderSizes.of(header, sizes, files.encoder.engine.text.max_tokens)
             return int(memory_needed(replace(load, kv_bytes=0)) + encodes.context_bytes(header))
-        cells = sizes.fitted(header.integer(f"{header.architecture}.context_length") or 0).cache_tokens
+        sizes = sizes.fitted(header.integer(f"{header.architecture}.context_length") or 0)
+        base = int(memory_needed(replace(load, context_tokens=sizes.cache_tokens, sequences=1)))
+        adapters = (settings.contexts - 1) * context_bytes(sizes, header)
         sight = files.projector.stat().st_size if files.projector else 0
-        return int(memory_needed(replace(load, context_tokens=cells, sequences=1))) + sight
+        return base + adapters + sizes.parked_bytes + sight
     if files.format == "onnx-genai":
         trained = int(check_folder(files.path).config["model"]["context_length"])
         return int(memory_needed(workload_of(files.path, "", min(settings.context_tokens, trained))))
     overhead = OVERHEADS[files.format]
     return int(overhead.fixed + overhead.per_weight * files.bytes_on_disk())
+
+
+def _contexts(files: EngineFiles, settings: EngineSettings) -> int:
+    """How many caches it may make: of the base and of adapters."""
+    return settings.contexts if files.format == "gguf" and files.encoder is None else 1
 
 
 def memory_of(pid: int | None) -> int:

@@ -73,6 +73,7 @@ class EngineSettings:
     and replaced. It speaks after every step, so a step has to fit in, and so has loading an adapter.
     ``load_seconds``: how long it may take to load a model, besides a second for each 20 MB of its file, as
     slow flash reads it. ``device``: see ``models.engines.onnx_session``; llama.cpp's is that of its build.
+    ``contexts``: KV caches at once, of a GGUF's base and its adapters; the one asked longest ago makes room.
     ``prefixes``: the folder in which what many prompts begin with is kept from one run to the next;
     ``engine_cache``: the one for TensorRT engines, None: each load builds its own.
     """
@@ -82,6 +83,7 @@ class EngineSettings:
     context_tokens: int = 2048  # positions of one sequence, prompt and answer together
     max_sequences: int = 16  # answered at once, for the base and for each adapter
     batch_tokens: int = 256  # computed in one step
+    contexts: int = 4
     encoder_batch: int = 32  # texts or pictures that an encoder computes in one step
     silence_seconds: float = 60.0
     load_seconds: float = 120.0

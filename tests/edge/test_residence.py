@@ -199,14 +199,15 @@ def test_the_forecast_of_a_gguf_counts_the_cache_that_its_settings_ask_for(tmp_p
     writer.add_block_count(2)
     writer.add_embedding_length(64)
     writer.add_head_count(2)
+    writer.add_token_list(["a", "b", "c"])
     writer.add_tensor("token_embd.weight", np.zeros((32, 64), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
-    def forecast(context: int, parallel: int) -> int:
-        settings = EngineSettings(context_tokens=context, max_sequences=parallel)
+    def forecast(context: int, parallel: int, contexts: int = 1) -> int:
+        settings = EngineSettings(context_tokens=context, max_sequences=parallel, contexts=contexts)
         return forecast_bytes(of_path(tmp_path / "m.gguf"), settings)
 
     token = 2 * 64 * 2 * 2  # a key and a value of 64 numbers of two bytes, in two layers
@@ -214,6 +215,8 @@ def test_the_forecast_of_a_gguf_counts_the_cache_that_its_settings_ask_for(tmp_p
     assert forecast(2048, 16) - forecast(2048, 1) == (8192 - 2048) * token
     assert forecast(16384, 16) - forecast(8192, 16) == 8192 * token
     assert forecast(1 << 20, 16) == forecast(32768, 16)  # no more than the model was made for
+    logits = (256 + 48) * 3 * 4  # of a batch, and of each sequence id, over a vocabulary of three
+    assert forecast(2048, 16, contexts=3) - forecast(2048, 16) == 2 * (8192 * token + logits)
 
 
 def test_what_memory_has_no_room_for_is_refused_at_the_start(tmp_path: Path) -> None:

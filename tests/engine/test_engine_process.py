@@ -15,11 +15,13 @@ import pytest
 from gguf_bytes import build
 
 from edge_agent.engines.files import of_path
+from edge_agent.engines.residence import forecast_bytes, memory_of
 from edge_agent.engines.text_process import EngineProcess, EngineSettings
 from edge_agent.errors import EngineCrashed
 from models.digest import Digest
 from models.engines.base import Finish, GenerateRequest
 from models.errors import AnswerTooLong, ContextLengthExceeded, EngineError, UnknownAdapter, UnsafeFile
+from models.gguf import read_header
 
 pytestmark = pytest.mark.model
 
@@ -207,6 +209,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from edge_agent.engines.files import of_path
+from edge_agent.engines.residence import forecast_bytes, memory_of
 from edge_agent.engines.text_process import EngineProcess, EngineSettings
 
 async def main():
@@ -249,3 +252,25 @@ async def test_a_prompt_that_many_share_is_there_when_the_process_starts_again(
     assert cached[0] == 0
     assert cached[2] >= cached[1] > 20
     assert [file.stat().st_mode & 0o777 for file in (tmp_path / "prefixes").iterdir()] == [0o600]
+
+
+async def test_adapters_take_the_memory_that_is_forecast_for_them(
+    model_path: Path, make_adapter: Callable[..., Path], chat: Callable[..., GenerateRequest]
+) -> None:
+    settings = replace(SMALL, contexts=3)
+    adapters = {name: make_adapter(seed) for seed, name in enumerate(("a", "b", "c"))}
+    engine = await EngineProcess.start(model_path, settings, adapters)
+    try:
+        await answer(engine, chat("base", FRANCE))
+        before = memory_of(engine.pid)
+        for name in ("a", "b"):
+            await answer(engine, chat(name, FRANCE, adapter=name))
+        after = memory_of(engine.pid)
+        await answer(engine, chat("c", FRANCE, adapter="c"))  # instead of the base
+        files = of_path(model_path)
+        forecast = forecast_bytes(files, settings) - forecast_bytes(files, replace(settings, contexts=1))
+        cells = 2 * 2048 * read_header(model_path).kv_bytes_per_token
+        assert cells * 0.9 < after - before <= forecast
+        assert memory_of(engine.pid) - after < cells / 4
+    finally:
+        await engine.close()

@@ -18,10 +18,10 @@ _LOGIT = 4
 """Bytes; llama.cpp computes logits in float32."""
 
 
-def context_bytes(settings: LlamaSettings, header: GgufHeader, vocabulary: int) -> int:
+def context_bytes(settings: LlamaSettings, header: GgufHeader) -> int:
     """What a context takes: its KV cells, and the logits of a batch in and out of the compute buffer."""
     rows = settings.batch_tokens + settings.ids
-    return settings.cache_tokens * header.kv_bytes_per_token + rows * vocabulary * _LOGIT
+    return settings.cache_tokens * header.kv_bytes_per_token + rows * header.vocabulary * _LOGIT
 
 
 class Context:

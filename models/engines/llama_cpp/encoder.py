@@ -82,8 +82,7 @@ class EncoderSizes:
         states = 4 * (number("feed_forward_length") + 3 * number("embedding_length"))
         taken = self.call * (states + 2 * self.call)
         if is_causal(header):
-            tokens = header.metadata.get("tokenizer.ggml.tokens")
-            logits = 4 * len(tokens) if isinstance(tokens, tuple) else 0
+            logits = 4 * header.vocabulary
             taken += self.cells * header.kv_bytes_per_token + 2 * self.call * logits
         return taken
 

@@ -74,7 +74,7 @@ class LlamaEngine:
             if projector is not None:
                 self._projector = Projector(projector, self._lib, self._model, settings.threads, settings.gpu)
             self.facts = self._facts(path, trained)
-            self.context_bytes = context_bytes(self._settings, self._header, self._vocabulary.size)
+            self.context_bytes = context_bytes(self._settings, self._header)
             self._most_contexts = self._affordable()
             self._lanes[None] = self._new_lane(observe=observe)
             self._open(self._lanes[None])
