@@ -209,6 +209,8 @@ def read_content(
     for index, part in enumerate(value):
         at = f"{where}[{index}]"
         kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str):
+            raise bad_request(f"'{at}' must be a part with a type.", at, "invalid_type")
         if kind in media:
             seen.append(read_media(part, at, len(text)))
             continue

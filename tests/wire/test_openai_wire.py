@@ -221,6 +221,11 @@ def test_every_option_goes_upstream_as_it_came() -> None:
         ),
         (
             ChatRequest,
+            {"messages": [{"role": "user", "content": [{"type": {}, "text": "x"}]}]},
+            "messages[0].content[0]",
+        ),
+        (
+            ChatRequest,
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content[0]",
         ),
