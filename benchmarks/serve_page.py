@@ -247,11 +247,21 @@ HEAD = """\
 SmolLM2-135M-Instruct (Q4_1, the same file for all) on one machine. Servers run side by side and take turns in
 every round, whoever begins changing; a figure is the median of the rounds with their range, a ratio is made
 within a round. Answers are greedy, streamed and 64 tokens long; every prompt is another one, of about 130
-tokens. Each client asks two calls one after the other, and all begin at once: the first wave of prompts is
+tokens. Each client asks four calls one after the other, and all begin at once: the first wave of prompts is
 the worst case, a shift's begin. Made by `scripts/bench`; a part of it alone by
 `python -m benchmarks.serve --only levels`.
 
 ## Goals
+"""
+
+
+TAIL = """\
+What is missing has two causes. The agent's own process runs on the cores that its engine computes on: about
+a millisecond of each token or text when one client asks, little of it when many do. And the cells of all
+sequences lie in one pool, so that prefixes are shared without a copy and 16 sequences take less than half of
+llama-server's memory; attention passes over the cells of the others, which costs more the more of them there
+are ([serving_engine.md](serving_engine.md)). Answers begin earlier and flow less evenly than llama-server's,
+which reads all waiting prompts before it goes on with any answer.
 """
 
 
@@ -263,6 +273,7 @@ def write(results: Results, page: Path) -> None:
         "|---|---|---|---|",
         *(goal.row() for goal in goals(results)),
         "",
+        TAIL,
     ]
     for name, section in SECTIONS.items():
         if name in results:
