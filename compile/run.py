@@ -20,7 +20,7 @@ from compile.executor import Executor, StepCommand
 from compile.findings import Findings
 from compile.line import Line
 from compile.progress import Progress
-from compile.report.page import write_report
+from compile.report.page import DATA_CARD, write_report
 from compile.steps import Cache, in_order
 from models import canonical
 from models.digest import Digest
@@ -48,10 +48,10 @@ def run(
     with _replaced(out) as unfinished:
         findings, releases = _packaged(line, cache, findings, unfinished)
         findings = replace(findings, devices=_on_devices(line, releases))
-        write_report(unfinished, findings, releases)
         for step in in_order(line.steps):
             if step.name == "data" and (cache.folder(step) / CARD).is_file():
-                shutil.copyfile(cache.folder(step) / CARD, unfinished / "data-card.html")
+                shutil.copyfile(cache.folder(step) / CARD, unfinished / DATA_CARD)
+        write_report(unfinished, findings, releases)
         if releases:
             digests = {path.name: _release_digest(path) for path in releases.values()}
             report = Digest.of((unfinished / REPORT_FILE).read_bytes())

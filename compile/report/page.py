@@ -23,6 +23,9 @@ from compile.report.plots import learning_curve, measured, pareto
 from compile.units import size
 from models.store import write_durably
 
+DATA_CARD = "data-card.html"
+"""Beside the report, where there are rows of data."""
+
 _RATES = {"accuracy", "match", "json", "agreement", "f1", "rate", "effect", "flips", "overlap"}
 """Metrics with one of these words in their names are shares, and are shown in per cent."""
 _MOST_CASES, _MOST_CHARACTERS, _MOST_LEDGER = 12, 600, 20
@@ -34,11 +37,12 @@ def write_report(out: Path, findings: Findings, releases: Mapping[str, Path]) ->
         as_json(findings, releases), indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False
     )
     write_durably(out / "report.json", data.encode())
-    write_durably(out / "report.html", page(findings, releases).encode())
+    has_card = (out / DATA_CARD).is_file()
+    write_durably(out / "report.html", page(findings, releases, has_card).encode())
 
 
-def page(findings: Findings, releases: Mapping[str, Path]) -> str:
-    """The whole page."""
+def page(findings: Findings, releases: Mapping[str, Path], has_card: bool = False) -> str:
+    """The whole page; with ``has_card`` it links to the data card beside it."""
     style = files("compile.report").joinpath("report.css").read_text(encoding="utf-8")
     sections = [
         _summary(findings),
@@ -69,6 +73,9 @@ def page(findings: Findings, releases: Mapping[str, Path]) -> str:
         _ledger(findings),
         "<h2>Lineage</h2>",
         _lineage(findings),
+        f'<p><a href="{DATA_CARD}">The data card</a>: rows, lengths, labels, duplicates.</p>'
+        if has_card
+        else "",
         "<h2>How to get this again</h2>",
         f"<pre>{_t(findings.command)}</pre>",
         _releases(releases),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from compile.evaluate.judge import Measured, VariantResult, hold, nearest_recipe
 from compile.findings import Answer, Case, Compared, Findings, Flips
 from compile.recipe.sections import Budget
-from compile.report.page import page
+from compile.report.page import page, write_report
 from compile.report.plots import frontier
 
 numbers = st.floats(min_value=-1e3, max_value=1e3)
@@ -55,6 +55,15 @@ def test_a_page_stands_alone_and_names_every_variant_in_its_plots():
     assert not re.search(r'(?:src|href)="(?!data:)[^#]', told) and told.count("<svg") == 1
     for name in ("reference", "small", "tiny"):
         assert f"<!-- {name} -->" in told  # matplotlib writes what it draws as paths, and says it beside
+
+
+def test_the_data_card_that_lies_beside_it_is_linked(tmp_path):
+    told = findings(variant("small", 2_400_000, 8e-4, 900))
+    write_report(tmp_path, told, {})
+    assert "href" not in (tmp_path / "report.html").read_text()
+    (tmp_path / "data-card.html").touch()
+    write_report(tmp_path, told, {})
+    assert re.findall(r'href="(.*?)"', (tmp_path / "report.html").read_text()) == ["data-card.html"]
 
 
 def test_numbers_are_said_so_that_variants_can_be_told_apart():
