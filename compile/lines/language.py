@@ -40,13 +40,15 @@ BASE_PROBE_TOKENS = 8
 class VariantSteps:
     """The steps of one variant: its files are at ``file`` in the folder of ``model``.
 
-    ``fidelity`` measures it without the adapter, ``answers`` with it. ``adapter`` has this variant's format.
-    ``against`` is the fidelity of what it is held against; ``survival`` says what is left of the adapter.
+    ``fidelity`` measures it on text, ``answers`` on data with the adapter, ``alone`` on data without the
+    adapter that there is. ``adapter`` has this variant's format. ``against`` is the fidelity of what it is
+    held against; ``survival`` says what is left of the adapter.
     """
 
     model: Step
     file: str
     fidelity: Step
+    alone: Step | None
     answers: Step | None
     adapter: Step | None
     against: Step | None = None
@@ -58,7 +60,8 @@ class LanguageParts:
     """A recipe of ``task: generate`` as steps. ``root`` holds what the variants are quantized from.
 
     ``digests`` are those of the sources, by name; ``text`` is held out. ``variants`` has the reference first.
-    ``before`` measures what was there before training, where anything is trained.
+    ``before`` is what was there before training, where anything is trained, on data; ``before_text``, where
+    no adapter is what is trained, on text.
     """
 
     recipe: LanguageRecipe
@@ -74,14 +77,17 @@ class LanguageParts:
     adapter: Step | None
     baselines: Step | None
     before: Step | None
+    before_text: Step | None
     variants: Mapping[str, VariantSteps]
 
     @property
     def steps(self) -> list[Step]:
         """Everything that the judgement needs."""
-        made = [self.data, self.baselines, self.tuned, self.adapter, self.before]
+        made = [self.data, self.baselines, self.tuned, self.adapter, self.before, self.before_text]
         measured = [
-            step for one in self.variants.values() for step in (one.fidelity, one.answers, one.survival)
+            step
+            for one in self.variants.values()
+            for step in (one.fidelity, one.alone, one.answers, one.survival)
         ]
         return [self.base, self.root, *(step for step in (*made, *measured) if step is not None)]
 

@@ -95,12 +95,12 @@ class _Seen:
     def read(cls, line: LanguageParts, cache: Cache) -> "_Seen":
         steps = line.variants.items()
         measured = [(one.fidelity, one.against) for one in line.variants.values()]
-        texts = {step.label: step for step in (*chain(*measured), line.before) if step is not None}
+        texts = {step.label: step for step in (*chain(*measured), line.before_text) if step is not None}
         tokens = {label: _tokens(cache.folder(step) / TOKENS) for label, step in texts.items()}
         return cls(
             asked=Asked.read(line, cache),
             said={name: Said.read(cache, one.answers) for name, one in steps},
-            alone={name: Said.read(cache, one.fidelity) for name, one in steps},
+            alone={name: Said.read(cache, one.alone) for name, one in steps},
             before=Said.read(cache, line.before),
             tokens={label: one for label, one in tokens.items() if one is not None},
         )
@@ -316,10 +316,9 @@ def size_of(path: Path) -> int:
 def _beside(line: LanguageParts, cache: Cache, seen: _Seen) -> tuple[Compared, ...]:
     """The baselines, and the model before and after training."""
     texts = None
-    if line.before is not None and not line.recipe.has_adapter:
-        # An adapter is measured in its answers; on text the reference stands without it.
+    if line.before_text is not None:
         after = line.variants[REFERENCE].fidelity
-        texts = seen.tokens[line.before.label], seen.tokens[after.label]
+        texts = seen.tokens[line.before_text.label], seen.tokens[after.label]
     said = seen.before, seen.said[REFERENCE]
     return (
         *baselines(line, cache, seen.asked.tested),

@@ -59,12 +59,13 @@ class Measurer:
         yardstick: Step | None,
     ) -> VariantSteps:
         """All that is measured of one variant; ``against`` is the fidelity of what it is held against."""
-        fidelity = self.fidelity(name, model, file, against, adapter is not None, kind)
+        fidelity = self.fidelity(name, model, file, against, kind)
+        alone = self.alone(name, model, file, kind) if adapter is not None else None
         answers = self._answers(name, model, file, adapter, kind) if self._data is not None else None
         survival = None
         if yardstick is not None and kind is not None:
             survival = self._survival(name, model, file, None if kind.merged else adapter, yardstick, kind)
-        return VariantSteps(model, file, fidelity, answers, adapter, against, survival)
+        return VariantSteps(model, file, fidelity, alone, answers, adapter, against, survival)
 
     def fidelity(
         self,
@@ -72,20 +73,19 @@ class Measurer:
         model: Step,
         file: str,
         against: Step | None,
-        alone: bool,
         kind: LanguageVariant | None,
     ) -> Step:
-        """Perplexity and divergence on held-out text, token ids, speed; with ``alone``, answers as it is."""
-        recipe, evaluate = self._recipe, self._recipe.evaluate
+        """Perplexity and divergence on held-out text, token ids, speed.
+
+        Knows no data: a base is measured once, whatever adapters are made for it, and stays one release.
+        """
+        evaluate = self._recipe.evaluate
 
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
-            rows = before_rows(recipe, read_splits(inputs["data"])) if "data" in inputs else ()
             known = vocabulary(read_header(inputs["root"] / REFERENCE_FILE))
             tokenizer = load_tokenizer(inputs["root"] / HF)
             job = self._job(inputs, file, folder) | {
                 "adapter": None,
-                "prompts": self._prompts(inputs, rows),
-                "wanted": self._wanted(inputs, rows),
                 "probe": template_of(inputs["root"]).render(({"role": "user", "content": BASE_PROBE},)),
                 "probe_tokens": BASE_PROBE_TOKENS,
                 "text": {
@@ -103,20 +103,48 @@ class Measurer:
 
         linked = {"model": model, "root": self._root}
         linked |= {"against": against} if against is not None else {}
-        linked |= {"data": self._data} if self._data is not None and alone else {}
-        own = {"text_tokens", "window", "before_rows", "test_rows", "max_tokens", "speed_repeats"}
         forecast = self._forecast(file, kind)
         heavy = self._sources.base_bytes / 540e6
         return Step(
             f"fidelity-{name}",
-            {"text": self._sources.digests["text"], **self._stated(file, own)},
+            {
+                "text": self._sources.digests["text"],
+                **self._stated(file, {"text_tokens", "window", "speed_repeats"}),
+            },
             linked,
             self._tools(file),
             work,
-            seconds=forecast.seconds + heavy * (evaluate.text_tokens / 200 + evaluate.before_rows * 0.5),
+            seconds=forecast.seconds + heavy * evaluate.text_tokens / 200,
             disk_bytes=self._logits(evaluate.text_tokens) if against is None else 1 << 20,
             ram_bytes=forecast.ram_bytes,
             alone=True,
+        )
+
+    def alone(self, name: str, model: Step, file: str, kind: LanguageVariant | None) -> Step | None:
+        """What a model says to some of the data as it is, with no adapter; None where there is no data."""
+        recipe = self._recipe
+        if self._data is None:
+            return None
+
+        def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
+            rows = before_rows(recipe, read_splits(inputs["data"]))
+            job = self._job(inputs, file, folder) | {
+                "adapter": None,
+                "prompts": self._prompts(inputs, rows),
+                "wanted": self._wanted(inputs, rows),
+                "speed_repeats": 0,
+            }
+            measure(job, report)
+
+        forecast = self._forecast(file, kind, False, self._held())
+        return Step(
+            f"alone-{name}",
+            self._asked(file, {"before_rows", "test_rows", "max_tokens"}),
+            {"model": model, "root": self._root, "data": self._data},
+            self._tools(file),
+            work,
+            seconds=forecast.seconds + recipe.evaluate.before_rows * 0.5 * self._sources.base_bytes / 540e6,
+            ram_bytes=forecast.ram_bytes,
         )
 
     def yardstick(self, root: Step, adapter: Step) -> Step:
@@ -139,7 +167,7 @@ class Measurer:
         forecast = self._forecast(REFERENCE_FILE, None, True, recipe.evaluate.max_tokens)
         return Step(
             "yardstick",
-            self._stated(REFERENCE_FILE, {"before_rows", "test_rows", "max_tokens"}),
+            self._asked(REFERENCE_FILE, {"before_rows", "test_rows", "max_tokens"}),
             {"root": root, "adapter": adapter} | ({"data": self._data} if self._data else {}),
             versions("llama-cpp-python") | {"outpost-survival": "1"},
             work,
@@ -205,12 +233,10 @@ class Measurer:
         linked = {"model": model, "root": self._root}
         linked |= {"data": self._data} if self._data is not None else {}
         linked |= {"adapter": adapter} if adapter is not None else {}
-        # Free answers are scored too: the distributions of one are held at a time.
-        held = 0 if answer_fields(recipe) else recipe.evaluate.max_tokens
-        forecast = self._forecast(file, kind, adapter is not None, held)
+        forecast = self._forecast(file, kind, adapter is not None, self._held())
         return Step(
             f"answers-{name}",
-            self._stated(file, {"test_rows", "max_tokens", "speed_repeats"}),
+            self._asked(file, {"test_rows", "max_tokens", "speed_repeats"}),
             linked,
             self._tools(file),
             work,
@@ -246,7 +272,15 @@ class Measurer:
     def _stated(self, file: str, keys: set[str]) -> dict[str, object]:
         """What decides a measurement besides its inputs."""
         chosen = self._recipe.evaluate.model_dump(mode="json", include=keys)
-        return {"system": self._recipe.prompt.system, "file": file, "threads": self._threads, **chosen}
+        return {"file": file, "threads": self._threads, **chosen}
+
+    def _asked(self, file: str, keys: set[str]) -> dict[str, object]:
+        """The same where rows of the data are asked."""
+        return {"system": self._recipe.prompt.system, **self._stated(file, keys)}
+
+    def _held(self) -> int:
+        """Free answers are scored too: the distributions of one are held at a time, of so many tokens."""
+        return 0 if answer_fields(self._recipe) else self._recipe.evaluate.max_tokens
 
     def _tools(self, file: str) -> dict[str, str]:
         engine = "onnxruntime-genai" if file == GENAI else "llama-cpp-python"

@@ -14,8 +14,8 @@ from compile.evaluate.judge import VariantResult
 from compile.evaluate.measure import read_measured
 from compile.findings import Findings
 from compile.forecast import fitting
-from compile.gguf.files import vocabulary
-from compile.line import device_name
+from compile.gguf.files import CONVERTERS, CONVERTERS_VERSION, vocabulary
+from compile.line import device_name, tools_of
 from compile.lines.language import (
     ADAPTER,
     BASE_PROBE,
@@ -96,6 +96,7 @@ def _base_manifest(
     if beside_adapter:
         for key in ("dataset", "recipe", "adapter", "continues"):
             traced.pop(key, None)  # a base is the same whatever adapter was made beside it
+        traced["tools"] = tools_of([steps.model, steps.fidelity]) | {CONVERTERS: CONVERTERS_VERSION}
         name, version, license_ = recipe.base.name, recipe.base.version, recipe.base.license
         version = f"{version}-{one.name.replace('_', '-')}"
         quality = _qualities(one, of_base=True)

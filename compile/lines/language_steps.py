@@ -78,17 +78,24 @@ class LanguageSteps:
             tuned=tuned,
             adapter=adapter,
             baselines=self._baselines(data) if data is not None else None,
-            before=self._before(measurer, untrained, variants[REFERENCE].fidelity),
+            before=self._before(measurer, untrained, variants[REFERENCE]),
+            before_text=self._before_text(measurer, untrained, variants[REFERENCE]),
             variants=variants,
         )
 
-    def _before(self, measurer: Measurer, untrained: Step, reference: Step) -> Step | None:
+    def _before(self, measurer: Measurer, untrained: Step, reference: VariantSteps) -> Step | None:
         """What the model says before training: with an adapter, the reference without it says that."""
         if self._recipe.finetune is None:
             return None
         if self._recipe.has_adapter:
-            return reference
-        return measurer.fidelity("before-training", untrained, REFERENCE_FILE, reference, True, None)
+            return reference.alone
+        return measurer.alone("before-training", untrained, REFERENCE_FILE, None)
+
+    def _before_text(self, measurer: Measurer, untrained: Step, reference: VariantSteps) -> Step | None:
+        """The same on text, where an adapter is not measured: the reference stands there without it."""
+        if self._recipe.finetune is None or self._recipe.has_adapter:
+            return None
+        return measurer.fidelity("before-training", untrained, REFERENCE_FILE, reference.fidelity, None)
 
     def _variants(
         self,
@@ -110,7 +117,7 @@ class LanguageSteps:
         merged = merged_fidelity = None
         if adapter is not None and any(one.merged for one in wanted):
             merged = maker.merged(root, adapter)
-            merged_fidelity = measurer.fidelity("of-merged", merged, REFERENCE_FILE, None, False, None)
+            merged_fidelity = measurer.fidelity("of-merged", merged, REFERENCE_FILE, None, None)
             if any(one.importance and one.merged for one in wanted):
                 merged_importance = maker.importance("importance-of-merged", merged)
         found = {REFERENCE: reference}

@@ -6,14 +6,16 @@ import random
 import shutil
 import time
 
+import openai
 import pytest
 import yaml
+from edge_command import serving
 from small_base import ROOT, compile_, make_base
 
 from compile.errors import BadRecipe
 from models.manifest import Kind
 from models.onnx import read_model
-from models.store import verify_release
+from models.store import read_release, verify_release
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -97,6 +99,49 @@ def test_the_adapter_of_each_engine_names_the_weights_it_learned_upon_and_the_ba
     for engine, adapter in adapters.items():
         assert adapter.adapter.trained_on == weights == bases[engine].lineage["reference_weights"]
         assert adapter.adapter.checked_against == (bases[engine].digest,)
+
+
+def test_an_adapter_of_other_data_rides_on_the_same_base_beside_it(calm):
+    place, out, report = calm
+    pairs = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    turned = [one | {"chosen": one["rejected"], "rejected": one["chosen"]} for one in pairs]
+    (place / "turned.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in turned))
+    changes = {
+        "data": PREFERENCES["data"] | {"path": "turned.jsonl"},
+        "variants": [{"name": "q4_0", "type": "Q4_0"}],
+        "release": PREFERENCES["release"] | {"name": "hasty"},
+    }
+    done, other, turned_report = run(place, "hasty", PREFERENCES | changes)
+    assert done.returncode == 0, done.stderr
+    folder = out / "small-1.0.0-q4-0"
+    base = read_release(folder)[0].digest
+    assert read_release(other / folder.name)[0].digest == base
+    riders = {"calm": out / "calm-1.0.0", "hasty": other / "hasty-1.0.0"}
+    measured = {
+        name: {case["input"]: case["answers"]["q4_0"] for case in one["cases"]}
+        for name, one in (("calm", report), ("hasty", turned_report))
+    }
+    asked = sorted(set(measured["calm"]) & set(measured["hasty"]))
+    with serving(f"base={folder}", adapters=[f"{name}={place}" for name, place in riders.items()]) as (
+        url,
+        _,
+    ):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+        def ask(model, text):
+            found = client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=12
+            )
+            return found.choices[0].message.content, found.model_extra["outpost"]
+
+        assert asked
+        for text in asked:  # the adapters in turn: neither reads what the other left in a cache
+            alone, _ = ask("base", text)
+            for name, rider in riders.items():
+                said, receipt = ask(f"base:{name}", text)
+                assert said == measured[name][text] != alone
+                assert (receipt["release"], receipt["adapter"]) == (base, read_release(rider)[0].digest)
+            assert measured["calm"][text] != measured["hasty"][text]
 
 
 def test_the_onnx_adapter_makes_the_genai_base_answer_as_the_adapter_and_not_as_itself(calm):

@@ -13,10 +13,13 @@ import pytest
 
 
 @contextmanager
-def serving(*models: str, flags: Sequence[str] = ()) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The command with ``--model`` for each ``NAME=PATH``; its base URL, and its process."""
+def serving(
+    *models: str, adapters: Sequence[str] = (), flags: Sequence[str] = ()
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The command with ``--model`` or ``--adapter`` for each ``NAME=PATH``; its base URL, and its process."""
     command = [sys.executable, "-m", "edge_agent.cli", "serve", "--port", "0", "--threads", "1", *flags]
     named = [flag for model in models for flag in ("--model", model)]
+    named += [flag for adapter in adapters for flag in ("--adapter", adapter)]
     process = subprocess.Popen([*command, *named], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = ""
