@@ -20,7 +20,6 @@ from compile.steps import Cache, Step
 from models.digest import Digest
 from models.store import digest_of
 
-LEDGER = "ledger.json"
 Recipe = OcrRecipe | SpeechRecipe
 Variant = OcrVariant | SpeechVariant
 REFERENCES: Mapping[str, Variant] = {

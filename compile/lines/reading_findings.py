@@ -1,6 +1,5 @@
 """What the steps of a line of readers measured, as findings: every variant against its budgets."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,10 @@ from compile.evaluate.readings import Read, read_measured
 from compile.evaluate.text_metrics import words
 from compile.findings import Answer, Case, Findings, Flips
 from compile.line import REFERENCE, device_name, size_ratio, tools_of
-from compile.lines.reading import LEDGER, ReadingParts, VariantSteps
-from compile.onnx.files import open_model, weighted
-from compile.readers.ocr import NETWORKS
+from compile.lines.reading import ReadingParts, VariantSteps
+from compile.readers.ledger import LEDGER, Ledger
 from compile.recipe.reading import OcrVariant
 from compile.steps import DONE_FILE, Cache
-from models.ctranslate2 import MODEL_FILE, read_header
-from models.manifest import Fallback
 
 _SEED = 7
 _PRECISION = {
@@ -99,10 +95,9 @@ def _result(
         "character_error_rate" if ocr else "word_error_rate": rate,
         "text_agreement": judge.paired(same, [1.0] * len(same), rounds, _SEED),
     }
-    ledger = _ledger(folder)
+    ledger = Ledger.read(folder)
     if name != REFERENCE:
-        matrices = _matrices(cache.folder(line.variants[REFERENCE].model), ocr)
-        metrics["fallback_tensors"] = Measured(0.0, float(len(ledger)), None, matrices)
+        metrics["fallback_tensors"] = Measured(0.0, float(len(ledger.fallen)), None, ledger.tensors)
     size = _size(folder)
     metrics |= size_ratio(size, _size(cache.folder(line.variants[REFERENCE].model)))
     return VariantResult(
@@ -112,7 +107,7 @@ def _result(
         verdicts=judge.hold(metrics, {} if name == REFERENCE else line.recipe.budgets),
         speeds=ours.speeds,
         peak_ram_bytes=ours.peak_ram_bytes,
-        ledger=ledger,
+        ledger=ledger.fallen,
         answers=ours.texts,
         format="onnx" if ocr else "ctranslate2",
         speed_unit="pictures/s" if ocr else "seconds of speech/s",
@@ -130,18 +125,6 @@ def _settings(steps: VariantSteps) -> Mapping[str, Any]:
         "convolutions": variant.convolutions,
         "weight bits": 7 if variant.reduce_range else 8,
     }
-
-
-def _ledger(folder: Path) -> tuple[Fallback, ...]:
-    stored = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
-    return tuple(Fallback.model_validate(one) for one in stored)
-
-
-def _matrices(folder: Path, ocr: bool) -> int:
-    """How many tensors a quantizer could have taken."""
-    if ocr:
-        return sum(len(weighted(open_model(folder / name))) for name in NETWORKS)
-    return sum(len(one.shape) > 1 for one in read_header(folder / MODEL_FILE).variables)
 
 
 def _size(folder: Path) -> int:

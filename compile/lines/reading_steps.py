@@ -1,15 +1,13 @@
 """The steps of a line of readers: what is made from what, under which key. Nothing runs here."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from compile.line import REFERENCE, versions
-from compile.lines.reading import LEDGER, REFERENCES, ReadingParts, Sources, Variant, VariantSteps
+from compile.lines.reading import REFERENCES, ReadingParts, Sources, Variant, VariantSteps
 from compile.recipe.reading import OcrVariant, SpeechVariant
 from compile.steps import Report, Step
-from models.manifest import Fallback
 
 Folders = Mapping[str, Path]
 
@@ -65,14 +63,14 @@ class ReadingSteps:
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
             from compile.readers.whisper import convert
 
-            _write_ledger(folder, convert(source, folder, variant.type))
+            convert(source, folder, variant.type).write(folder)
 
         weights = self._sources.weights
         return Step(
             f"weights-{variant.name}",
             {"base": self._sources.digests["base"], "type": variant.type},
             {},
-            versions("ctranslate2") | {"outpost-whisper": "1"},
+            versions("ctranslate2") | {"outpost-whisper": "2"},
             work,
             seconds=3,
             disk_bytes=2 * weights,
@@ -83,14 +81,15 @@ class ReadingSteps:
         base, source = self._recipe.base, self._sources.source
 
         def work(inputs: Folders, folder: Path, scratch: Path, report: Report) -> None:
+            from compile.readers.ledger import Ledger
             from compile.readers.ocr import gather, quantize
             from compile.recipe.reading import OcrBase
 
             if "reference" in inputs:
-                _write_ledger(folder, quantize(inputs["reference"], folder, variant, scratch))
+                quantize(inputs["reference"], folder, variant, scratch).write(folder)
             elif isinstance(base, OcrBase):
                 gather(base, source, folder)
-                _write_ledger(folder, ())
+                Ledger().write(folder)
 
         files = base.model_dump(mode="json", include={"detection", "direction", "recognition", "characters"})
         return Step(
@@ -99,7 +98,7 @@ class ReadingSteps:
             if reference is None
             else {"variant": variant.model_dump(mode="json", exclude={"name"})},
             {} if reference is None else {"reference": reference},
-            versions("onnx", "onnxruntime") | {"outpost-ocr": "1"},
+            versions("onnx", "onnxruntime") | {"outpost-ocr": "2"},
             work,
             seconds=2 if reference is None else 20,
             disk_bytes=self._sources.weights,
@@ -137,8 +136,3 @@ class ReadingSteps:
             ram_bytes=300_000_000 + 2 * self._sources.weights,
             alone=True,
         )
-
-
-def _write_ledger(folder: Path, fallen: Sequence[Fallback]) -> None:
-    told = [one.model_dump(mode="json") for one in fallen]
-    (folder / LEDGER).write_text(json.dumps(told), encoding="utf-8")

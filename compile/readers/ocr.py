@@ -9,6 +9,7 @@ from pathlib import Path
 from compile.errors import UnsupportedBase
 from compile.onnx.files import open_model, weighted
 from compile.onnx.quantize import DynamicSettings, prepare, quantize_dynamic
+from compile.readers.ledger import Ledger
 from compile.recipe.reading import OcrBase, OcrVariant
 from models.engines.onnx_files import OCR_FILES
 from models.engines.rapid_ocr import check_ocr
@@ -43,25 +44,27 @@ def gather(base: OcrBase, source: Path, target: Path) -> None:
     check_ocr(target)
 
 
-def quantize(source: Path, target: Path, variant: OcrVariant, scratch: Path) -> tuple[Fallback, ...]:
-    """Write what ``gather`` made in ``source`` into ``target`` in INT8; returns what stayed float.
+def quantize(source: Path, target: Path, variant: OcrVariant, scratch: Path) -> Ledger:
+    """Write what ``gather`` made in ``source`` into ``target`` in INT8.
 
     Raises ``ToolFailed``.
     """
-    matrices = ("MatMul", "Gemm")
-    settings = DynamicSettings(variant.reduce_range, matrices + ("Conv",) * variant.convolutions)
-    found: list[Fallback] = []
     shutil.copyfile(source / CHARACTERS, target / CHARACTERS)
-    for name in NETWORKS:
-        part = name.removesuffix(".onnx")
-        if part in variant.networks:
-            prepare(source / name, scratch / name)
-            left = quantize_dynamic(scratch / name, target / name, settings)
-        else:
-            shutil.copyfile(source / name, target / name)
-            left = tuple(
-                Fallback(tensor=one.tensor, asked="INT8", got="F32")
-                for one in weighted(open_model(target / name))
-            )
-        found += [one.model_copy(update={"tensor": f"{part}/{one.tensor}"}) for one in left]
-    return tuple(found)
+    return Ledger.joined(_quantized(source / name, target / name, variant, scratch) for name in NETWORKS)
+
+
+def _quantized(source: Path, target: Path, variant: OcrVariant, scratch: Path) -> Ledger:
+    """One network: in INT8, or as it is where the variant does not ask for it."""
+    prepared, part = scratch / source.name, source.name.removesuffix(".onnx")
+    prepare(source, prepared)  # here weights are constants of the graph: only then they are seen
+    held = weighted(open_model(prepared))
+    if part in variant.networks:
+        matrices = ("MatMul", "Gemm")
+        settings = DynamicSettings(variant.reduce_range, matrices + ("Conv",) * variant.convolutions)
+        left = [one.tensor for one in quantize_dynamic(prepared, target, settings)]
+    else:
+        shutil.copyfile(source, target)
+        left = [one.tensor for one in held]
+    return Ledger(
+        len(held), tuple(Fallback(tensor=f"{part}/{name}", asked="INT8", got="F32") for name in left)
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compile.errors import ToolFailed, UnsupportedBase
+from compile.readers.ledger import Ledger
 from compile.recipe.reading import WeightType
 from models.ctranslate2 import MODEL_FILE, Header, Variable, read_header
 from models.engines.whisper import CONFIG_FILE, TOKENIZER_FILE, VOCABULARIES, check_folder
@@ -35,8 +36,8 @@ def check_source(folder: Path) -> Header:
     return header
 
 
-def convert(source: Path, target: Path, type: WeightType) -> tuple[Fallback, ...]:
-    """Write the model in ``source`` into folder ``target``, weights in ``type``; returns what stayed float.
+def convert(source: Path, target: Path, type: WeightType) -> Ledger:
+    """Write the model in folder ``source`` into ``target``, weights in ``type``.
 
     Raises ``UnsafeFile``, ``UnsupportedBase``, ``ToolFailed``.
     """
@@ -54,13 +55,13 @@ def convert(source: Path, target: Path, type: WeightType) -> tuple[Fallback, ...
     for name in BESIDE:  # the model's own: what the library would write has its defaults
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    if not type.startswith("int"):
-        return ()
-    return tuple(
+    held = [one for one in read_header(target / MODEL_FILE).variables if len(one.shape) > 1]
+    fallen = (
         Fallback(tensor=one.name, asked="INT8", got="F32" if one.type == "float32" else "F16")
-        for one in read_header(target / MODEL_FILE).variables
-        if len(one.shape) > 1 and one.type in _FLOATS
+        for one in held
+        if type.startswith("int8") and one.type in _FLOATS
     )
+    return Ledger(len(held), tuple(fallen))
 
 
 def _specification(path: Path, header: Header) -> Any:

@@ -58,10 +58,10 @@ MODULES = {
     "language_variants outpost-quantize": [
         "gguf/quantize", "gguf/quantize_child", "gguf/mixture", "gguf/sensitivity",
     ],
-    "reading_steps outpost-ocr": ["readers/ocr", "onnx/quantize"],
+    "reading_steps outpost-ocr": ["readers/ocr", "readers/ledger", "onnx/quantize"],
     "reading_steps outpost-read": ["evaluate/readings"],
     "reading_steps outpost-readings": ["data/readings"],
-    "reading_steps outpost-whisper": ["readers/whisper"],
+    "reading_steps outpost-whisper": ["readers/whisper", "readers/ledger"],
     "tensorrt outpost-tensorrt": ["onnx/tensorrt"],
     "vision_steps outpost-baselines": ["anomaly/baselines", "onnx/vision_head"],
     "vision_steps outpost-export-vision": ["onnx/vision_pretrained"],
