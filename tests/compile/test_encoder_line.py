@@ -142,6 +142,13 @@ def test_a_classifier_from_untrained_weights_to_a_release_that_answers(tiny, tmp
         said = label_answer(manifest.engine.labels, engine.classify([probe.text])[0].tolist())
         assert judge(probe, said).passed
     engine.close()
+    with serving(f"tiny={folder}") as (url, _):
+        asked = {"model": "tiny", "input": [probe.text for probe in manifest.probes]}
+        answer = httpx.post(f"{url}/v1/classify", json=asked, timeout=60).json()
+    said = [json.loads(probe.expected)["label"] for probe in manifest.probes]
+    assert [one["label"] for one in answer["data"]] == said and answer["outpost"][
+        "release"
+    ] == manifest.digest
     recipe_is_honest(releases["tiny-trt"], manifest, cache.folder(line.variants["symmetric"].model))
 
 

@@ -1,5 +1,7 @@
 """Vision recipes through the command line, from folders of images to releases that answer their probes."""
 
+import base64
+import io
 import json
 import runpy
 import shutil
@@ -104,18 +106,29 @@ def test_its_release_answers_its_probes_and_shows_where(inspection, cloth):
     assert found.is_defect and abs(row - 206) < 16 and abs(column - 165) < 16
 
 
-def test_its_release_is_signed_and_served(inspection, cloth, tmp_path):
+def test_its_release_is_signed_and_served_and_its_heat_map_is_a_picture(inspection, cloth, tmp_path):
     _, folder, _ = inspection
     release = folder / "out" / "textile-inspection-1.0.0"
     sign(release, tmp_path / "offline")
-    verdicts = {}
     with serving(f"cloth={release}") as (url, _):
-        for kind in ("nominal", "local"):
+
+        def ask(kind, heat_map):
             picture = sorted((cloth / kind).glob("*.jpg"))[0]
             files = {"image": (picture.name, picture.read_bytes(), "image/jpeg")}
-            answer = httpx.post(f"{url}/v1/inspect", data={"model": "cloth"}, files=files, timeout=60).json()
-            verdicts[kind] = answer["data"][0]["verdict"]
-    assert verdicts == {"nominal": "good", "local": "defect"}
+            form = {"model": "cloth", "heat_map": heat_map}
+            (found,) = httpx.post(f"{url}/v1/inspect", data=form, files=files, timeout=60).json()["data"]
+            return found, np.asarray(Image.open(io.BytesIO(base64.b64decode(found["heat_map"]))), dtype=float)
+
+        good, cold = ask("nominal", "true")
+        bad, hot = ask("local", "true")
+        _, over = ask("local", "overlay")
+    assert (good["verdict"], bad["verdict"]) == ("good", "defect")
+    # Grey: 128 is the threshold. The picture's own size is 250 x 250, of which 1 to 249 was looked at.
+    assert cold.max() < 128 < hot.max() and hot.shape == (248, 248) and bad["region"] == [1, 1, 249, 249]
+    row, column = np.unravel_index(hot.argmax(), hot.shape)
+    assert abs(row + 1 - 207) < 16 and abs(column + 1 - 166) < 16 and np.median(hot) < 128
+    redder = over[..., 0] - over[..., 2]  # the cloth is grey
+    assert over.shape == (250, 250, 3) and redder[191:223, 150:182].max() > 60 > redder[:125, :125].max()
 
 
 def test_beside_it_lies_the_recipe_of_an_engine_that_nobody_has_built(inspection):
@@ -212,6 +225,16 @@ def test_a_classifier_ships_in_int8_and_a_strict_budget_refuses_it(weights, digi
     with Image.open(out / "digits-1.0.0" / manifest.probes[0].image) as probe:
         assert probe.size == (8, 8) and probe.mode == "L"
     assert compile_("verify", out / "digits-1.0.0").returncode == 0
+    with serving(f"digits={out / 'digits-1.0.0'}") as (url, _):
+        image = [
+            base64.b64encode((out / "digits-1.0.0" / one.image).read_bytes()).decode()
+            for one in manifest.probes
+        ]
+        answer = httpx.post(f"{url}/v1/classify", json={"model": "digits", "image": image}, timeout=60).json()
+    said = [json.loads(one.expected)["label"] for one in manifest.probes]
+    assert [one["label"] for one in answer["data"]] == said and answer["outpost"][
+        "release"
+    ] == manifest.digest
     told = json.loads((out / "digits-trt-1.0.0" / "tensorrt.json").read_text(encoding="utf-8"))
     # 49 convolutions and the head; their biases are floats now, and so is nothing else.
     assert told["qdq"] == {"quantized": {"Conv": 49, "Gemm": 1}, "in_float": {}}
