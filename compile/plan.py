@@ -104,9 +104,10 @@ def make_plan(line: Line, cache: Cache, folder: Path, jobs: int = 1) -> Plan:
 
 def _missing(line: Line, cache: Cache) -> Iterator[str]:
     """What steps that are still to run would look for in vain."""
+    if not any(CONVERTERS in step.tools and not cache.has(step) for step in in_order(line.steps)):
+        return
     converters = Converters(line.workshop.converters)
-    needed = any(CONVERTERS in step.tools and not cache.has(step) for step in in_order(line.steps))
-    if needed and not converters.are_there:
+    if not converters.are_there:
         yield (
             f"llama.cpp's converters are not in {converters.folder}: scripts/fetch_converters fills the "
             "default folder, --converters names another"
