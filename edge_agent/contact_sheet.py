@@ -38,7 +38,7 @@ class Cell:
 
 
 def thumbnail(name: str, data: bytes, found: Inspected) -> Cell:
-    """A picture made small, red where it looks unlike a good part: faint at the threshold, full at twice it.
+    """A picture made small, red where it looks unlike a good part.
 
     Raises ``InvalidImage``.
     """

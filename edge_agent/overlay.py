@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 50_000_000
 _HOT = (255, 40, 0)
-_FAINT, _FULL, _OPAQUE = 96, 256, 200
-"""Grey values of a heat map: it shows from ``_FAINT`` on; at ``_FULL`` it covers with ``_OPAQUE`` of 255."""
+_THRESHOLD, _FULL = 128, 192
+"""Grey values of a heat map: nothing is drawn below the first, and no more from the second on."""
+_FAINT, _STRONG = 60, 200
+"""How much is covered there, of 255."""
 
 
 def overlay(data: bytes, found: Inspected, side: int, *, enlarge: bool = False) -> "Image":
-    """A picture of at most ``side`` a side, red where it looks unlike a good part: faint at the threshold,
-    full at twice it. Without a heat map the picture alone. ``enlarge``: smaller pictures grow to ``side``.
+    """A picture of at most ``side`` a side, red where it looks unlike a good part: faint from the threshold
+    on, full at half above it. Without a heat map the picture alone. ``enlarge``: smaller ones grow to ``side``.
 
     Raises ``InvalidImage``.
     """
@@ -37,9 +39,15 @@ def overlay(data: bytes, found: Inspected, side: int, *, enlarge: bool = False) 
             left, top, right, bottom = (round(edge * scale) for edge in found.region)
             size = (max(1, right - left), max(1, bottom - top))
             grey = heat.convert("L").resize(size, Image.Resampling.BILINEAR)
-        steps = [(value - _FAINT) * _OPAQUE // (_FULL - _FAINT) for value in range(256)]
-        picture.paste(_HOT, (left, top), grey.point([max(0, one) for one in steps]))
+        picture.paste(_HOT, (left, top), grey.point([_opacity(value) for value in range(256)]))
     return picture
+
+
+def _opacity(value: int) -> int:
+    """Of a grey value. Good parts can lie close below the threshold all over: they stay as they are."""
+    if value < _THRESHOLD:
+        return 0
+    return min(_STRONG, _FAINT + (value - _THRESHOLD) * (_STRONG - _FAINT) // (_FULL - _THRESHOLD))
 
 
 def overlay_png(data: bytes, found: Inspected, side: int) -> bytes:
