@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -123,8 +123,13 @@ def test_a_chat_that_cannot_be_learned_from_says_why(messages, reason):
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1)
 
 
-@settings(deadline=None)
-@given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6), st.sampled_from(",;\t|"))
+PAIRS = st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6).filter(
+    lambda pairs: any(q.strip() or a.strip() for q, a in pairs)  # in CSV there would be no rows at all
+)
+
+
+@given(PAIRS, st.sampled_from(",;\t|"))
+@example([("a", "b"), (" ", "\t")], ",")
 def test_csv_and_jsonl_give_the_same_rows(tmp_path_factory, pairs, delimiter):
     folder = tmp_path_factory.mktemp("both")
     out = io.StringIO(newline="")
