@@ -22,7 +22,7 @@ _FAINT, _STRONG = 60, 200
 
 def overlay(data: bytes, found: Inspected, side: int, *, enlarge: bool = False) -> "Image":
     """A picture of at most ``side`` a side, red where it looks unlike a good part: faint from the threshold
-    on, full at half above it. Without a heat map the picture alone. ``enlarge``: smaller ones grow to ``side``.
+    on, full at half above it. Without a heat map the picture alone. ``enlarge``: smaller ones grow to that.
 
     Raises ``InvalidImage``.
     """
