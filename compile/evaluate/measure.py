@@ -38,11 +38,12 @@ def measure(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Run a job in a new process. Raises ``ToolFailed``.
 
     Job: ``model``, ``adapter`` (or null), ``folder`` of the results, ``threads``; ``prompts`` and
-    ``max_tokens`` (greedy answers, with the adapter if there is one); ``probe`` and ``probe_tokens`` (one
-    more); ``wanted``, pairs of a prompt and the answer that is wanted, for ``losses``; ``speed_repeats``;
-    ``tokens``, what the reference tokenizer makes of texts (``tokens.Reading``); ``text`` with ``path``,
-    ``tokens``, ``window`` (fidelity), perhaps ``ids``, those of the reference tokenizer, and ``against``, the
-    folder of the reference's results, or null for the reference itself.
+    ``max_tokens`` (greedy answers, with the adapter if there is one, many at a time or, with ``alone``, one);
+    ``probe`` and ``probe_tokens`` (one more); ``wanted``, pairs of a prompt and the answer that is wanted,
+    for ``losses``; ``speed_repeats``; ``tokens``, what the reference tokenizer makes of texts
+    (``tokens.Reading``); ``text`` with ``path``, ``tokens``, ``window`` (fidelity), perhaps ``ids``, those of
+    the reference tokenizer, and ``against``, the folder of the reference's results, or null for the reference
+    itself.
 
     ``tokens_differ`` of the result is not empty where the engine reads a text otherwise than the reference
     tokenizer. There is no fidelity then: it would be that of another model.
@@ -67,7 +68,10 @@ def _child(job: Mapping[str, Any]) -> None:
     if job.get("speed_repeats"):
         result["speed"] = _speed(engine, adapter, job["speed_repeats"])
     if job.get("prompts"):
-        result["answers"] = greedy(engine, adapter, job["prompts"], job["max_tokens"])
+        asked = [[prompt] for prompt in job["prompts"]] if job.get("alone") else [job["prompts"]]
+        result["answers"] = [
+            answer for some in asked for answer in greedy(engine, adapter, some, job["max_tokens"])
+        ]
     if job.get("probe"):
         result["probe"] = greedy(engine, adapter, [job["probe"]], job["probe_tokens"])[0]
     # Peak memory of serving: read before scores of a whole window are held.

@@ -4,6 +4,7 @@ An adapter has one format, so where variants of two engines pass, it ships once 
 the adapter merged in is the smallest that passes, it ships alone.
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from compile.data.rows import Row, read_splits
 from compile.errors import CompileError
 from compile.evaluate import answers, judge
 from compile.evaluate.judge import VariantResult
-from compile.evaluate.measure import read_measured
+from compile.evaluate.measure import measure, read_measured
 from compile.findings import Findings
 from compile.forecast import fitting
 from compile.gguf.files import CONVERTERS, CONVERTERS_VERSION, vocabulary
@@ -26,6 +27,7 @@ from compile.lines.language import (
     LanguageParts,
     answer_fields,
     chat,
+    template_of,
     test_rows,
 )
 from compile.lines.language_findings import headline_of
@@ -33,6 +35,7 @@ from compile.package import ADAPTER_WEIGHTS, WEIGHTS, adapter_facts, files_below
 from compile.recipe.language import FIDELITY
 from compile.recipe.training import FineTune
 from compile.steps import Cache
+from models import probes
 from models.digest import Digest
 from models.gguf import read_header
 from models.manifest import AdapterFacts, AdapterSlots, Engine, Kind, Manifest, Probe, Quality, Speed
@@ -40,6 +43,8 @@ from models.manifest import AdapterFacts, AdapterSlots, Engine, Kind, Manifest, 
 _BASE_METRICS = ("perplexity", *FIDELITY)
 _BASE_TOLERANCE = 0.6
 """A base completes prose freely: near-ties go either way on another processor."""
+_CANDIDATES = 3
+"""How many rows are tried for each probe that is wanted."""
 MAX_RANK = 64
 _SUFFIX = {"gguf": "", "onnx-genai": "-onnx"}
 """What the name of an adapter ends with, by format."""
@@ -84,7 +89,7 @@ def _base_manifest(
     known = vocabulary(read_header(cache.folder(line.root) / REFERENCE_FILE))
     measured = read_measured(cache.folder(steps.fidelity))
     traced = dict(findings.lineage)
-    probes: tuple[Probe, ...] = (
+    asked: tuple[Probe, ...] = (
         Probe(
             messages=({"role": "user", "content": BASE_PROBE},),
             max_tokens=BASE_PROBE_TOKENS,
@@ -105,7 +110,7 @@ def _base_manifest(
     else:
         name, version, license_ = recipe.release.name, recipe.release.version, recipe.release.license
         quality = tuple(verdict.quality for verdict in one.verdicts)
-        probes = (*probes, *_task_probes(line, cache, [one]))
+        asked = (*asked, *_task_probes(line, cache, [one]))
     return Manifest(
         kind=Kind.MODEL,
         name=name,
@@ -129,7 +134,7 @@ def _base_manifest(
         quality=quality,
         speed=(_speed(device_name(line.workshop.threads), measured["speed"], measured["peak_ram_bytes"]),),
         fallback_ledger=one.ledger,
-        probes=probes,
+        probes=asked,
         license=license_,
     )
 
@@ -212,15 +217,42 @@ def _task_probes(line: LanguageParts, cache: Cache, passing: Sequence[VariantRes
     ordered += [pair for pair in agreed if pair not in ordered]
     if not ordered:
         raise CompileError("no test row gets the same valid answer from every passing base: nothing to probe")
-    return tuple(
+    candidates = [
         Probe(
             messages=tuple(dict(message) for message in chat(recipe, row)),
             max_tokens=recipe.evaluate.max_tokens,
             expected=answer,
             tolerance=recipe.release.tolerance,
         )
-        for row, answer in ordered[: recipe.release.probes]
-    )
+        for row, answer in ordered[: _CANDIDATES * recipe.release.probes]
+    ]
+    for one in passing:
+        candidates = _that_hold(line, cache, one, candidates)
+    if not candidates:
+        raise CompileError("no answer to a test row is the same when it is asked alone: nothing to probe")
+    return tuple(candidates[: recipe.release.probes])
+
+
+def _that_hold(
+    line: LanguageParts, cache: Cache, one: VariantResult, candidates: Sequence[Probe]
+) -> list[Probe]:
+    """Those that a variant also meets alone, as a device asks them: it was measured with many at a time,
+    where other kernels compute and near-ties may fall otherwise.
+    """
+    steps, template = line.variants[one.name], template_of(cache.folder(line.root))
+    with tempfile.TemporaryDirectory() as folder:
+        job = {
+            "model": str(cache.folder(steps.model) / steps.file),
+            "adapter": None if steps.adapter is None else str(_adapter_file(line, cache, one)),
+            "folder": folder,
+            "threads": line.workshop.threads,
+            "prompts": [template.render([dict(m) for m in probe.messages]) for probe in candidates],
+            "max_tokens": line.recipe.evaluate.max_tokens,
+            "alone": True,
+        }
+        said = measure(job, lambda done, note: None)["answers"] if candidates else []
+    pairs = zip(candidates, said, strict=True)
+    return [probe for probe, answer in pairs if probes.judge(probe, answer).passed]
 
 
 def _counts(row: Row, answer: str, fields: Sequence[answers.Field]) -> bool:
