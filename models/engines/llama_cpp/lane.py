@@ -197,7 +197,8 @@ class Lane:
         staying: list[Job] = []
         if not self._running and self._reach > self._tree.used + self._settings.kept_tokens:
             self._pack(context)
-        while self.waiting and self.waiting[0].arrival < before:
+        room = self._settings.max_sequences
+        while self.waiting and self.waiting[0].arrival < before and len(self._running) < room:
             sequence = self.waiting[0]
             ahead = (
                 (other.tokens[: other.prompt], other.computed)
@@ -431,18 +432,8 @@ class Lane:
         return saved
 
     def restore(self, saved: Sequence[SavedPrefix]) -> None:
-        """Put saved prefixes into a context that has just been made, the first one last."""
-        if self._context is None or not self._shares:
-            return
-        for tokens, state in reversed(saved):
-            start = self._tree.start([_NO_TOKEN], len(tokens))
-            if start is None or self._tree.used + len(tokens) > self._tree.cells:
-                break
-            self._context.carry_out(start.changes)
-            if not self._context.write_state(start.id, state, len(tokens)):
-                break
-            self._context.carry_out(self._tree.advance(start.id, tokens))
-            self._context.carry_out(self._tree.finish(start.id, shared=len(tokens)))
-        else:
-            return
-        self._forget()  # some of it may be half there
+        """Park saved prefixes, the first one last: they come into cells when a prompt begins with them."""
+        if self._shares:
+            for tokens, state in reversed(saved):
+                if not self._parked.covers(self, tokens, len(tokens)):
+                    self._parked.put(self, Parked(tokens, state, len(tokens)))
