@@ -147,11 +147,6 @@ class _EncoderRecipe(RecipeBase):
         return self
 
     @property
-    def variant_names(self) -> tuple[str, ...]:
-        """The names under which variants are reported."""
-        return tuple(variant.name for variant in self.variants)
-
-    @property
     def reference(self) -> Literal["itself", "base", "teacher"]:
         """Whose float export variants are held against: what is cut is held against the whole, what copies
         a teacher's vectors against the teacher, what learns a task against itself before it shrinks."""

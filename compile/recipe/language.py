@@ -182,8 +182,3 @@ class LanguageRecipe(RecipeBase):
         elif self.data is not None:
             found += TEXT_METRICS
         return (*found, *(ADAPTER_METRICS if self.has_adapter else ()))
-
-    @property
-    def variant_names(self) -> tuple[str, ...]:
-        """By which they are reported."""
-        return tuple(variant.name for variant in self.variants)

@@ -71,11 +71,6 @@ class OcrRecipe(_ReadingRecipe):
         "size_ratio",
     )
 
-    @property
-    def variant_names(self) -> tuple[str, ...]:
-        """The names under which variants are reported."""
-        return tuple(variant.name for variant in self.variants)
-
 
 WeightType = Literal["float32", "float16", "int8", "int8_float32"]
 
@@ -103,8 +98,3 @@ class SpeechRecipe(_ReadingRecipe):
         "fallback_tensors",
         "size_ratio",
     )
-
-    @property
-    def variant_names(self) -> tuple[str, ...]:
-        """The names under which variants are reported."""
-        return tuple(variant.name for variant in self.variants)

@@ -2,7 +2,7 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -134,7 +134,10 @@ class RecipeBase(Section):
         """The metrics that a budget can bound; a task with metrics of its own data adds them."""
         return self.fixed_metrics
 
+    if TYPE_CHECKING:  # each kind of recipe has the field, with variants of its own
+        variants: tuple[Any, ...]
+
     @property
     def variant_names(self) -> tuple[str, ...]:
         """The names under which variants are reported."""
-        raise NotImplementedError
+        return tuple(variant.name for variant in self.variants)

@@ -194,11 +194,6 @@ class _ImageRecipe(RecipeBase):
             self.tensorrt.check({one.name: one.not_for_tensorrt for one in self.variants}, self.release)
         return self
 
-    @property
-    def variant_names(self) -> tuple[str, ...]:
-        """The names under which variants are reported."""
-        return tuple(variant.name for variant in self.variants)
-
 
 class InspectRecipe(_ImageRecipe):
     """Anomaly detection from good parts."""
