@@ -103,7 +103,7 @@ def _load(message: Mapping[str, Any]) -> Desk:
         "batch_tokens": settings.batch_tokens,
     }
     if files.format == "onnx-genai":
-        return TextDesk(GenaiEngine(files.path, GenaiSettings(**sizes)))
+        return TextDesk(GenaiEngine(files.path, GenaiSettings(**sizes, device=settings.device)))
     # Its threads sleep while they wait, so that all cores may be given to it.
     sizes["threads"] = settings.threads or cores
     llama = LlamaSettings(**sizes, contexts=settings.contexts, gpu=settings.device != "cpu")

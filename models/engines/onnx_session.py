@@ -186,13 +186,13 @@ def _providers(onnxruntime: Any, device: Device) -> list[str]:
     able = _CUDA in onnxruntime.get_available_providers()
     if device == "cuda" and not able:
         raise EngineError("this ONNX Runtime has no CUDA: install onnxruntime-gpu instead of onnxruntime")
-    if device == "cpu" or not able or (device == "auto" and not _has_gpu()):
+    if device == "cpu" or not able or (device == "auto" and not has_gpu()):
         return [_CPU]
     onnxruntime.preload_dlls()  # CUDA's libraries may lie in Python packages, where no loader looks
     return [_CUDA, _CPU]
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether NVIDIA's driver is there and sees a GPU (CUDA driver API, cuInit and cuDeviceGetCount)."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")

@@ -219,6 +219,10 @@ def change_config(folder: Path, **changes) -> None:
         {"model__decoder__session_options__custom_ops_library": "evil"},
         {"model__decoder__session_options__enable_profiling": "x"},
         {"model__decoder__session_options__provider_options": [{"qnn": {"backend_path": "x"}}]},
+        {"model__decoder__session_options__provider_options": [{"cuda": {}}, {"qnn": {}}]},
+        {"model__decoder__session_options__provider_options": [{"cuda": {}, "qnn": {}}]},
+        {"model__decoder__session_options__provider_options": ["cuda"]},
+        {"model__decoder__session_options__provider_options": {"cuda": {}}},
         {"model__decoder__pipeline": []},
         {"model__vision": {"filename": "vision.onnx"}},
         {"model__speech": {"config_filename": "../../x"}},
@@ -231,6 +235,24 @@ def test_a_folder_that_points_elsewhere_is_refused(changes: dict, tmp_path: Path
     change_config(tmp_path / "m", **changes)
     with pytest.raises(UnsafeFile):
         GenaiEngine(tmp_path / "m", GenaiSettings())
+
+
+def test_a_folder_made_for_cuda_is_computed_on_the_cpu_where_there_is_no_gpu(tmp_path: Path) -> None:
+    folder = shutil.copytree(exported("fp32"), tmp_path / "m")
+    assert not check_folder(folder).for_cuda
+    # Addresses in the engine's memory: CUDA's provider would take them for a stream and for functions.
+    options = [{"cuda": {"user_compute_stream": "1", "gpu_external_alloc": "1"}}]
+    change_config(folder, model__decoder__session_options__provider_options=options)
+    assert check_folder(folder).for_cuda
+    said = []
+    for path, device in ((exported("fp32"), "cpu"), (folder, "cpu"), (folder, "auto")):
+        engine = GenaiEngine(path, GenaiSettings(context_tokens=96, device=device))  # type: ignore[arg-type]
+        engine.submit(request("a"))
+        said.append(run(engine)[0]["a"])
+        engine.close()
+    assert len(set(said)) == 1
+    with pytest.raises(EngineError, match="has no CUDA: install onnxruntime-genai-cuda"):
+        GenaiEngine(folder, GenaiSettings(device="cuda"))
 
 
 def test_broken_folders_are_refused(tmp_path: Path) -> None:
@@ -278,7 +300,10 @@ def test_adapters_that_do_not_fit_are_refused(engine: GenaiEngine, tmp_path: Pat
         write_adapter(values, tmp_path / name)
         with pytest.raises(EngineError):
             engine.attach(name, tmp_path / name)
-    write_adapter({a: matrix(256, 4), b: matrix(4, 256)}, tmp_path / "good")
+    write_adapter({a: matrix(256, 4), b: matrix(4, 256)}, tmp_path / "partial")
+    with pytest.raises(EngineError, match=r"leaves the base's slot 'model\.layers\.0\.attn\.v_proj.* empty"):
+        engine.attach("partial", tmp_path / "partial")
+    export_adapter(write_peft(tmp_path / "p", 5), exported("fp32", slots=True), tmp_path / "good")
     data = (tmp_path / "good").read_bytes()
     for name, content in (("cut", data[: len(data) // 2]), ("text", b"no adapter at all"), ("empty", b"")):
         (tmp_path / name).write_bytes(content)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from edge_agent.engines.files import of_path, of_release
 from edge_agent.engines.text_process import EngineProcess, EngineSettings
 from edge_agent.errors import EngineCrashed, UnfitRelease
 from models.engines.base import GenerateRequest, Sampling
-from models.errors import UnsafeFile, UnsupportedRequest
+from models.errors import EngineError, UnsafeFile, UnsupportedRequest
 from models.manifest import Kind, Manifest
 from models.store import describe_file
 
@@ -58,6 +59,11 @@ async def test_a_genai_model_and_its_adapter_come_back_after_a_crash(tmp_path: P
             await engine.attach("y", tmp_path / "y.onnx_adapter")
     finally:
         await engine.close()
+
+
+async def test_the_device_that_was_asked_for_reaches_the_engine() -> None:
+    with pytest.raises(EngineError, match="has no CUDA"):
+        await EngineProcess.start(of_path(exported("int4")), replace(SMALL, device="cuda"))
 
 
 def test_a_genai_release_is_loaded_as_its_folder(tmp_path: Path) -> None:

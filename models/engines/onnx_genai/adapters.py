@@ -84,6 +84,9 @@ def check_adapter(path: Path, slots: Slots | None) -> None:
         ranks.add(shape[wanted.index(None)])
         if (name.replace(_A, _B) if _A in name else name.replace(_B, _A)) not in shapes:
             raise EngineError(f"{path.name}: {name!r:.200} is not half of a LoRA pair")
+    if missing := sorted(slots.shapes.keys() - shapes.keys()):
+        # All slots share one open dimension, so ONNX Runtime plans memory as if they had one rank.
+        raise EngineError(f"{path.name}: it leaves the base's slot {missing[0]!r:.200} empty")
     if len(ranks) != 1 or not 0 < min(ranks) <= slots.max_rank:
         raise EngineError(
             f"{path.name}: rank {sorted(ranks)}; the base takes one of at most {slots.max_rank}"

@@ -41,7 +41,7 @@ class GenaiEngine:
         self._context = min(settings.context_tokens, int(described["context_length"]))
         self._slots = lora_slots(checked.model)
         self._tokens = Tokens(folder / TOKENIZER_FILE, checked.tokenizer)
-        self._model = NativeModel(folder, settings.threads)
+        self._model = NativeModel(folder, settings.threads, settings.device, checked.for_cuda)
         self.facts = ModelFacts(
             architecture=str(described.get("type", "")),
             name=folder.name,

@@ -1,6 +1,7 @@
 """The folder that GenAI's model builder writes, checked before a native library sees a file of it.
 
-Its configuration may name files, providers and libraries. Refuses all but files beside it, on the CPU.
+Its configuration may name files, providers and libraries. Refuses all but files beside it, for the CPU or
+CUDA; what it says of the provider beyond its name is never used.
 """
 
 import json
@@ -26,13 +27,17 @@ _LIBRARIES = re.compile(r"\.(so|dll|dylib|py|pyc|exe|sh)(\.\d+)*$", re.IGNORECAS
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A checked folder: its configuration, its graph, its tokenizer as JSON, its size in bytes."""
+    """A checked folder: its configuration, its graph, its tokenizer as JSON, its size in bytes.
+
+    ``for_cuda``: its graph was written for CUDA's kernels, else for the CPU's.
+    """
 
     config: Mapping[str, Any]
     model: OnnxModel
     tokenizer: Mapping[str, Any]
     template: str | None
     bytes: int
+    for_cuda: bool
 
 
 def check_folder(folder: Path) -> Folder:
@@ -41,7 +46,8 @@ def check_folder(folder: Path) -> Folder:
     config = _json(folder / CONFIG_FILE)
     decoder = _check_config(config)
     model = read_model(folder / decoder["filename"])
-    return Folder(config, model, _json(folder / TOKENIZER_FILE), _template(folder), size)
+    for_cuda = bool(decoder.get("session_options", {}).get("provider_options"))
+    return Folder(config, model, _json(folder / TOKENIZER_FILE), _template(folder), size, for_cuda)
 
 
 def parameters_of(model: OnnxModel) -> int:
@@ -102,14 +108,20 @@ def _check_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if unknown := sorted(set(options) - allowed):
         # custom_ops_library and its like load code; a profile or a dump writes files.
         raise UnsafeFile(f"{CONFIG_FILE}: session_options.{unknown[0]} is not taken")
-    if options.get("provider_options") not in (None, []):
-        raise UnsafeFile(f"{CONFIG_FILE}: it was exported for another provider than the CPU")
+    providers = options.get("provider_options") or []
+    names = [name for one in providers for name in one] if _is_list_of_objects(providers) else None
+    if names not in ([], ["cuda"]):
+        raise UnsafeFile(f"{CONFIG_FILE}: it was exported for another provider than the CPU or CUDA")
     for key in ("context_length", "vocab_size", "eos_token_id"):
         if key not in model:
             raise UnsafeFile(f"{CONFIG_FILE}: model.{key} is missing")
     if not isinstance(decoder.get("filename"), str):
         raise UnsafeFile(f"{CONFIG_FILE}: model.decoder.filename is missing")
     return decoder
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 def _file_names(value: Any, where: str) -> list[tuple[str, str]]:

@@ -5,20 +5,34 @@ from pathlib import Path
 from typing import Any
 
 from models.engines.foreign import converted
+from models.engines.onnx_session import Device, has_gpu
 from models.errors import EngineError
 
 
 class NativeModel:
-    """Raises ``EngineError`` when the library is missing or cannot load a folder."""
+    """``for_cuda``: what the folder was exported for. ``on_gpu`` says where it computes.
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    Raises ``EngineError`` when the library is missing or cannot load a folder, or has no CUDA and must.
+    """
+
+    def __init__(self, folder: Path, threads: int, device: Device, for_cuda: bool) -> None:
         self._og = _library()
+        able = self._og.is_cuda_available()  # asks how it was built, not what the machine has
+        if device == "cuda" and not able:
+            raise EngineError("this ONNX Runtime GenAI has no CUDA: install onnxruntime-genai-cuda instead")
+        self.on_gpu = device == "cuda" or (device == "auto" and able and for_cuda and has_gpu())
         options = {"session_options": {"intra_op_num_threads": threads}}
         with converted(f"{folder.name} cannot be loaded"):
             config = self._og.Config(str(folder))
             config.overlay(json.dumps({"model": {"decoder": options}}))
+            config.clear_providers()  # with the options that the folder brought for them
+            if self.on_gpu:
+                _load_cuda()
+                config.append_provider("cuda")
             self._model = self._og.Model(config)
             self._adapters = self._og.Adapters(self._model)
+        if self.on_gpu and self._model.device_type.upper() != "CUDA":
+            raise EngineError(f"{folder.name}: ONNX Runtime GenAI cannot use the GPU")
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Raises ``EngineError`` when it does not fit."""
@@ -41,6 +55,13 @@ class NativeModel:
     def close(self) -> None:
         """Free everything native. Safe to call twice; nothing else may follow."""
         self._adapters = self._model = None
+
+
+def _load_cuda() -> None:
+    """CUDA's libraries may lie in Python packages, where no loader looks."""
+    import onnxruntime
+
+    onnxruntime.preload_dlls()
 
 
 def _library() -> Any:
