@@ -21,6 +21,7 @@ from models.errors import DigestMismatch, InvalidManifest, InvalidTemplate, Mode
 from sync.errors import EnrolmentRefused, SyncError, VerificationFailed
 
 if TYPE_CHECKING:
+    from edge_agent.engines.wire import Kv
     from models.engines.onnx_session import Device
 
 FAILED, WRONG_USE, REFUSED = 1, 2, 3
@@ -131,6 +132,14 @@ def main() -> None:
     help="Adapters of a GGUF with a KV cache of their own at once, beside the base; the others take turns.",
 )
 @click.option(
+    "--kv",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "unified", "apart"]),
+    help="Cells of a GGUF's sequences: one pool (least memory) or apart (fastest); auto: apart where "
+    "four times its memory is free.",
+)
+@click.option(
     "--device",
     default="auto",
     show_default=True,
@@ -176,6 +185,7 @@ def serve(
     context: int,
     parallel: int,
     adapter_contexts: int,
+    kv: "Kv",
     device: "Device",
     memory: int | None,
     unload_after: float | None,
@@ -195,6 +205,7 @@ def serve(
             context_tokens=context,
             max_sequences=parallel,
             contexts=1 + adapter_contexts,
+            kv="unified" if kv == "auto" and memory is not None else kv,
             engine_cache=_engine_cache(),
         )
         if keys is None and home is not None and Home(home).api_keys.exists():

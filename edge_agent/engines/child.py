@@ -89,6 +89,10 @@ def _load(message: Mapping[str, Any]) -> Desk:
     files = EngineFiles.from_wire(message["files"])
     cores = len(os.sched_getaffinity(0))
     threads = settings.threads or max(1, cores - 1)
+    if files.format != "gguf":
+        # Threads that wait by spinning take the cores from whoever they wait for; llama.cpp's are watched for
+        # that (``models.engines.llama_cpp.threads``). OpenMP reads this when it is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if files.encoder is not None and files.format != "gguf":
         cache = Path(settings.engine_cache) if settings.engine_cache else None
         sized = OnnxSettings(threads=threads, device=settings.device, engine_cache=cache)
@@ -104,9 +108,10 @@ def _load(message: Mapping[str, Any]) -> Desk:
     }
     if files.format == "onnx-genai":
         return TextDesk(GenaiEngine(files.path, GenaiSettings(**sizes, device=settings.device)))
-    # Its threads sleep while they wait, so that all cores may be given to it.
+    # It gives up cores that others want, so that all may be given to it.
     sizes["threads"] = settings.threads or cores
-    llama = LlamaSettings(**sizes, contexts=settings.contexts, gpu=settings.device != "cpu")
+    apart, gpu = settings.kv == "apart", settings.device != "cpu"
+    llama = LlamaSettings(**sizes, contexts=settings.contexts, kv_unified=not apart, gpu=gpu)
     if files.encoder is not None:
         return EncoderDesk(LlamaEncoder(files.encoder, llama), settings.encoder_batch)
     saved = None
@@ -126,9 +131,6 @@ def main(fd: int, parent: int) -> None:
     """Load, report, serve."""
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    # Threads that wait by spinning take the cores from whoever they wait for. OpenMP reads this when the
-    # library is loaded (for llama.cpp, see its ``library``).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # An abort must not start a debugger. One thread steps the engine; tokenizers would start as many as there
     # are cores.
     os.environ.update(GGML_NO_BACKTRACE="1", TOKENIZERS_PARALLELISM="false")

@@ -167,6 +167,7 @@ def forecast_bytes(files: EngineFiles, settings: EngineSettings = EngineSettings
             context_tokens=settings.context_tokens,
             max_sequences=settings.max_sequences,
             batch_tokens=settings.batch_tokens,
+            kv_unified=settings.kv != "apart",
         )
         load = workload_of(files.path, "", settings.context_tokens)
         if files.encoder is not None and files.encoder.engine.text is not None:

@@ -15,7 +15,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from models.engines.base import (
     EncoderFacts,
@@ -44,6 +44,8 @@ from models.errors import (
 
 HEAD = struct.Struct(">II")
 """Before each frame: how many bytes of JSON it has, and how many bytes follow that the JSON points at."""
+
+Kv = Literal["auto", "unified", "apart"]
 
 _BYTES = "bytes"
 """The only key of what stands in JSON for bytes: where they start and end."""
@@ -74,6 +76,8 @@ class EngineSettings:
     ``load_seconds``: how long it may take to load a model, besides a second for each 20 MB of its file, as
     slow flash reads it. ``device``: see ``models.engines.onnx_session``; llama.cpp's is that of its build.
     ``contexts``: KV caches at once, of a GGUF's base and its adapters; the one asked longest ago makes room.
+    ``kv``: whether the sequences of one share its cells or have cells apart (``LlamaSettings.kv_unified``);
+    auto: apart where there is plenty of memory (``edge_agent.engines.start``).
     ``prefixes``: the folder in which what many prompts begin with is kept from one run to the next;
     ``engine_cache``: the one for TensorRT engines, None: each load builds its own.
     """
@@ -84,6 +88,7 @@ class EngineSettings:
     max_sequences: int = 16  # answered at once, for the base and for each adapter
     batch_tokens: int = 256  # computed in one step
     contexts: int = 4
+    kv: Kv = "auto"
     encoder_batch: int = 32  # texts or pictures that an encoder computes in one step
     silence_seconds: float = 60.0
     load_seconds: float = 120.0

@@ -13,6 +13,7 @@ beginnings. A kept id is the only one to hold the end of its sequence.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from models.errors import EngineError
 
@@ -25,7 +26,18 @@ GIVE_UP_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Sequence id ``target`` is to share the cells of ``source`` at positions ``first`` to ``last`` - 1."""
+    """The empty sequence id ``target`` is to have the first ``last`` tokens of ``source``."""
+
+    source: int
+    target: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """``target`` holds the same tokens as ``source`` at positions ``first`` to ``last`` - 1: the cells of one
+    are enough.
+    """
 
     source: int
     target: int
@@ -42,7 +54,7 @@ class Drop:
     last: int = -1
 
 
-Change = Copy | Drop
+Change = Copy | Share | Drop
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +130,16 @@ class PrefixTree:
         self._limit, self._shares = running, shares
         self._root = _Node(0, 0, [], None)
         self._held: dict[int, _Held] = {}
-        self._free = list(range(ids - 1, -1, -1))
+        self._free = list(range(ids))  # a heap: cells that are apart are read together if ids are consecutive
         self.running = 0
         self._clock = 0
 
     # Questions
+
+    @property
+    def spare(self) -> int:
+        """How many ids neither run nor keep."""
+        return len(self._free)
 
     @property
     def held(self) -> tuple[int, ...]:
@@ -194,6 +211,12 @@ class PrefixTree:
         if self.promised() + held_by_others + promised - reuse > self.cells:
             return None
         changes: list[Change] = []
+        self._clock += 1
+        self.running += 1
+        heir = next((id for id in node.ids if inside == len(node.tokens) and self._keeps_all(id, node)), None)
+        if heir is not None:
+            self._held[heir] = _Held(node, promised, self._clock)
+            return Start(heir, reuse, ())
         if not self._free:
             # At least two ids keep: either one of them does not hold ``node``, or the other one holds it too.
             spare = [id for id, held in self._held.items() if not held.promised]
@@ -207,15 +230,13 @@ class PrefixTree:
                 node.shared = node.end
         else:
             node = self._root
-        id = self._free.pop()
-        self._clock += 1
-        self.running += 1
+        id = heappop(self._free)
         self._held[id] = _Held(node, promised, self._clock)
         if reuse:
-            changes.append(Copy(next(iter(node.ids)), id, 0, reuse))
+            changes.append(Copy(next(iter(node.ids)), id, reuse))
         for part in node.path():
             part.ids.add(id)
-        return Start(id, reuse, (*changes, *self._tidy(node)))
+        return Start(id, reuse, tuple(changes))
 
     def promise(self, id: int, promised: int) -> bool:
         """Promise a running id ``promised`` tokens in all, not fewer than before, if there is room."""
@@ -244,7 +265,7 @@ class PrefixTree:
             size = common_prefix(child.tokens, tokens)
             child = self._split(child, size)
             source = next(iter(child.ids))
-            changes += [Drop(id, child.start, child.end), Copy(source, id, child.start, child.end)]
+            changes.append(Share(source, id, child.start, child.end))
             child.ids.add(id)
             held.node = child
             tokens = tokens[size:]
@@ -269,6 +290,18 @@ class PrefixTree:
         if self._shares and held.node.ids == {id}:
             return []
         return self._release(id)
+
+    def move(self, id: int) -> tuple[int, list[Change]]:
+        """Give an id's tokens to the lowest free id, if that is lower; the id that has them then."""
+        if not self._shares or not self._free or self._free[0] > id:
+            return id, []
+        to = heappop(self._free)
+        held = self._held[to] = self._held.pop(id)
+        for node in held.node.path():
+            node.ids.remove(id)
+            node.ids.add(to)
+        heappush(self._free, id)
+        return to, [Copy(id, to, held.node.end), Drop(id)] if held.node.end else []
 
     def give_up(self, id: int) -> list[Change]:
         """Forget what a kept id holds alone."""
@@ -328,12 +361,13 @@ class PrefixTree:
 
     def _tidy(self, node: _Node) -> list[Change]:
         """Let go of an id that keeps only what others hold, now that one more holds ``node``."""
-        redundant = [
-            id
-            for id in node.ids
-            if len(node.ids) > 1 and not self._held[id].promised and self._held[id].node is node
-        ]
+        redundant = [id for id in node.ids if len(node.ids) > 1 and self._keeps_all(id, node)]
         return [change for id in redundant for change in self._release(id)]
+
+    def _keeps_all(self, id: int, node: _Node) -> bool:
+        """Whether an id only keeps, and what it keeps ends with ``node``."""
+        held = self._held[id]
+        return not held.promised and held.node is node
 
     def _release(self, id: int) -> list[Change]:
         """Take an id out of the tree, and with it what nobody else holds."""
@@ -345,7 +379,7 @@ class PrefixTree:
                 self.used -= len(part.tokens)
                 node = part.parent
         self._join(node)
-        self._free.append(id)
+        heappush(self._free, id)
         return [Drop(id)]
 
     def _join(self, node: _Node) -> None:

@@ -20,9 +20,14 @@ SIZES = LlamaSettings(threads=1, context_tokens=256, max_sequences=4, batch_toke
 WEIGHTS = "sha256:" + "0" * 64
 
 
+@pytest.fixture(params=(True, False), ids=("one pool of cells", "cells apart"))
+def sizes(request: pytest.FixtureRequest) -> LlamaSettings:
+    return replace(SIZES, kv_unified=request.param)
+
+
 @pytest.fixture
-def fresh(model_path: Path) -> Iterator[LlamaEngine]:
-    engine = LlamaEngine(model_path, SIZES)
+def fresh(model_path: Path, sizes: LlamaSettings) -> Iterator[LlamaEngine]:
+    engine = LlamaEngine(model_path, sizes)
     yield engine
     engine.close()
 
@@ -108,7 +113,11 @@ def test_a_conversation_goes_on_from_its_own_answer(
 
 
 def test_what_was_answered_leaves_the_cells_and_comes_back(
-    model_path: Path, run: Callable, chat: Callable[..., GenerateRequest], make_adapter: Callable[..., Path]
+    model_path: Path,
+    sizes: LlamaSettings,
+    run: Callable,
+    chat: Callable[..., GenerateRequest],
+    make_adapter: Callable[..., Path],
 ) -> None:
     def texts(engine: LlamaEngine, adapter: str | None = None) -> list[str]:
         said = []
@@ -120,7 +129,7 @@ def test_what_was_answered_leaves_the_cells_and_comes_back(
         return said
 
     lasts: list[Event] = []
-    engine = LlamaEngine(model_path, replace(SIZES, kept_tokens=20))
+    engine = LlamaEngine(model_path, replace(sizes, kept_tokens=20))
     try:
         engine.attach("one", make_adapter(1))
         first = texts(engine)
@@ -142,9 +151,13 @@ def test_what_was_answered_leaves_the_cells_and_comes_back(
 
 
 def test_a_closed_context_leaves_its_prefixes_to_the_next(
-    model_path: Path, run: Callable, chat: Callable[..., GenerateRequest], make_adapter: Callable[..., Path]
+    model_path: Path,
+    sizes: LlamaSettings,
+    run: Callable,
+    chat: Callable[..., GenerateRequest],
+    make_adapter: Callable[..., Path],
 ) -> None:
-    engine = LlamaEngine(model_path, replace(SIZES, contexts=1))
+    engine = LlamaEngine(model_path, replace(sizes, contexts=1))
     try:
         engine.attach("one", make_adapter(1))
         found = {}
@@ -292,10 +305,10 @@ def test_a_header_that_nobody_wrote_is_as_good_as_no_file(header: bytes) -> None
 
 
 def test_the_tree_knows_what_llama_cpp_holds_whatever_comes_and_goes(
-    model_path: Path, chat: Callable[..., GenerateRequest]
+    model_path: Path, sizes: LlamaSettings, chat: Callable[..., GenerateRequest]
 ) -> None:
     """Too few cells and ids for what is asked: prefixes are given up all the time."""
-    engine = LlamaEngine(model_path, replace(SIZES, context_tokens=96, cache_tokens=192, kept_tokens=90))
+    engine = LlamaEngine(model_path, replace(sizes, context_tokens=96, cache_tokens=192, kept_tokens=90))
     lane = engine._lanes[None]
     context = lane._context
     assert context is not None
@@ -318,9 +331,9 @@ def test_the_tree_knows_what_llama_cpp_holds_whatever_comes_and_goes(
                     alive.remove(event.id)
             tree = lane._tree
             held = {id: tree.length(id) for id in tree.held if tree.length(id)}
-            assert held == {id: size for id in range(SIZES.ids) if (size := context.length(id))}
-            assert tree.used <= 192
-        assert not lane.busy and len(held) > 1
+            assert held == {id: size for id in range(sizes.ids) if (size := context.length(id))}
+            assert not sizes.kv_unified or tree.used <= 192
+        assert not lane.busy and held
         assert engine.step() == []
     finally:
         engine.close()

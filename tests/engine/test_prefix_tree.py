@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from models.engines.prefixes import Change, Copy, Drop, PrefixTree, common_prefix
+from models.engines.prefixes import Change, Copy, Drop, PrefixTree, Share, common_prefix
 from models.errors import EngineError
 
 few = st.lists(st.integers(0, 2), max_size=12)
@@ -45,10 +45,15 @@ class Cells(RuleBasedStateMachine):
     def carry_out(self, changes: "list[Change] | tuple[Change, ...]") -> None:
         for change in changes:
             if isinstance(change, Copy):
-                source = self.cells[change.source][change.first : change.last]
-                assert len(source) == change.last - change.first
-                mine = self.cells.setdefault(change.target, [])
-                mine[change.first : change.first] = source
+                assert not self.cells.get(change.target)
+                self.cells[change.target] = self.cells[change.source][: change.last]
+                assert len(self.cells[change.target]) == change.last > 0
+            elif isinstance(change, Share):
+                cells = self.cells[change.source][change.first : change.last]
+                assert len(cells) == change.last - change.first
+                mine = self.cells[change.target][change.first : change.last]
+                assert [self.content[cell] for cell in cells] == [self.content[cell] for cell in mine]
+                self.cells[change.target][change.first : change.last] = cells
             else:
                 last = None if change.last == -1 else change.last
                 del self.cells.setdefault(change.id, [])[change.first : last]
@@ -122,6 +127,16 @@ class Cells(RuleBasedStateMachine):
         tokens, done = self.running.pop(id)
         self.carry_out(self.tree.finish(id))
         assert self.tree.longest(tokens[:done]) == done, "what was computed is kept"
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def move(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.running)))
+        free = set(range(max(self.tree.held) + 1)) - set(self.tree.held)
+        to, changes = self.tree.move(id)
+        assert to == min({id} | free)
+        self.carry_out(changes)
+        self.running[to] = self.running.pop(id)
 
     @rule()
     def give_up_the_oldest(self) -> None:

@@ -1,12 +1,14 @@
 """A native context: KV cells under sequence ids, and the batch that is computed next. It decides nothing."""
 
 import ctypes
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from models.engines.llama_cpp.library import last_error
 from models.engines.llama_cpp.settings import LlamaSettings
-from models.engines.prefixes import Change, Copy
+from models.engines.llama_cpp.threads import Threads
+from models.engines.prefixes import Change, Copy, Drop, Share
 from models.errors import EngineError
 from models.gguf import GgufHeader
 
@@ -24,24 +26,42 @@ def context_bytes(settings: LlamaSettings, header: GgufHeader) -> int:
     return settings.cache_tokens * header.kv_bytes_per_token + rows * header.vocabulary * _LOGIT
 
 
+def decode(lib: Any, handle: Any, batch: Any, threads: Threads) -> None:
+    """Have a ``llama_batch`` computed, and ``threads`` told what it took. Raises ``EngineError``."""
+    lib.llama_set_n_threads(handle, threads.now, threads.now)
+    began, used = time.perf_counter(), time.process_time()
+    status = lib.llama_decode(handle, batch)
+    threads.took(time.perf_counter() - began, time.process_time() - used)
+    if status:
+        raise EngineError(f"llama.cpp could not compute a batch ({status}): {last_error()}")
+
+
 class Context:
-    """Over a loaded model, with at most one adapter. ``width``: of the embeddings that it is shown; 0: none.
+    """Over a loaded model, with at most one adapter, computed by ``threads`` as it is told what they took.
+    ``width``: of the embeddings that it is shown; 0: none.
 
     ``observe`` is shown every computed node: a ``ggml_backend_sched_eval_callback``, kept alive by the
     caller. Raises ``EngineError`` when llama.cpp cannot make it.
     """
 
     def __init__(
-        self, lib: Any, model: Any, settings: LlamaSettings, adapter: Any, observe: Any, width: int = 0
+        self,
+        lib: Any,
+        model: Any,
+        settings: LlamaSettings,
+        threads: Threads,
+        adapter: Any,
+        observe: Any,
+        width: int = 0,
     ) -> None:
-        self._lib = lib
+        self._lib, self._threads = lib, threads
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = settings.cache_tokens
         # llama.cpp aborts when one token of each sequence id does not fit a batch.
         parameters.n_batch = parameters.n_ubatch = max(settings.batch_tokens, settings.ids)
         parameters.n_seq_max = settings.ids
-        parameters.n_threads = parameters.n_threads_batch = settings.threads
-        parameters.kv_unified = True  # sequences share prefixes cell by cell
+        parameters.n_threads = parameters.n_threads_batch = threads.most
+        parameters.kv_unified = self._unified = settings.kv_unified
         parameters.swa_full = True  # a sliding window would lose the prefix that is to be reused
         parameters.no_perf = True
         if observe is not None:
@@ -87,9 +107,7 @@ class Context:
         return row
 
     def _decode(self, batch: "Batch") -> None:
-        status = self._lib.llama_decode(self.handle, batch.take())
-        if status:
-            raise EngineError(f"llama.cpp could not compute a batch ({status}): {last_error()}")
+        decode(self._lib, self.handle, batch.take(), self._threads)
 
     def carry_out(self, changes: Iterable[Change]) -> None:
         """Do to the cells what the tree of prefixes decided. Raises ``EngineError``.
@@ -98,14 +116,30 @@ class Context:
         request would answer from what another one asked.
         """
         for change in changes:
-            if isinstance(change, Copy):
-                if (held := self.length(change.source)) < change.last:
-                    raise EngineError(f"sequence {change.source} holds {held} tokens, not {change.last}")
-                self._lib.llama_memory_seq_cp(
-                    self._memory, change.source, change.target, change.first, change.last
-                )
-            elif not self._lib.llama_memory_seq_rm(self._memory, change.id, change.first, change.last):
-                raise EngineError(f"llama.cpp could not drop cells of sequence {change.id}")
+            if isinstance(change, Drop):
+                self._drop(change.id, change.first, change.last)
+                continue
+            if (held := self.length(change.source)) < change.last:
+                raise EngineError(f"sequence {change.source} holds {held} tokens, not {change.last}")
+            if not self._unified:
+                self._copy_apart(change, held)
+                continue
+            first = 0
+            if isinstance(change, Share):
+                first = change.first
+                self._drop(change.target, first, change.last)
+            self._lib.llama_memory_seq_cp(self._memory, change.source, change.target, first, change.last)
+
+    def _copy_apart(self, change: Copy | Share, held: int) -> None:
+        """Between cells that nothing can share: what two sequences hold is there twice."""
+        if isinstance(change, Copy):
+            if not self.write_state(change.target, self.read_state(change.source), held):
+                raise EngineError(f"llama.cpp could not copy sequence {change.source}: {last_error()}")
+            self._drop(change.target, change.last)
+
+    def _drop(self, id: int, first: int, last: int = -1) -> None:
+        if not self._lib.llama_memory_seq_rm(self._memory, id, first, last):
+            raise EngineError(f"llama.cpp could not drop cells of sequence {id}")
 
     def clear(self) -> None:
         """Forget every cell, and what was put into the batch."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from models.engines.base import EncoderFacts, Reading, TextBatch
-from models.engines.llama_cpp.context import Batch
+from models.engines.llama_cpp.context import Batch, decode
 from models.engines.llama_cpp.encoder_files import (
     LAST,
     RANK,
@@ -25,6 +25,7 @@ from models.engines.llama_cpp.encoder_files import (
 )
 from models.engines.llama_cpp.library import last_error, library
 from models.engines.llama_cpp.settings import LlamaSettings
+from models.engines.llama_cpp.threads import Threads
 from models.engines.llama_cpp.vocabulary import Vocabulary
 from models.engines.llama_cpp.wordpiece import WordPiece
 from models.engines.onnx_files import EncoderFiles
@@ -117,7 +118,8 @@ class LlamaEncoder:
         try:
             self._vocabulary = Vocabulary(lib, self._model)
             self._tokens = self._tokenizer(path.name)
-            self._handle = self._context(settings.threads)
+            self._threads = Threads(settings.threads)
+            self._handle = self._context()
         except BaseException:
             self.close()
             raise
@@ -203,7 +205,7 @@ class LlamaEncoder:
 
     # Computing
 
-    def _context(self, threads: int) -> Any:
+    def _context(self) -> Any:
         lib, sizes = self._lib, self._sizes
         parameters = lib.llama_context_default_params()
         parameters.embeddings = True
@@ -211,7 +213,7 @@ class LlamaEncoder:
         parameters.n_ctx = sizes.cells
         parameters.n_batch = parameters.n_ubatch = sizes.call
         parameters.n_seq_max = sizes.texts
-        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.n_threads = parameters.n_threads_batch = self._threads.most
         parameters.kv_unified = True  # a long text may have all cells
         parameters.no_perf = True
         handle = lib.llama_init_from_model(self._model, parameters)
@@ -228,8 +230,7 @@ class LlamaEncoder:
             for id, tokens in enumerate(texts):
                 piece = tokens[start : start + call]
                 self._batch.add(id, start, piece, len(piece))
-            if status := lib.llama_decode(self._handle, self._batch.take()):
-                raise EngineError(f"llama.cpp could not compute a batch ({status}): {last_error()}")
+            decode(lib, self._handle, self._batch.take(), self._threads)
 
     def _pooled(self, count: int) -> "npt.NDArray[np.float32]":
         """What llama.cpp made of the texts that it computed last: float32 [count, width], not normalised."""

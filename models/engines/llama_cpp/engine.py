@@ -10,6 +10,7 @@ shared between contexts, so an answer can never contain another adapter's state 
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from models.engines.llama_cpp.parked import ParkedPrefixes
 from models.engines.llama_cpp.sampler import Sampler, check_sampling
 from models.engines.llama_cpp.saved import MOST_BYTES, SavedPrefixes
 from models.engines.llama_cpp.settings import LlamaSettings
+from models.engines.llama_cpp.threads import Threads
 from models.engines.llama_cpp.vocabulary import Vocabulary
 from models.engines.stream import TextStream
 from models.errors import ContextLengthExceeded, EngineError, UnknownAdapter, UnsupportedRequest
@@ -70,7 +72,10 @@ class LlamaEngine:
             if self._lib.llama_model_has_encoder(self._model):
                 raise EngineError(f"{path.name} is an encoder: it does not generate text")
             trained = self._lib.llama_model_n_ctx_train(self._model)
+            if settings.gpu and self._lib.llama_supports_gpu_offload():
+                settings = replace(settings, kv_unified=True)  # memory that was not asked about
             self._settings = settings.fitted(trained)
+            self.threads = Threads(settings.threads)
             if projector is not None:
                 self._projector = Projector(projector, self._lib, self._model, settings.threads, settings.gpu)
             self.facts = self._facts(path, trained)
@@ -271,6 +276,7 @@ class LlamaEngine:
             "cells": self._settings.cache_tokens,
             "ids": self._settings.ids,
             "context": self._settings.context_tokens,
+            "unified": self._settings.kv_unified,
         }
 
     # Inside
@@ -292,9 +298,18 @@ class LlamaEngine:
         return prompt, pieces
 
     def _new_lane(self, adapter: Any = None, observe: Any = None, digest: str | None = None) -> Lane:
-        lib, model, settings = self._lib, self._model, self._settings
-        sees = self._projector
-        return Lane(lib, model, self._vocabulary, settings, self._parked, adapter, observe, digest, sees)
+        return Lane(
+            self._lib,
+            self._model,
+            self._vocabulary,
+            self._settings,
+            self.threads,
+            self._parked,
+            adapter,
+            observe,
+            digest,
+            self._projector,
+        )
 
     def _lane(self, adapter: str | None) -> Lane:
         lane = self._lanes.get(adapter)

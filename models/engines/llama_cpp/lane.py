@@ -16,6 +16,7 @@ from models.engines.llama_cpp.media import Piece, Projector, before_media, cut_a
 from models.engines.llama_cpp.parked import Parked, ParkedPrefixes
 from models.engines.llama_cpp.sampler import Sampler
 from models.engines.llama_cpp.settings import LlamaSettings
+from models.engines.llama_cpp.threads import Threads
 from models.engines.llama_cpp.vocabulary import Vocabulary
 from models.engines.prefixes import Drop, PrefixTree
 from models.engines.stream import TextStream
@@ -70,6 +71,7 @@ class Lane:
         model: Any,
         vocabulary: Vocabulary,
         settings: LlamaSettings,
+        threads: Threads,
         parked: ParkedPrefixes,
         adapter: Any = None,
         observe: Any = None,
@@ -77,6 +79,7 @@ class Lane:
         projector: Projector | None = None,
     ) -> None:
         self._lib, self._model, self._vocabulary, self._settings = lib, model, vocabulary, settings
+        self._threads = threads
         self._parked, self._adapter, self._observe = parked, adapter, observe
         self.digest, self._projector = digest, projector
         self.waiting: deque[Job] = deque()
@@ -85,7 +88,8 @@ class Lane:
         self._running: dict[int, Job] = {}
         # State of recurrent layers cannot be cut at a prefix.
         self._shares = not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
-        self._on_gpu = settings.gpu and bool(lib.llama_supports_gpu_offload())
+        on_gpu = settings.gpu and bool(lib.llama_supports_gpu_offload())
+        self._mixes = on_gpu or not settings.kv_unified
         self._tree = self._new_tree()
         self._reach = 0  # about how many cells were in use at once since there were none
 
@@ -120,7 +124,7 @@ class Lane:
         if self._context is None:
             width = self._projector.width if self._projector else 0
             self._context = Context(
-                self._lib, self._model, self._settings, self._adapter, self._observe, width
+                self._lib, self._model, self._settings, self._threads, self._adapter, self._observe, width
             )
             self._tree = self._new_tree()
 
@@ -183,6 +187,8 @@ class Lane:
         try:
             self._admit(self._context, before)
             self._promise_more(self._context)
+            if not self._settings.kv_unified:
+                self._close_ranks(self._context)
             for batch in self._batches(self._context):
                 events += self._compute(self._context, batch)
         except EngineError as error:
@@ -197,6 +203,7 @@ class Lane:
         staying: list[Job] = []
         if not self._running and self._reach > self._tree.used + self._settings.kept_tokens:
             self._pack(context)
+        kept = self._settings.kept_tokens if self._settings.kv_unified else 0
         room = self._settings.max_sequences
         while self.waiting and self.waiting[0].arrival < before and len(self._running) < room:
             sequence = self.waiting[0]
@@ -220,7 +227,7 @@ class Lane:
             if sequence.cached is None:
                 sequence.cached = start.reuse
             context.carry_out(start.changes)
-            self._park(context, self._settings.kept_tokens)
+            self._park(context, kept)
         self.waiting.extendleft(reversed(staying))
 
     # Parking
@@ -258,6 +265,17 @@ class Lane:
         self._park(context, 0)
         self._forget()
 
+    def _close_ranks(self, context: Context) -> None:
+        """Have those that run under consecutive ids: cells apart are computed together only then."""
+        if self._running:
+            self._park(context, 0)
+        for id in sorted(self._running, reverse=True):
+            to, changes = self._tree.move(id)
+            if to == id:
+                break
+            context.carry_out(changes)
+            self._running[to] = self._running.pop(id)
+
     def _promise_more(self, context: Context) -> None:
         """Before a request outgrows its promise, make it another; for want of room the last to come wait.
 
@@ -292,8 +310,9 @@ class Lane:
         del shown[1:]
         size = sum(chunk.size for chunk in (*words, *shown))
         context.carry_out(self._tree.make_room(size))
-        self._reach = max(self._reach, self._tree.used + size)
-        return [*schedule.batches(words, mixed=self._on_gpu), *((chunk,) for chunk in shown)]
+        if self._settings.kv_unified:
+            self._reach = max(self._reach, self._tree.used + size)
+        return [*schedule.batches(words, mixed=self._mixes), *((chunk,) for chunk in shown)]
 
     def _compute(self, context: Context, batch: Sequence[schedule.Chunk]) -> list[Event]:
         first = self._running[batch[0].id]
@@ -301,6 +320,7 @@ class Lane:
         if piece is not None and self._projector is not None:
             return [self._show(context, self._projector, batch[0], piece)]
         rows = []
+        batch = sorted(batch, key=lambda chunk: chunk.id)
         for chunk in batch:
             one = self._running[chunk.id]
             part = one.tokens[one.computed : one.computed + chunk.size]

@@ -3,7 +3,6 @@
 ``llama_cpp`` is imported when the first engine is made, not with this module.
 """
 
-import os
 import threading
 from collections import deque
 from functools import cache
@@ -38,12 +37,6 @@ def build(lib: Any) -> str:
 
 @cache
 def _load_library() -> Any:
-    # Its threads meet after every operation. While they wait by spinning they take the cores from whoever
-    # they wait for: with a busy neighbour two threads did a tenth of what one does. Asleep at once they do a
-    # third of what they can on a quiet machine. So they spin for some microseconds and then sleep, which is
-    # near the best on both. OpenMP reads this when it is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         from llama_cpp import llama_cpp as lib
     except ImportError as error:

@@ -6,13 +6,17 @@ from models.errors import EngineError
 
 KEPT_IDS = 32
 """Sequence ids beyond the running ones, each of which may keep a prefix."""
+SPARE_IDS = 2
+"""The same where each takes cells of its own: one to bring a prefix back, one for whom it is brought."""
 _MOST_IDS = 256
 """llama.cpp's limit (LLAMA_MAX_SEQ)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaSettings:
-    """Sizes of an engine. ``cache_tokens`` KV cells are shared by the sequences of one context.
+    """Sizes of an engine. ``cache_tokens`` KV cells are shared by the sequences of one context; unless
+    ``kv_unified``, each has cells for ``context_tokens`` of its own: more memory, and attention that need
+    not pass over those of the others.
 
     ``beside_tokens``: how many tokens of prompts are computed in a step that also lengthens answers; fewer
     let answers flow more evenly, more let prompts be read sooner. ``contexts``: how many there may be at
@@ -33,6 +37,7 @@ class LlamaSettings:
     parked_bytes: int = 128 << 20
     contexts: int = 4
     context_bytes: int | None = None
+    kv_unified: bool = True
     gpu: bool = True  # where there is one, and llama.cpp was built for it
 
     def __post_init__(self) -> None:
@@ -47,10 +52,12 @@ class LlamaSettings:
     @property
     def ids(self) -> int:
         """Sequence ids of a context: for running requests, and for prefixes that are kept."""
-        return min(self.max_sequences + KEPT_IDS, _MOST_IDS)
+        return min(self.max_sequences + (KEPT_IDS if self.kv_unified else SPARE_IDS), _MOST_IDS)
 
     def fitted(self, trained: int) -> "LlamaSettings":
         """The same, with no more context than the model was ``trained`` for (0: not known)."""
         context = min(self.context_tokens, trained) if trained > 0 else self.context_tokens
         cells = max(context, min(self.cache_tokens, context * self.max_sequences))
+        if not self.kv_unified:
+            cells = context * self.ids
         return replace(self, context_tokens=context, cache_tokens=cells)

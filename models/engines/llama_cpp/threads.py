@@ -1,0 +1,44 @@
+"""How many threads compute: all that were asked for, and fewer while somebody else wants the cores. Pure.
+
+llama.cpp's threads meet after every operation and wait for each other by spinning, which is fastest on a
+quiet machine. Beside a busy neighbour they spin while the one that they wait for has no core: two threads on
+two cores then do a tenth of what one does. What a computation took of the clock and of the processors tells
+which of the two it is.
+"""
+
+WINDOW = 0.25
+"""Seconds of computing that are judged together."""
+MISSED = 0.5
+"""Of a core: when its threads had so much less than they could have used, somebody else wants the cores."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
+"""Seconds of computing until all are tried again: at first, and after trial upon trial that failed."""
+TRUSTED_AFTER = 10.0
+"""Seconds of computing after which a trial that went well is no longer remembered."""
+
+
+class Threads:
+    """``now`` threads compute, of at most ``most``."""
+
+    def __init__(self, most: int) -> None:
+        self.most = self.now = most
+        self._pause, self._until_trial, self._held = FIRST_PAUSE, 0.0, TRUSTED_AFTER
+        self._wall = self._cpu = 0.0
+
+    def took(self, wall: float, cpu: float) -> None:
+        """A computation by ``now`` threads took so many seconds, and ``cpu`` of all processors together."""
+        self._wall += wall
+        self._cpu += cpu
+        if self._wall < WINDOW:
+            return
+        seconds, cores = self._wall, self._cpu / self._wall
+        self._wall = self._cpu = 0.0
+        if self.now < self.most:
+            self._until_trial -= seconds
+            if self._until_trial <= 0:
+                self.now, self._held = self.most, 0.0
+        elif cores < self.most - MISSED and self.most > 1:
+            failed_trial = self._held < TRUSTED_AFTER
+            self._pause = min(2 * self._pause, LONGEST_PAUSE) if failed_trial else FIRST_PAUSE
+            self.now, self._until_trial = max(1, int(cores)), self._pause
+        else:
+            self._held += seconds
