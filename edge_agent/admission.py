@@ -1,7 +1,7 @@
-"""How many requests may run and wait on this device, and when the next one should come back.
+"""How many requests may run and wait on this device, how large, and when the next one should come back.
 
-A small state machine without a clock: whoever carries out the work says how long it took. Refuses:
-queueing itself (the engine batches and queues), I/O.
+Small state machines without a clock: whoever carries out the work says how long it took. Refuses: queueing
+itself (the engine batches and queues), I/O.
 """
 
 import math
@@ -21,15 +21,40 @@ class Limits:
     waiting: int = 64
     max_body_bytes: int = 1 << 20
     max_picture_bytes: int = 32 << 20  # of a body that carries pictures
+    max_bodies_bytes: int = 128 << 20  # of all that are here at once: read, being read, being answered
 
     def __post_init__(self) -> None:
         if min(self.running, self.max_body_bytes, self.max_picture_bytes) < 1 or self.waiting < 0:
             raise ValueError("limits: running and the sizes of bodies are at least 1, waiting at least 0")
+        if self.max_bodies_bytes < max(self.max_body_bytes, self.max_picture_bytes):
+            raise ValueError("limits: all bodies together have room for one")
 
     @property
     def capacity(self) -> int:
         """Requests that may be inside at once."""
         return self.running + self.waiting
+
+
+class Bodies:
+    """Counts the bytes of requests that are here. Law: ``0 <= held <= limits.max_bodies_bytes``.
+
+    Most clients that send pictures send few at a time. Many who do so at once would fill the memory that the
+    models need, though each of them keeps within what one may send.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = limits.max_bodies_bytes
+        self.held = 0
+
+    def take(self, size: int, retry_after: int) -> None:
+        """Hold ``size`` more bytes, to be given back by ``give_back``. Raises ``Overloaded``."""
+        if self.held + size > self._most:
+            raise Overloaded(retry_after, "too many large requests are here at once")
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        """They are gone."""
+        self.held -= size
 
 
 class Admission:

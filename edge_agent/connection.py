@@ -96,6 +96,6 @@ class Connection(H11Protocol):
         if not done and (self._brought >= PACE or self.flow.read_paused):
             self._expect_more()
             return
-        if self.conn.their_state is h11.SEND_BODY:
+        if self.conn.their_state is h11.SEND_BODY and not done:
             _log.warning("%s: the client did not bring its body and was cut off", self._shown)
         self.transport.abort()

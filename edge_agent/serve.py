@@ -85,6 +85,8 @@ def read_plan(models: Sequence[str], adapters: Sequence[str], projectors: Sequen
     if len({(base, one.name) for base, one in riders}) != len(riders):
         raise WrongUse("--adapter: a name is given twice")
     sights = [_asked("--projector", text) for text in projectors]
+    if len({sight.name for sight in sights}) != len(sights):
+        raise WrongUse("--projector: a name is given twice")
     for sight in sights:
         if sight.name not in names:
             raise WrongUse(f"{sight.said}: no --model is called {sight.name!r}")

@@ -9,11 +9,12 @@
     ├── UnsafeFile               a model file refused before a native library sees it
     ├── InvalidTemplate          a chat template that fails or breaks out of its sandbox
     └── EngineError              an engine could not do what was asked
-        ├── ContextLengthExceeded    prompt and answer do not fit the context
-        │   └── AnswerTooLong            the prompt fits; the answer that was asked for does not fit beside it
-        ├── UnsupportedRequest       the engine cannot honour an option, and will not ignore it
-        ├── InvalidImage             a picture that cannot be read, or that is refused before it is decoded
-        ├── InvalidAudio             a recording that cannot be read, or that is too long
+        ├── InvalidRequest           what was asked cannot be answered: the caller's doing, not the model's
+        │   ├── ContextLengthExceeded    prompt and answer do not fit the context
+        │   │   └── AnswerTooLong            the prompt fits, the answer that was asked for not beside it
+        │   ├── UnsupportedRequest       the engine cannot honour an option, and will not ignore it
+        │   ├── InvalidImage             a picture that cannot be read, or that is too large to be decoded
+        │   └── InvalidAudio             a recording that cannot be read, or that is too long
         ├── NoTensorRt               TensorRT is not to be had on this machine; says what to install
         └── UnknownAdapter           no adapter of that name is attached
 """
@@ -47,7 +48,11 @@ class EngineError(ModelsError):
     """An engine could not do what was asked."""
 
 
-class ContextLengthExceeded(EngineError):
+class InvalidRequest(EngineError):
+    """What was asked cannot be answered. It is the caller's doing and says nothing about the model."""
+
+
+class ContextLengthExceeded(InvalidRequest):
     """Prompt plus answer need more positions than the context has."""
 
 
@@ -55,7 +60,7 @@ class AnswerTooLong(ContextLengthExceeded):
     """The prompt fits the context, and the most that the answer may have does not fit beside it."""
 
 
-class UnsupportedRequest(EngineError):
+class UnsupportedRequest(InvalidRequest):
     """What this engine cannot honour. It is refused, never ignored. ``option``: the one that asks for it."""
 
     def __init__(self, message: str, option: str | None = None) -> None:
@@ -63,11 +68,11 @@ class UnsupportedRequest(EngineError):
         self.option = option
 
 
-class InvalidImage(EngineError):
+class InvalidImage(InvalidRequest):
     """A picture cannot be read, or is larger than what may be decoded."""
 
 
-class InvalidAudio(EngineError):
+class InvalidAudio(InvalidRequest):
     """A recording cannot be read, or is longer than what is heard."""
 
 

@@ -13,12 +13,12 @@ from typing import Any
 from edge_agent.calls.questions import Question, decide, refusal
 from edge_agent.calls.receipt import Receipt
 from edge_agent.calls.shared import Shared
-from edge_agent.catalog import Outcome, Served
+from edge_agent.catalog import EncoderEngine, Outcome, Served
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.policy import RunAt
 from models.digest import Digest
 from models.engines.base import Usage
-from models.errors import ContextLengthExceeded, EngineError, InvalidAudio, InvalidImage, UnsupportedRequest
+from models.errors import EngineError
 from models.manifest import Task
 from sync.errors import SyncError
 
@@ -68,7 +68,7 @@ class EncoderService:
                     raise refusal(ask, decision, shared.catalog, hub=False)
                 with shared.catalog.lease(ask.model) as served:
                     engine = served.encoder(*ask.tasks)
-                    answer = await self._ask(served, ask.call)
+                    answer = await self._ask(served, engine, ask.call)
                     # The engine has worked while the intent was being written.
                     receipt = Receipt.local(ask.id, served, decision, await entry.intent())
                     body = json.dumps(kept(answer, served), ensure_ascii=False).encode()
@@ -84,16 +84,13 @@ class EncoderService:
         finally:
             shared.admission.leave(shared.monotonic() - began)
 
-    async def _ask(self, served: Served, call: EncoderCall) -> EncoderAnswer:
+    async def _ask(self, served: Served, engine: EncoderEngine, call: EncoderCall) -> EncoderAnswer:
         shared = self._shared
         began = shared.monotonic()
-        engine = served.encoder()
         try:
             answer = await engine.ask(call)
-        except (ContextLengthExceeded, UnsupportedRequest, InvalidImage, InvalidAudio):
-            raise  # the caller's doing: says nothing about the model
-        except EngineError:
-            shared.observe(Outcome(served, False, shared.monotonic() - began, 0))
+        except EngineError as error:
+            shared.failed(error, served, shared.monotonic() - began)
             raise
         shared.observe(Outcome(served, True, shared.monotonic() - began, call.size))
         return answer

@@ -28,9 +28,7 @@ from models.errors import (
     AnswerTooLong,
     ContextLengthExceeded,
     EngineError,
-    InvalidAudio,
     InvalidDigest,
-    InvalidImage,
     ModelsError,
     UnsupportedRequest,
 )
@@ -233,7 +231,6 @@ class Service:
         with shared.catalog.lease(ask.model) as served:
             engine = served.text_engine()
             began = shared.monotonic()
-            pieces = 0
             ids = None if ask.toolbox is None or not ask.toolbox.callable else f"call_{ask.id}"
             answering = [Answering(index, ids) for index in range(ask.answers)]
             answer.choices = [each.whole for each in answering]
@@ -246,16 +243,13 @@ class Service:
                             answer.receipt = Receipt.local(ask.id, served, decision, await entry.intent())
                             yield Started(answer.receipt)
                         for piece in answering[index].take(event):
-                            pieces += 1
                             yield piece
                 if any(each.finish in (None, Finish.CANCELLED) for each in answering):
                     raise EngineError("the engine gave the request up")
             except ContextLengthExceeded as error:
                 raise type(error)(f"{error}: {_remedy(error, served)}") from error
-            except (UnsupportedRequest, InvalidImage, InvalidAudio):
-                raise  # the caller's doing, as the one above: says nothing about the model
-            except EngineError:
-                shared.observe(Outcome(served, False, shared.monotonic() - began, pieces))
+            except EngineError as error:
+                shared.failed(error, served, shared.monotonic() - began)
                 raise
             answer.complete = True
             answer.usage = counted([each.usage for each in answering], ask.choices)

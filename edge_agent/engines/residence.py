@@ -1,8 +1,9 @@
 """Which models are in memory: loaded when they are asked, put to rest when nobody asks, never more than fit.
 
 Owns the budget and the choice of who makes room. What a model will need is forecast from its headers until it
-has been loaded once; from then on it is what it took (its process's share of memory, measured). Refuses, with
-the numbers, rather than let the kernel choose whom to kill. One event loop owns a residence.
+has been loaded once; from then on it is what it took (its process's share of memory, measured) if that was
+more. Refuses, with the numbers, rather than let the kernel choose whom to kill. One event loop owns a
+residence.
 """
 
 import asyncio

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge_agent.admission import Admission, Limits
+from edge_agent.admission import Admission, Bodies, Limits
 from edge_agent.calls.encoders import EncoderService
 from edge_agent.calls.questions import Rules
 from edge_agent.calls.shared import Shared
@@ -105,7 +105,8 @@ def create_app(
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(EdgeError, _edge_error)
     app.add_exception_handler(HTTPException, _http_error)
-    # The last added is the outermost: what the guard refuses is counted too.
+    # The last added is the outermost: what the guard refuses is counted too, and holds no memory.
+    app.add_middleware(_Weighed, bodies=Bodies(limits), retry_after=admission.retry_after)
     if keys is not None:
         app.add_middleware(Locked, keys=keys)
     app.add_middleware(Guard, hosts=hosts, new_id=new_id)
@@ -128,6 +129,31 @@ class _Counted:
             await send(message)
 
         await self._app(scope, receive, counted if scope["type"] == "http" else send)
+
+
+class _Weighed:
+    """ASGI middleware that bounds the bodies of all requests together, from their first byte to their end."""
+
+    def __init__(self, app: ASGIApp, *, bodies: Bodies, retry_after: Callable[[], int]) -> None:
+        self._app = app
+        self._bodies = bodies
+        self._retry_after = retry_after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        taken = 0
+
+        async def weighed() -> Message:
+            nonlocal taken
+            message = await receive()
+            size = len(message.get("body", b""))
+            self._bodies.take(size, self._retry_after())  # raised where the body is read
+            taken += size
+            return message
+
+        try:
+            await self._app(scope, weighed, send)
+        finally:
+            self._bodies.give_back(taken)
 
 
 def _row(served: Served) -> dict[str, Any]:

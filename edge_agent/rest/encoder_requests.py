@@ -8,14 +8,14 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, model_validator
+from pydantic import BeforeValidator, Field, StrictStr, model_validator
 
-from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall, HeatMaps, floats
+from edge_agent.engines.encoder_calls import EncoderAnswer, HeatMaps, floats
 from edge_agent.rest.multipart import Part
 from models.openai.embeddings import read_texts
 from models.openai.errors import bad_request
 from models.openai.media import from_base64
-from models.openai.reading import read_body, validated
+from models.openai.reading import Frozen, read_body, validated
 
 MAX_IMAGES = 64
 """Pictures in one request."""
@@ -60,24 +60,33 @@ def fields_of_form(parts: Sequence[Part], file: str, texts: Sequence[str]) -> tu
     for part in parts:
         if part.name == file:
             continue
-        if part.name in given or part.name not in texts:
+        if part.name not in texts:
             raise bad_request(f"Unknown parameter: '{part.name:.100}'.", part.name, "unknown_parameter")
+        if part.name in given:
+            raise bad_request(f"'{part.name}' is given twice.", part.name, "invalid_value")
         given[part.name] = part.data.decode("utf-8", "replace")
     if not given.get("model"):
         raise bad_request("Missing required parameter: 'model'.", "model", "missing_required_parameter")
     return given, [part.data for part in parts if part.name == file]
 
 
-class EncoderRequest(BaseModel):
-    """Texts or pictures for a model. ``heat_map``: an inspection shows where it looked, in grey or, as
-    ``overlay``, in red over the picture."""
+def form_of_pictures(**options: Json) -> Json:
+    """The JSON Schema of a form with pictures for a model, and with ``options``."""
+    properties = {
+        "model": {"type": "string"},
+        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        **options,
+        "user": {"type": "string"},
+    }
+    return {"type": "object", "properties": properties, "required": ["model", "image"]}
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class ClassifyRequest(Frozen):
+    """Texts or pictures for a classifier."""
 
     model: StrictStr = Field(min_length=1, max_length=200)
     input: Annotated[tuple[str, ...], BeforeValidator(read_texts)] = ()
     image: Annotated[tuple[bytes, ...], BeforeValidator(read_images)] = ()
-    heat_map: Annotated[HeatMaps, BeforeValidator(read_heat_map)] = False
     user: StrictStr | None = Field(default=None, max_length=512)
 
     @model_validator(mode="after")
@@ -85,6 +94,28 @@ class EncoderRequest(BaseModel):
         if bool(self.input) == bool(self.image):
             raise bad_request("Send either 'input' (text) or 'image'.", "input", "missing_required_parameter")
         return self
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read a JSON body. Raises ``ApiError`` (400) that names the parameter."""
+        return read_body(cls, data, {"heat_map": (False,)})
+
+    @classmethod
+    def of_form(cls, parts: Sequence[Part]) -> Self:
+        """Read a form. Raises ``ApiError`` (400) that names the parameter."""
+        given, images = fields_of_form(parts, "image", ("model", "user"))
+        return validated(cls, {**given, "image": images})
+
+
+class InspectRequest(Frozen):
+    """Pictures for a model that inspects. ``heat_map``: it shows where it looked, in grey or, as ``overlay``,
+    in red over the picture.
+    """
+
+    model: StrictStr = Field(min_length=1, max_length=200)
+    image: Annotated[tuple[bytes, ...], BeforeValidator(read_images)]
+    heat_map: Annotated[HeatMaps, BeforeValidator(read_heat_map)] = False
+    user: StrictStr | None = Field(default=None, max_length=512)
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
@@ -98,11 +129,6 @@ class EncoderRequest(BaseModel):
         if "heat_map" in given:
             given["heat_map"] = {"true": True, "false": False}.get(given["heat_map"], given["heat_map"])
         return validated(cls, {**given, "image": images})
-
-    @property
-    def call(self) -> EncoderCall:
-        """What the engine is asked."""
-        return EncoderCall(self.input, self.image, self.heat_map)
 
 
 def classes_json(
@@ -118,10 +144,8 @@ def classes_json(
     return _whole(model, data, receipt) | {"usage": usage}
 
 
-def inspections_json(
-    model: str, answer: EncoderAnswer, receipt: Mapping[str, Any] | None, *, pictures: bool = True
-) -> Json:
-    """The answer of an inspection; ``pictures`` False leaves heat maps out."""
+def inspections_json(model: str, answer: EncoderAnswer, receipt: Mapping[str, Any] | None) -> Json:
+    """The answer of an inspection. Without a receipt it is for the journal, which keeps no heat maps."""
     data = []
     for index, one in enumerate(answer.inspections):
         found: Json = {
@@ -131,7 +155,7 @@ def inspections_json(
             "threshold": one.threshold,
             "region": list(one.region),
         }
-        if one.heat_map is not None and pictures:
+        if one.heat_map is not None and receipt is not None:
             found["heat_map"] = base64.b64encode(one.heat_map).decode("ascii")
         data.append(found)
     return _whole(model, data, receipt)

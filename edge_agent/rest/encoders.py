@@ -4,8 +4,8 @@ Owns how a body becomes a call and an answer becomes JSON. Refuses everything el
 (``edge_agent.calls.encoders``).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -15,7 +15,13 @@ from edge_agent.calls.encoders import EncoderService, keep_files
 from edge_agent.catalog import Served
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.rest.encoder_front import Front, ReadBody
-from edge_agent.rest.encoder_requests import EncoderRequest, classes_json, inspections_json
+from edge_agent.rest.encoder_requests import (
+    ClassifyRequest,
+    InspectRequest,
+    classes_json,
+    form_of_pictures,
+    inspections_json,
+)
 from edge_agent.rest.errors import Named
 from edge_agent.rest.openapi import takes
 from edge_agent.rest.readers import reading_routes
@@ -24,16 +30,7 @@ from models.digest import Digest
 from models.manifest import Task
 from models.openai.embeddings import EmbeddingRequest, embeddings_json
 
-_PICTURES = {
-    "type": "object",
-    "properties": {
-        "model": {"type": "string"},
-        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "heat_map": {"enum": ["true", "false", "overlay"]},
-        "user": {"type": "string"},
-    },
-    "required": ["model", "image"],
-}
+_INSPECTED = form_of_pictures(heat_map={"enum": ["true", "false", "overlay"]})
 
 
 def encoder_routes(
@@ -88,60 +85,50 @@ def encoder_routes(
             named=Named("documents"),
         )
 
-    @router.post("/v1/classify", openapi_extra=takes(EncoderRequest, form=_PICTURES))
+    @router.post("/v1/classify", openapi_extra=takes(ClassifyRequest, form=form_of_pictures()))
     async def classify(request: Request) -> Response:
-        asked, body = await front.read(request, EncoderRequest.parse, EncoderRequest.of_form)
+        asked, body = await front.read(request, ClassifyRequest.parse, ClassifyRequest.of_form)
         task: Task = "classify" if asked.input else "classify-image"
-        return _judged(front, request, "classify", asked, body, task, classes_json)
 
-    @router.post("/v1/inspect", openapi_extra=takes(EncoderRequest, form=_PICTURES))
+        def kept(answer: EncoderAnswer, served: Served) -> Any:
+            return classes_json(asked.model, served.encoder(task).facts.labels, answer, None)
+
+        return front.answer(
+            request,
+            "classify",
+            model=asked.model,
+            user=asked.user,
+            body=body if asked.input else keep_files({"model": asked.model}, images=asked.image),
+            call=EncoderCall(asked.input, asked.image),
+            tasks=(task,),
+            kept=kept,
+            write=lambda found: classes_json(
+                asked.model, found.labels, found.answer, found.receipt.to_json()
+            ),
+            named=Named("input" if asked.input else "image"),
+        )
+
+    @router.post("/v1/inspect", openapi_extra=takes(InspectRequest, form=_INSPECTED))
     async def inspect(request: Request) -> Response:
-        asked, body = await front.read(request, EncoderRequest.parse, EncoderRequest.of_form)
-        return _judged(front, request, "inspect", asked, body, "inspect", _inspections)
+        asked, _ = await front.read(request, InspectRequest.parse, InspectRequest.of_form)
+
+        def kept(answer: EncoderAnswer, served: Served) -> Any:
+            return inspections_json(asked.model, answer, None)
+
+        return front.answer(
+            request,
+            "inspect",
+            model=asked.model,
+            user=asked.user,
+            body=keep_files({"model": asked.model, "heat_map": asked.heat_map}, images=asked.image),
+            call=EncoderCall(images=asked.image, heat_maps=asked.heat_map),
+            tasks=("inspect",),
+            kept=kept,
+            write=lambda found: inspections_json(asked.model, found.answer, found.receipt.to_json()),
+            named=Named("image"),
+        )
 
     return router
-
-
-def _judged(
-    front: Front,
-    request: Request,
-    endpoint: Literal["classify", "inspect"],
-    asked: EncoderRequest,
-    body: bytes,
-    task: Task,
-    to_json: Callable[[str, tuple[str, ...], EncoderAnswer, Mapping[str, Any] | None], dict[str, Any]],
-) -> Response:
-    """``to_json`` takes the model's name and labels, its answer, and the receipt: None for the journal."""
-
-    def kept(answer: EncoderAnswer, served: Served) -> Any:
-        return to_json(asked.model, served.encoder(task).facts.labels, answer, None)
-
-    return front.answer(
-        request,
-        endpoint,
-        model=asked.model,
-        user=asked.user,
-        body=_recorded(asked, body),
-        call=asked.call,
-        tasks=(task,),
-        kept=kept,
-        write=lambda found: to_json(asked.model, found.labels, found.answer, found.receipt.to_json()),
-        named=Named("input" if task == "classify" else "image"),
-    )
-
-
-def _inspections(
-    model: str, labels: tuple[str, ...], answer: EncoderAnswer, receipt: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """An inspection has no labels; its pictures are for the caller alone."""
-    return inspections_json(model, answer, receipt, pictures=receipt is not None)
-
-
-def _recorded(asked: EncoderRequest, body: bytes) -> bytes:
-    """What the journal keeps of a request."""
-    if asked.input:
-        return body
-    return keep_files({"model": asked.model, "heat_map": asked.heat_map}, images=asked.image)
 
 
 def _digests(answer: EncoderAnswer, served: Served) -> Any:

@@ -5,10 +5,11 @@ The second is OpenAI's ("Create transcription"), but that languages are told by 
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBytes, StrictStr
+from pydantic import BeforeValidator, Field, StrictBytes, StrictStr
 
 from edge_agent.engines.encoder_calls import EncoderAnswer
 from edge_agent.rest.encoder_requests import fields_of_form, read_images
@@ -16,15 +17,13 @@ from edge_agent.rest.multipart import Part
 from models.engines.readings import Page, Recording, Segment, Transcript
 from models.errors import EngineError
 from models.openai.errors import bad_request
-from models.openai.reading import read_body, validated
+from models.openai.reading import Frozen, read_body, validated
 
 Json = dict[str, Any]
 
 
-class OcrRequest(BaseModel):
+class OcrRequest(Frozen):
     """Pictures of text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: StrictStr = Field(min_length=1, max_length=200)
     image: Annotated[tuple[bytes, ...], BeforeValidator(read_images)]
@@ -60,17 +59,15 @@ def _page(index: int, page: Page) -> Json:
     return {"index": index, "text": page.text, "width": page.width, "height": page.height, "lines": lines}
 
 
-class TranscriptionRequest(BaseModel):
+class TranscriptionRequest(Frozen):
     """A recording and how it is to be heard and written down."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: StrictBytes
     model: StrictStr = Field(min_length=1, max_length=200)
     language: StrictStr | None = Field(default=None, pattern="^[a-z]{2,3}$")
     prompt: StrictStr | None = Field(default=None, max_length=10_000)
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
-    temperature: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    temperature: float = Field(default=0.0, ge=0, le=1)
     timestamp_granularities: tuple[Literal["word", "segment"], ...] = ()
     user: StrictStr | None = Field(default=None, max_length=512)
 
@@ -171,8 +168,8 @@ def _vtt(transcript: Transcript) -> str:
 
 
 def _cue(segment: Segment) -> str:
-    """A cue's text; what would be read as its timing is not let through."""
-    return segment.text.strip().replace("-->", "->")
+    """A cue's text; what would be read as its timing or as its end is not let through."""
+    return re.sub("--+>", "->", " ".join(segment.text.split()))
 
 
 def clock(seconds: float, point: str) -> str:

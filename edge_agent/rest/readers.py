@@ -9,19 +9,11 @@ from edge_agent.calls.encoders import keep_files
 from edge_agent.catalog import Served
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.rest.encoder_front import Front
+from edge_agent.rest.encoder_requests import form_of_pictures
 from edge_agent.rest.errors import Named
 from edge_agent.rest.openapi import takes
 from edge_agent.rest.reader_requests import OcrRequest, TranscriptionRequest, pages_json, transcript_answer
 
-_PICTURES = {
-    "type": "object",
-    "properties": {
-        "model": {"type": "string"},
-        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "user": {"type": "string"},
-    },
-    "required": ["model", "image"],
-}
 _RECORDING = {
     "type": "object",
     "properties": {
@@ -42,7 +34,7 @@ def reading_routes(front: Front) -> APIRouter:
     """The routes."""
     router = APIRouter()
 
-    @router.post("/v1/ocr", openapi_extra=takes(OcrRequest, form=_PICTURES))
+    @router.post("/v1/ocr", openapi_extra=takes(OcrRequest, form=form_of_pictures()))
     async def ocr(request: Request) -> Response:
         asked, _ = await front.read(request, OcrRequest.parse, OcrRequest.of_form)
 

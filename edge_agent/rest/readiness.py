@@ -16,7 +16,7 @@ from edge_agent.engines.encoder_calls import EncoderCall
 from edge_agent.engines.supervised import State
 from models.engines.base import GenerateRequest, Sampling
 from models.engines.readings import Recording
-from models.errors import EngineError
+from models.errors import EngineError, ModelsError
 from models.manifest import Task
 
 _PATIENCE = 10.0
@@ -118,10 +118,10 @@ class Readiness:
         try:
             async with asyncio.timeout(_PATIENCE):
                 await (self._ask_for_text(served) if served.task is None else self._ask_encoder(served))
-        except EngineError as error:
-            return Condition("failing", str(error).partition("\n")[0])  # a native library's can be a page
         except TimeoutError:
             return Condition("failing", f"it has not answered within {_PATIENCE:g} s")
+        except (ModelsError, OSError) as error:  # one that rests may find its files damaged when it wakes
+            return Condition("failing", str(error).partition("\n")[0])  # a native library's can be a page
         self._answered[served] = _loads(served)
         return Condition("loaded")
 

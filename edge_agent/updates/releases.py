@@ -11,7 +11,7 @@ from sync import update
 from sync.protocol import ReleaseReport, State
 
 REPORTED_PER_SLOT = 6
-"""Releases of one slot that are reported, latest first: a report must fit one message."""
+"""Releases of one slot that are reported, what serves and then the latest: a report must fit one message."""
 
 
 class NotYet(Exception):
@@ -126,13 +126,17 @@ class Releases:
         """Where they stand, slot by slot, latest first."""
         reports: list[ReleaseReport] = []
         for slot in self.slots():
-            latest = sorted(self.in_slot(slot), key=_latest, reverse=True)
-            reports += [_report(release) for release in latest[:REPORTED_PER_SLOT]]
+            first = sorted(self.in_slot(slot), key=_serving_then_latest)[:REPORTED_PER_SLOT]
+            reports += [_report(release) for release in sorted(first, key=_latest, reverse=True)]
         return tuple(reports)
 
 
 def _latest(release: Release) -> float:
     return max(release.progress.at.values())
+
+
+def _serving_then_latest(release: Release) -> tuple[bool, float]:
+    return release.progress.state not in update.SERVING, -_latest(release)
 
 
 def _report(release: Release) -> ReleaseReport:

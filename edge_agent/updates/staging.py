@@ -23,14 +23,7 @@ from models import canonical
 from models.digest import Digest
 from models.engines.base import EncoderFacts, Event, GenerateRequest, ModelFacts, Sampling, Usage
 from models.engines.onnx_encoder import probe_file
-from models.errors import (
-    ContextLengthExceeded,
-    EngineError,
-    InvalidAudio,
-    InvalidImage,
-    InvalidTemplate,
-    UnsupportedRequest,
-)
+from models.errors import EngineError, InvalidRequest, InvalidTemplate
 from models.manifest import Manifest, Probe
 from models.probes import judge
 from models.prompts import ChatTemplate
@@ -300,7 +293,7 @@ async def _ask_encoder(served: Served, probe: Probe, data: bytes | None) -> tupl
     began = _clock()
     try:
         answer = await engine.ask(call_of(probe, data))
-    except (ContextLengthExceeded, InvalidImage, InvalidAudio) as error:
+    except InvalidRequest as error:
         raise UnfitRelease(f"a probe cannot be asked: {error}") from error
     timed = Timed(item_seconds=_clock() - began)
     return answer_of(answer, engine.facts.task, engine.facts.labels), timed
@@ -329,7 +322,7 @@ async def _ask_for_text(served: Served, request_id: str, probe: Probe) -> tuple[
             usage = event.usage
             if first is None and (usage.completion_tokens or event.done):
                 first = _clock()
-    except (InvalidTemplate, ContextLengthExceeded, UnsupportedRequest) as error:
+    except (InvalidTemplate, InvalidRequest) as error:
         raise UnfitRelease(f"a probe cannot be asked: {error}") from error
     read = began if first is None else first
     return "".join(text), Timed(

@@ -14,12 +14,16 @@ from http_server import running
 from memory_journal import MemoryJournal
 from scripted_encoder import ScriptedEncoder
 from scripted_engine import ScriptedEngine
+from starlette.responses import Response
 
 from edge_agent.admission import Limits
 from edge_agent.catalog import Catalog, Outcome, Served
+from edge_agent.errors import NoRoom
+from edge_agent.rest.answers import Later
+from edge_agent.rest.errors import Named
 from edge_agent.rest.multipart import Part, read_form
 from models.digest import Digest
-from models.errors import ContextLengthExceeded, EngineError, InvalidImage
+from models.errors import ContextLengthExceeded, EngineError, InvalidImage, UnsafeFile
 from models.openai.errors import ApiError
 
 PNG = base64.b64encode(b"a picture").decode()
@@ -110,6 +114,7 @@ async def test_pictures_come_as_files_of_a_form_too() -> None:
             ({}, "model"),
             ({"model": "welds", "heatmap": "true"}, "heatmap"),
             ({"model": "welds", "heat_map": "yes"}, "heat_map"),
+            ({"model": ["welds", "parts"]}, "model"),
         ]:
             refused = await client.post("/v1/inspect", data=data, files=files)
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, why)
@@ -157,6 +162,9 @@ def test_forms_are_read_as_clients_write_them() -> None:
         ("/v1/inspect", {"model": "welds", "image": "no base64"}, "image"),
         ("/v1/inspect", {"model": "welds", "image": [PNG] * 65}, "image"),
         ("/v1/inspect", {"model": "welds", "image": 7}, "image"),
+        ("/v1/inspect", {"model": "welds", "input": "text"}, "input"),
+        ("/v1/classify", {"model": "parts", "image": PNG, "heat_map": True}, "heat_map"),
+        ("/v1/classify", {"model": "reviews", "input": "a", "heat_map": "overlay"}, "heat_map"),
     ],
 )
 async def test_what_is_wrong_is_named(path: str, body: dict[str, Any], param: str) -> None:
@@ -247,6 +255,8 @@ async def test_without_a_record_nothing_is_answered(path: str, body: dict[str, A
         (EngineError("killed by signal 9"), 503, "engine_failed", True),
         (ContextLengthExceeded("too long"), 400, "context_length_exceeded", False),
         (InvalidImage("no picture"), 400, "invalid_image", False),
+        (NoRoom("needs about 60 MB of 50 MB"), 503, "no_room", False),
+        (UnsafeFile("model.onnx: is cut off"), 503, "unsafe_file", False),
     ],
 )
 async def test_failures_are_blamed_on_who_is_to_blame(error, status, code, blamed) -> None:
@@ -255,9 +265,25 @@ async def test_failures_are_blamed_on_who_is_to_blame(error, status, code, blame
     catalog.observe(outcomes.append)
     async with running(edge_app(catalog, journal=journal)) as url, httpx.AsyncClient(base_url=url) as client:
         refused = await client.post("/v1/inspect", json={"model": "welds", "image": PNG})
+        metrics = (await client.get("/metrics")).text
     assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
+    assert refused.json()["error"]["message"].endswith(f"{error}.")
     assert journal.records[-1].facts["error"] == type(error).__name__
     assert [outcome.ok for outcome in outcomes] == ([False] if blamed else [])
+    assert ("outpost_engine_failures_total{" in metrics) is blamed
+
+
+async def test_an_error_brings_the_headers_that_an_answer_would() -> None:
+    async def work() -> Response:
+        raise NoRoom("needs about 60 MB of 50 MB")
+
+    places = {"x-ratelimit-remaining-requests": "3"}
+    app = httpx.ASGITransport(Later(work, Named(), places))
+    async with httpx.AsyncClient(transport=app, base_url="http://here") as client:
+        refused = await client.get("/")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_room")
+    assert refused.headers["x-ratelimit-remaining-requests"] == "3"
+    assert refused.headers["retry-after"]
 
 
 async def test_restricted_is_answered_here_and_bodies_that_are_too_large_are_not() -> None:

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from onnx_graphs import WORDS, write_anomaly, write_embedder, write_text_classifier, write_tokenizer
 from pictures import plain
 
+from edge_agent.engines.desks import Told
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall, Inspected, floats
-from edge_agent.engines.encoder_desk import share
+from edge_agent.engines.encoder_desk import STEP_CHARACTERS, EncoderDesk, share
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.encoder_wire import answer_from_wire, answer_to_wire, call_from_wire, call_to_wire
 from edge_agent.engines.files import EngineFiles, of_encoder
 from edge_agent.engines.wire import HEAD, EngineSettings, frame, unframe
 from edge_agent.errors import EngineCrashed
+from models.engines.onnx_encoder import open_encoder
 from models.engines.onnx_files import EncoderFiles
 from models.errors import ContextLengthExceeded, EngineError, InvalidImage, UnsafeFile
 from models.manifest import AnomalyFacts, Engine, ImageInput, TextInput
@@ -176,8 +178,25 @@ def test_shares_are_fair(waiting: dict[int, int], most: int) -> None:
     shares = share(waiting, most)
     assert sum(shares.values()) == min(most, sum(waiting.values()))
     assert all(0 < count <= waiting[number] for number, count in shares.items())
-    if len(waiting) <= most:
-        assert shares.keys() == waiting.keys()
+    assert list(shares) == list(waiting)[:most]
+    for number, count in shares.items():
+        assert count == waiting[number] or count >= max(shares.values()) - 1
+
+
+@pytest.mark.parametrize(("text", "batch"), [("pump", 1), ("pump" + " " * (STEP_CHARACTERS - 10), 4)])
+def test_a_large_call_is_done_in_time_though_small_ones_never_stop_coming(
+    folder: Path, text: str, batch: int
+) -> None:
+    desk = EncoderDesk(open_encoder(files(folder, "embed.onnx", EMBED).encoder), batch)
+    told = Told()
+    try:
+        desk.obey("ask", [0, call_to_wire(EncoderCall((text,) * 3))], told)
+        for number in range(1, 9):
+            desk.obey("ask", [number, call_to_wire(EncoderCall((text,)))], told)
+            desk.step(told)
+        assert 0 in [number for number, _, _ in told.replies]
+    finally:
+        desk.close()
 
 
 inspected = st.builds(

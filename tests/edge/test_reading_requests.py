@@ -39,6 +39,17 @@ def test_each_form_of_a_transcript() -> None:
     )
 
 
+@given(st.text(st.sampled_from("->a \n\r\u2028"), max_size=12))
+def test_no_text_that_is_heard_reads_as_a_cue_of_its_own(said: str) -> None:
+    answer = EncoderAnswer(transcript=Transcript("en", 1.0, (Segment(0, 1, said), Segment(1, 2, "End."))))
+    for form in ("srt", "vtt"):
+        written = transcript_answer(asked(response_format=form), answer, {})
+        assert isinstance(written, str)
+        assert written.count("-->") == 2
+        assert written.count("\n\n") == (2 if form == "srt" else 3)
+        assert len(written.splitlines()) == 8
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

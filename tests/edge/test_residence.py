@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -15,18 +16,19 @@ from click.testing import CliRunner
 from edge_app import catalog_of
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx_releases import EMBED, INSPECT, write_onnx_release
+from onnx_releases import EMBED, write_onnx_release
 
 from edge_agent.catalog import Served
 from edge_agent.cli import main
 from edge_agent.engines.encoder_calls import EncoderCall
 from edge_agent.engines.encoder_process import EncoderProcess
-from edge_agent.engines.files import of_path, of_release
+from edge_agent.engines.files import EngineFiles, of_path, of_release
 from edge_agent.engines.residence import Residence, Resident, forecast_bytes, make_room, memory_of
+from edge_agent.engines.start import settled
 from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
 from edge_agent.rest.readiness import Condition, Readiness
-from models.errors import EngineError
+from models.errors import EngineError, ModelsError
 
 RESIDENTS = st.lists(st.tuples(st.integers(1, 100), st.none() | st.floats(0, 100)), max_size=6).map(
     lambda found: [Resident(key, size, since) for key, (size, since) in enumerate(found)]
@@ -167,6 +169,37 @@ async def test_a_model_that_rests_is_ready_unless_it_cannot_wake(tmp_path: Path)
         assert (await readiness.check())["a"] == Condition("loaded")
 
 
+async def test_a_model_whose_files_were_damaged_while_it_rested_is_not_ready(tmp_path: Path) -> None:
+    residence = Residence(None, None, lambda: 1 << 40)
+    async with engines(tmp_path, residence, "a") as made:
+        readiness = Readiness(catalog_of(Served("a", made["a"], None, None, 0, task="embed")))
+        assert await made["a"].rest()
+        graph = tmp_path / "model.onnx"
+        graph.write_bytes(graph.read_bytes()[:100])
+        with pytest.raises(ModelsError):
+            await made["a"].ask(TEXT)
+        found = (await readiness.check())["a"]
+        assert (found.ready, found.state) == (False, "failing")
+        assert "model.onnx" in str(found.reason)
+
+
+async def test_a_model_whose_files_cannot_be_read_when_it_wakes_says_so(tmp_path: Path) -> None:
+    residence = Residence(None, None, lambda: 1 << 40)
+    async with engines(tmp_path, residence, "a") as made:
+        a = made["a"]
+        assert await a.rest()
+        graph, away = tmp_path / "model.onnx", tmp_path / "away"
+        graph.rename(away)
+        graph.symlink_to(graph)  # as a file system that fails
+        with pytest.raises(EngineError, match=r"model\.onnx cannot be loaded again: ") as raised:
+            await a.ask(TEXT)
+        assert isinstance(raised.value.__cause__, OSError)
+        assert "model.onnx" in str(a.trouble)
+        graph.unlink()
+        away.rename(graph)
+        assert len((await a.ask(TEXT)).rows) == 1
+
+
 async def test_closing_while_it_wakes_tells_those_who_wait(tmp_path: Path) -> None:
     residence = Residence(None, None, lambda: 1 << 40)
     async with engines(tmp_path, residence, "a") as made:
@@ -179,22 +212,23 @@ async def test_closing_while_it_wakes_tells_those_who_wait(tmp_path: Path) -> No
 
 
 async def test_a_model_that_is_asked_does_not_rest(tmp_path: Path) -> None:
-    manifest = write_onnx_release(tmp_path, INSPECT)
-    engine = await EncoderProcess.start(of_release(tmp_path, manifest), EngineSettings(threads=1))
-    try:
+    async with engines(tmp_path, Residence(None, None, lambda: 1 << 40), "a") as made:
+        engine = made["a"]
         assert await engine.rest()
         assert await engine.rest()  # again: it rests already
-        asked = asyncio.create_task(engine.ask(EncoderCall(images=(b"no picture",))))
+        asked = asyncio.create_task(engine.ask(EncoderCall(TEXT.texts * 400)))
         await asyncio.sleep(0)
-        with pytest.raises(EngineError):
-            await asked
+        assert not await engine.rest()  # it wakes
+        while engine.pid is None:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        assert not await engine.rest()  # it is being asked
+        assert (len((await asked).rows), engine.loads) == (400, 2)
         assert await engine.rest()
-    finally:
-        await engine.close()
 
 
-def test_the_forecast_of_a_gguf_counts_the_cache_that_its_settings_ask_for(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+def headers_of_a_gguf(path: Path) -> EngineFiles:
+    """Made for 32,768 tokens; a token's cell holds two layers' keys and values of 64 numbers."""
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(32768)
     writer.add_block_count(2)
     writer.add_embedding_length(64)
@@ -205,10 +239,15 @@ def test_the_forecast_of_a_gguf_counts_the_cache_that_its_settings_ask_for(tmp_p
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return of_path(path)
+
+
+def test_the_forecast_of_a_gguf_counts_the_cache_that_its_settings_ask_for(tmp_path: Path) -> None:
+    files = headers_of_a_gguf(tmp_path / "m.gguf")
 
     def forecast(context: int, parallel: int, contexts: int = 1) -> int:
         settings = EngineSettings(context_tokens=context, max_sequences=parallel, contexts=contexts)
-        return forecast_bytes(of_path(tmp_path / "m.gguf"), settings)
+        return forecast_bytes(files, settings)
 
     token = 2 * 64 * 2 * 2  # a key and a value of 64 numbers of two bytes, in two layers
     assert forecast(2048, 16) == forecast(3000, 16) == forecast(8192, 16)  # what calls share
@@ -217,6 +256,18 @@ def test_the_forecast_of_a_gguf_counts_the_cache_that_its_settings_ask_for(tmp_p
     assert forecast(1 << 20, 16) == forecast(32768, 16)  # no more than the model was made for
     logits = (256 + 48) * 3 * 4  # of a batch, and of each sequence id, over a vocabulary of three
     assert forecast(2048, 16, contexts=3) - forecast(2048, 16) == 2 * (8192 * token + logits)
+
+
+def test_cells_are_apart_where_four_times_as_much_memory_is_free(tmp_path: Path) -> None:
+    files = headers_of_a_gguf(tmp_path / "m.gguf")
+    settings = EngineSettings(max_sequences=16, contexts=1)
+    need = forecast_bytes(files, replace(settings, kv="apart"))
+    cells = (2048 * (16 + 2) - 8192) * 2 * 64 * 2 * 2
+    assert need == forecast_bytes(files, settings) + cells
+    assert settled(files, settings, 4 * need) == replace(settings, kv="apart")
+    assert settled(files, settings, 4 * need - 1) == replace(settings, kv="unified")
+    for kv in ("unified", "apart"):
+        assert settled(files, chosen := replace(settings, kv=kv), 0) == chosen
 
 
 def test_what_memory_has_no_room_for_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -94,6 +94,13 @@ def test_wrong_use_names_the_flag(
     assert "--model" in str(refused.value) or "--adapter" in str(refused.value)
 
 
+def test_a_model_has_one_projector(tmp_path: Path) -> None:
+    weights = tmp_path / "x.gguf"
+    weights.touch()
+    with pytest.raises(WrongUse, match="--projector: a name is given twice"):
+        read_plan([f"a={weights}"], [], [f"a={weights}", f"a={weights}"])
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
 def test_other_machines_cannot_be_served(host: str) -> None:
     with pytest.raises(NotLoopback, match="--host"):

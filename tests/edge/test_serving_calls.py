@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -14,8 +15,9 @@ from scripted_engine import ScriptedEngine
 
 from edge_agent.admission import Limits
 from edge_agent.catalog import Outcome
+from edge_agent.errors import NoRoom
 from models.digest import Digest
-from models.errors import EngineError
+from models.errors import EngineError, InvalidAudio, UnsupportedRequest
 from models.prompts import ChatTemplate
 
 CHAT = "/v1/chat/completions"
@@ -128,6 +130,22 @@ async def test_an_engine_that_fails_half_way_ends_the_stream_with_an_error() -> 
     assert [record.facts.get("error") for record in journal.records] == [None, "EngineError"] * 2
 
 
+@pytest.mark.parametrize(
+    "error", [NoRoom("needs about 600 MB of 500 MB"), UnsupportedRequest("no"), InvalidAudio("no sound")]
+)
+async def test_what_says_nothing_about_the_model_is_no_failure_of_it(error: EngineError) -> None:
+    journal, outcomes = MemoryJournal(), list[Outcome]()
+    catalog = catalog_of(served(ScriptedEngine(fail_after=0, fail_with=error)))
+    catalog.observe(outcomes.append)
+    async with running(edge_app(catalog, journal=journal)) as url, httpx.AsyncClient(base_url=url) as client:
+        refused = await client.post(CHAT, json=chat())
+        metrics = (await client.get("/metrics")).text
+    assert refused.status_code == (503 if isinstance(error, NoRoom) else 400)
+    assert journal.records[-1].facts["error"] == type(error).__name__
+    assert outcomes == []
+    assert "outpost_engine_failures_total{" not in metrics
+
+
 async def test_a_client_that_leaves_cancels_its_request_and_the_result_says_so() -> None:
     engine, journal = ScriptedEngine(gate=asyncio.Semaphore(1)), MemoryJournal()
     app = edge_app(catalog_of(served(engine)), journal=journal)
@@ -186,6 +204,44 @@ async def test_more_than_the_queue_holds_is_told_when_to_come_back() -> None:
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert [response.status_code for response in answered] == [200, 200]
+
+
+async def test_bodies_are_bounded_together_from_their_first_byte_to_their_answer() -> None:
+    gate = asyncio.Semaphore(0)
+    engine = ScriptedEngine("done", gate=gate)
+    limits = Limits(max_body_bytes=60_000, max_picture_bytes=60_000, max_bodies_bytes=100_000)
+    app = edge_app(catalog_of(served(engine)), limits=limits)
+    large = chat(messages=[{"role": "user", "content": "x" * 50_000}])
+    read = asyncio.Event()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield b"{" + b" " * 50_000
+        read.set()
+        await asyncio.Event().wait()
+
+    async with running(app) as url, httpx.AsyncClient(base_url=url) as client:
+        inside = asyncio.create_task(client.post(CHAT, json=large))
+        await asyncio.sleep(0.2)
+        refused = await client.post(CHAT, json=large)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "large requests" in refused.json()["error"]["message"]
+        small = asyncio.create_task(client.post(CHAT, json=chat()))
+        while len(engine.requests) < 2:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            gate.release()
+        assert [one.status_code for one in await asyncio.gather(inside, small)] == [200, 200]
+
+        being_read = asyncio.create_task(client.post(CHAT, content=half()))
+        await read.wait()
+        await asyncio.sleep(0.2)
+        assert (await client.post(CHAT, json=large)).status_code == 429
+        being_read.cancel()  # and what it had sent is gone with it
+        await asyncio.wait([being_read])
+        await asyncio.sleep(0.2)
+        gate.release()
+        assert (await client.post(CHAT, json=large)).status_code == 200
 
 
 async def test_requests_in_flight_finish_on_the_release_they_started_on() -> None:

@@ -166,7 +166,7 @@ async def send_until_cut_off(client: socket.socket, data: bytes) -> None:
                 await asyncio.sleep(0.01)
 
 
-async def test_heads_and_bodies_are_bounded() -> None:
+async def test_heads_and_bodies_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     loop = asyncio.get_running_loop()
     async with running(edge_app(catalog_of(), limits=Limits(max_body_bytes=1000)), PATIENCE) as url:
         async with connected(url) as flood:
@@ -177,3 +177,4 @@ async def test_heads_and_bodies_are_bounded() -> None:
             async with asyncio.timeout(30):
                 assert (await loop.sock_recv(huge, 4096)).startswith(b"HTTP/1.1 413")
             await send_until_cut_off(huge, b"x" * 65536)  # answered; the rest is not read for ever
+    assert "did not bring its body" not in caplog.text  # it need not have come

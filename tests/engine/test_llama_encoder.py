@@ -16,7 +16,7 @@ from models.engines.llama_cpp import LlamaEncoder, LlamaSettings
 from models.engines.llama_cpp.encoder import EncoderSizes, together
 from models.engines.llama_cpp.encoder_files import LAST, MEAN, RANK, files_of_gguf, task_of
 from models.engines.llama_cpp.wordpiece import WordPiece
-from models.errors import ContextLengthExceeded, EngineError, UnsafeFile
+from models.errors import ContextLengthExceeded, EngineError, UnsafeFile, UnsupportedRequest
 from models.gguf import parse_header, read_header
 
 TEXTS = [
@@ -167,6 +167,8 @@ def test_a_model_that_looks_back_embeds_a_long_text_in_pieces_or_at_once(
     header = read_header(path)
     pieces = EncoderSizes.of(header, LlamaSettings(batch_tokens=16), 256).call == 16
     assert pieces == (pooling == LAST)
+    with pytest.raises(UnsupportedRequest, match="text 2 of 2 has no tokens"):  # it adds none of its own
+        small.answer(["the cat", ""])
     small.close()
     large.close()
 

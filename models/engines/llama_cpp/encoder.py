@@ -30,7 +30,7 @@ from models.engines.llama_cpp.vocabulary import Vocabulary
 from models.engines.llama_cpp.wordpiece import WordPiece
 from models.engines.onnx_files import EncoderFiles
 from models.engines.onnx_session import sigmoid
-from models.errors import ContextLengthExceeded, EngineError, UnsafeFile
+from models.errors import ContextLengthExceeded, EngineError, UnsafeFile, UnsupportedRequest
 from models.gguf import GgufHeader, check_model
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class LlamaEncoder:
     def answer(self, texts: Sequence[Reading]) -> TextBatch:
         """Vectors [n, width]; of a reranker, which is given pairs, relevance in (0, 1) [n, 1].
 
-        Raises ``ContextLengthExceeded``, ``EngineError``.
+        Raises ``ContextLengthExceeded``, ``UnsupportedRequest`` for a text without tokens, ``EngineError``.
         """
         import numpy as np
 
@@ -185,7 +185,7 @@ class LlamaEncoder:
             if len(ids) > longest:
                 raise ContextLengthExceeded(f"{which} {len(ids)} tokens; {limit}")
             if not ids:
-                raise EngineError(f"{which} no tokens")
+                raise UnsupportedRequest(f"{which} no tokens")
             read.append(ids)
         return read
 
