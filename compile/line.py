@@ -6,12 +6,12 @@ makes the line again from the same recipe gets the same steps under the same key
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from compile.evaluate.judge import Measured, VariantResult, spread
+from compile.evaluate.judge import Measured, spread
 from compile.findings import Findings
 from compile.recipe.sections import RecipeBase
 from compile.steps import Cache, Step, in_order
@@ -37,8 +37,8 @@ class Workshop:
     corrections: Corrections = field(default=UNCORRECTED, repr=False)
 
 
-class Line(Protocol):
-    """One recipe on its way."""
+class Parts(Protocol):
+    """One recipe as steps, by role."""
 
     @property
     def recipe(self) -> RecipeBase:
@@ -49,12 +49,16 @@ class Line(Protocol):
         """What it works with."""
 
     @property
-    def workloads(self) -> Mapping[str, Workload]:
-        """What the variants will ask of a device, by name, as far as it is known before they are built."""
-
-    @property
     def steps(self) -> list[Step]:
         """Everything that the judgement needs, with all that it builds on."""
+
+
+class Line(Parts, Protocol):
+    """One recipe on its way."""
+
+    @property
+    def workloads(self) -> Mapping[str, Workload]:
+        """What the variants will ask of a device, by name, as far as it is known before they are built."""
 
     def findings(self, cache: Cache, command: str) -> Findings:
         """Judge what the steps measured. Runs nothing."""
@@ -79,15 +83,15 @@ def size_ratio(size: int, reference: int) -> dict[str, Measured]:
     return {"size_ratio": Measured(0.0, size / reference, None, 1)}
 
 
-def speed_of(device: str, one: VariantResult) -> Speed:
-    """What was measured of a variant's speed, as a manifest says it."""
-    median, low, high = spread(one.speeds)
+def speed_of(device: str, speeds: Sequence[float], peak_ram_bytes: int, unit: str) -> Speed:
+    """What was measured of a variant's speed, in ``unit``, as a manifest says it."""
+    median, low, high = spread(speeds)
     return Speed(
         device=device,
         tokens_per_second=median,
         spread=(low, high),
-        peak_ram_bytes=one.peak_ram_bytes,
-        unit=one.speed_unit,
+        peak_ram_bytes=peak_ram_bytes,
+        unit=unit,
     )
 
 

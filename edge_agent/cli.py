@@ -9,10 +9,8 @@ import json
 import logging
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +26,7 @@ FAILED, WRONG_USE, REFUSED = 1, 2, 3
 
 _HOME = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 _REFUSALS = (
     PolicyViolation,
@@ -42,18 +41,20 @@ _REFUSALS = (
 )
 
 
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """Say an error that was raised on purpose in one line, and leave with its exit code."""
-    try:
-        yield
-    except (EdgeError, ModelsError, SyncError) as error:
-        click.echo(f"outpost-edge: {error}", err=True)
-        code = WRONG_USE if isinstance(error, WrongUse) else FAILED
-        sys.exit(REFUSED if isinstance(error, _REFUSALS) else code)
+class _Verbs(click.Group):
+    """Says an error that was raised on purpose in one line, and leaves with its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except (EdgeError, ModelsError, SyncError) as error:
+            click.echo(f"outpost-edge: {error}", err=True)
+            code = WRONG_USE if isinstance(error, WrongUse) else FAILED
+            sys.exit(REFUSED if isinstance(error, _REFUSALS) else code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="outpost", prog_name="outpost-edge")
 def main() -> None:
     """Serve models on this device, with or without a hub."""
@@ -194,46 +195,43 @@ def serve(
     heavy_tokens: int | None,
 ) -> None:
     """Serve over OpenAI's API: --model at once and with no hub, or --home as a member of a fleet."""
-    with exit_codes():
-        from edge_agent.engines.text_process import EngineSettings
-        from edge_agent.home import Home
-        from edge_agent.server import Door
+    from edge_agent.engines.text_process import EngineSettings
+    from edge_agent.home import Home
+    from edge_agent.server import Door
 
-        settings = EngineSettings(
-            threads=threads,
-            device=device,
-            context_tokens=context,
-            max_sequences=parallel,
-            contexts=1 + adapter_contexts,
-            kv="unified" if kv == "auto" and memory is not None else kv,
-            engine_cache=_engine_cache(),
-        )
-        if keys is None and home is not None and Home(home).api_keys.exists():
-            keys = Home(home).api_keys
-        door = Door(host, port, tls_cert, tls_key, keys, patience)
-        if home is not None:
-            if models or adapters or projectors:
-                raise WrongUse(
-                    "--home: the fleet says what is served; leave out --model, --adapter and --projector"
-                )
-            if memory is not None or unload_after is not None:
-                raise WrongUse(
-                    "--memory and --unload-after go with --model: what a fleet serves stays loaded"
-                )
-            from edge_agent.agent import AgentSettings, run
+    settings = EngineSettings(
+        threads=threads,
+        device=device,
+        context_tokens=context,
+        max_sequences=parallel,
+        contexts=1 + adapter_contexts,
+        kv="unified" if kv == "auto" and memory is not None else kv,
+        engine_cache=_engine_cache(),
+    )
+    if keys is None and home is not None and Home(home).api_keys.exists():
+        keys = Home(home).api_keys
+    door = Door(host, port, tls_cert, tls_key, keys, patience)
+    if home is not None:
+        if models or adapters or projectors:
+            raise WrongUse(
+                "--home: the fleet says what is served; leave out --model, --adapter and --projector"
+            )
+        if memory is not None or unload_after is not None:
+            raise WrongUse("--memory and --unload-after go with --model: what a fleet serves stays loaded")
+        from edge_agent.agent import AgentSettings, run
 
-            asyncio.run(run(Home(home), AgentSettings(door, settings, heavy_tokens), _say))
-            return
-        if heavy_tokens is not None:
-            raise WrongUse("--heavy-tokens: only a member of a fleet (--home) has a hub to ask")
-        from edge_agent.engines.residence import Residence
-        from edge_agent.serve import read_plan
-        from edge_agent.serve import serve as serve_files
-        from models.machine import free_memory
+        asyncio.run(run(Home(home), AgentSettings(door, settings, heavy_tokens), _say))
+        return
+    if heavy_tokens is not None:
+        raise WrongUse("--heavy-tokens: only a member of a fleet (--home) has a hub to ask")
+    from edge_agent.engines.residence import Residence
+    from edge_agent.serve import read_plan
+    from edge_agent.serve import serve as serve_files
+    from models.machine import free_memory
 
-        residence = Residence(memory and memory * 10**6, unload_after, free_memory)
-        plan = read_plan(models, adapters, projectors)
-        asyncio.run(serve_files(plan, door, settings, residence, _say))
+    residence = Residence(memory and memory * 10**6, unload_after, free_memory)
+    plan = read_plan(models, adapters, projectors)
+    asyncio.run(serve_files(plan, door, settings, residence, _say))
 
 
 @main.command()
@@ -243,13 +241,12 @@ def serve(
 @click.option("--device", default=None, metavar="ID", help="This device's id.  [default: the host's name]")
 def enroll(hub: str, token_file: Path, home: Path, device: str | None) -> None:
     """Join a hub: make a key here, have it certified, keep the trust anchor."""
-    with exit_codes():
-        from edge_agent.enroll import join
-        from edge_agent.home import Home
+    from edge_agent.enroll import join
+    from edge_agent.home import Home
 
-        name = device or socket.gethostname().split(".")[0].lower()
-        member = join(Home(home), hub, token_file, name)
-        _say(f"{member.device} is enrolled at {member.hub_url}; now: outpost-edge serve --home {home}")
+    name = device or socket.gethostname().split(".")[0].lower()
+    member = join(Home(home), hub, token_file, name)
+    _say(f"{member.device} is enrolled at {member.hub_url}; now: outpost-edge serve --home {home}")
 
 
 @main.command()
@@ -270,38 +267,36 @@ def enroll(hub: str, token_file: Path, home: Path, device: str | None) -> None:
     help="Pictures on the sheet, the most suspicious first; 0: no sheet.",
 )
 @click.option("--threads", default=0, type=click.IntRange(0, 512), help="0: all cores.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_JSON
 def inspect(
     folder: Path, model: Path, out: Path, sheet: Path | None, shown: int, threads: int, as_json: bool
 ) -> None:
     """Inspect every picture of FOLDER; needs no server. Pictures that cannot be read are listed."""
-    with exit_codes():
-        from edge_agent.inspect_folder import Asked, inspect_folder
+    from edge_agent.inspect_folder import Asked, inspect_folder
 
-        asked = Asked(folder, model, out, sheet or out.with_suffix(".png"), shown, threads)
-        figures = asyncio.run(inspect_folder(asked, _say))
-        if as_json:
-            click.echo(json.dumps(figures))
-        else:
-            click.echo(
-                f"{figures['inspected']} inspected, {figures['defects']} defects, {len(figures['unread'])} "
-                f"not readable, {figures['pictures_per_second']:g} a second; {out}, {figures['sheet']}"
-            )
-        if not figures["inspected"]:
-            sys.exit(FAILED)
+    asked = Asked(folder, model, out, sheet or out.with_suffix(".png"), shown, threads)
+    figures = asyncio.run(inspect_folder(asked, _say))
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        click.echo(
+            f"{figures['inspected']} inspected, {figures['defects']} defects, {len(figures['unread'])} "
+            f"not readable, {figures['pictures_per_second']:g} a second; {out}, {figures['sheet']}"
+        )
+    if not figures["inspected"]:
+        sys.exit(FAILED)
 
 
 @main.command()
 @click.option("--home", required=True, type=_HOME)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_JSON
 def status(home: Path, as_json: bool) -> None:
     """Say what runs on this device and why."""
-    with exit_codes():
-        from edge_agent.home import Home
-        from edge_agent.status import as_text, read_status
+    from edge_agent.home import Home
+    from edge_agent.status import as_text, read_status
 
-        found = asyncio.run(read_status(Home(home)))
-        click.echo(json.dumps(found) if as_json else as_text(found))
+    found = asyncio.run(read_status(Home(home)))
+    click.echo(json.dumps(found) if as_json else as_text(found))
 
 
 @main.group()
@@ -319,7 +314,7 @@ _KEYS_HOME = click.option("--home", type=_HOME, help="Instead of --keys: the fil
 @click.option("--name", required=True, help="Whose key it is; shown in logs and messages.")
 @click.option("--requests-per-minute", type=click.IntRange(1), help="Calls that may begin.  [default: any]")
 @click.option("--at-once", type=click.IntRange(1), help="Calls that may run together.  [default: any]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_JSON
 def create(
     keys: Path | None,
     home: Path | None,
@@ -329,31 +324,29 @@ def create(
     as_json: bool,
 ) -> None:
     """Make a key and print it: the only time that it can be seen."""
-    with exit_codes():
-        from edge_agent.keys import create_key
+    from edge_agent.keys import create_key
 
-        path = _key_file(keys, home)
-        secret = create_key(path, name, requests_per_minute, at_once)
-        click.echo(json.dumps({"name": name, "key": secret}) if as_json else secret)
-        _say(f"{name} is in {path}, which holds only a hash of it: keep the key, it is not shown again")
+    path = _key_file(keys, home)
+    secret = create_key(path, name, requests_per_minute, at_once)
+    click.echo(json.dumps({"name": name, "key": secret}) if as_json else secret)
+    _say(f"{name} is in {path}, which holds only a hash of it: keep the key, it is not shown again")
 
 
 @key.command("list")
 @_KEYS
 @_KEYS_HOME
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_JSON
 def list_keys(keys: Path | None, home: Path | None, as_json: bool) -> None:
     """Show the names and limits of the keys."""
-    with exit_codes():
-        from edge_agent.keys import read_keys
+    from edge_agent.keys import read_keys
 
-        known = [key.model_dump(exclude={"sha256"}) for key in read_keys(_key_file(keys, home))]
-        if as_json:
-            click.echo(json.dumps({"keys": known}))
-            return
-        for one in known:
-            rate, at_once = one["requests_per_minute"], one["at_once"]
-            click.echo(f"{one['name']}  {rate or 'any'} a minute, {at_once or 'any'} at once")
+    known = [key.model_dump(exclude={"sha256"}) for key in read_keys(_key_file(keys, home))]
+    if as_json:
+        click.echo(json.dumps({"keys": known}))
+        return
+    for one in known:
+        rate, at_once = one["requests_per_minute"], one["at_once"]
+        click.echo(f"{one['name']}  {rate or 'any'} a minute, {at_once or 'any'} at once")
 
 
 @key.command()
@@ -362,11 +355,10 @@ def list_keys(keys: Path | None, home: Path | None, as_json: bool) -> None:
 @click.argument("name")
 def revoke(keys: Path | None, home: Path | None, name: str) -> None:
     """Forget a key; a running server lets it in no longer."""
-    with exit_codes():
-        from edge_agent.keys import revoke_key
+    from edge_agent.keys import revoke_key
 
-        revoke_key(_key_file(keys, home), name)
-        _say(f"{name} is revoked")
+    revoke_key(_key_file(keys, home), name)
+    _say(f"{name} is revoked")
 
 
 def _key_file(keys: Path | None, home: Path | None) -> Path:

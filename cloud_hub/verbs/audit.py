@@ -10,7 +10,7 @@ import click
 from cloud_hub import ingest, registry
 from cloud_hub.errors import NotFound
 from cloud_hub.home import Home
-from cloud_hub.verbs.common import counted, database, emit, home_option, json_option
+from cloud_hub.verbs.common import counted, emit, home_option, json_option, reading
 from models.errors import ModelsError
 from models.store import make_folder, write_durably
 from sync.errors import AuditBroken, InvalidMessage
@@ -36,7 +36,7 @@ def audit() -> None:
 def export(home: Home, out: Path, only: tuple[str, ...], keyring: bool, as_json: bool) -> None:
     """Write trail files, the devices' public keys and the sealed key ring to a folder."""
     trails, keys, ring = [], {}, []
-    with database(home) as opened, opened.read() as connection:
+    with reading(home) as connection:
         rows = registry.devices(connection)
         if unknown := sorted(set(only) - {row.id for row in rows}):
             raise NotFound(f"--device: no device {unknown[0]!r} ever enrolled here")

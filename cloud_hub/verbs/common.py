@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from sqlalchemy import Connection
 
 from cloud_hub.database import Database
 from cloud_hub.home import Home
@@ -73,8 +74,22 @@ def seconds() -> float:
 
 
 @contextlib.contextmanager
-def database(home: Home) -> Iterator[Database]:
-    """The home's database, migrated."""
+def reading(home: Home) -> Iterator[Connection]:
+    """A consistent view of the home's database."""
+    with _database(home) as opened, opened.read() as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def writing(home: Home) -> Iterator[Connection]:
+    """One transaction on the home's database: all of it is committed, or none."""
+    with _database(home) as opened, opened.write() as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def _database(home: Home) -> Iterator[Database]:
+    """Open, and migrated."""
     opened = Database.open(home.database_url(home.settings()))
     try:
         opened.migrate()

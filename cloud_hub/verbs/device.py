@@ -7,7 +7,7 @@ import click
 
 from cloud_hub import access, registry
 from cloud_hub.home import Home
-from cloud_hub.verbs.common import POSITIVE, database, emit, home_option, json_option, seconds
+from cloud_hub.verbs.common import POSITIVE, emit, home_option, json_option, seconds, writing
 from models.digest import Digest
 from models.store import write_durably
 from sync.identity import EnrolmentToken, certificate_digest
@@ -27,7 +27,7 @@ def device() -> None:
 def token(home: Home, group: str, hours: float, out: Path | None, as_json: bool) -> None:
     """Create a one-time enrolment token; the trust anchor is inside."""
     settings = home.settings()
-    with database(home) as opened, opened.write() as connection:
+    with writing(home) as connection:
         secret = access.create_enrolment(connection, group, seconds(), hours * 3600, secrets.token_bytes)
     made = EnrolmentToken(
         hub_url=f"https://{settings.hosts[0]}:{settings.people_port}",
@@ -50,6 +50,6 @@ def token(home: Home, group: str, hours: float, out: Path | None, as_json: bool)
 @json_option
 def revoke(home: Home, device_id: str, as_json: bool) -> None:
     """Refuse a device from now on: its requests, its reports and its trail."""
-    with database(home) as opened, opened.write() as connection:
+    with writing(home) as connection:
         registry.revoke_device(connection, device_id, seconds())
     emit(as_json, {"revoked": device_id}, f"Device {device_id} is revoked.")

@@ -5,7 +5,7 @@ import click
 from cloud_hub import view
 from cloud_hub.home import Home
 from cloud_hub.snapshot import read_rows
-from cloud_hub.verbs.common import age, database, emit, home_option, json_option, seconds, table
+from cloud_hub.verbs.common import age, emit, home_option, json_option, reading, seconds, table
 
 
 @click.group()
@@ -19,7 +19,7 @@ def fleet() -> None:
 def status(home: Home, as_json: bool) -> None:
     """Show devices, releases, rollouts and the audit state."""
     settings = home.settings()
-    with database(home) as opened, opened.read() as connection:
+    with reading(home) as connection:
         rows = read_rows(connection)
     picture = view.picture(rows, seconds(), settings.stale_after_seconds)
     lines = []

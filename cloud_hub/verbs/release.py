@@ -9,7 +9,7 @@ from cloud_hub import registry
 from cloud_hub.errors import Refused
 from cloud_hub.figures import figure_facts, figure_rows, measured
 from cloud_hub.home import Home
-from cloud_hub.verbs.common import age, database, emit, home_option, json_option, now, seconds, table
+from cloud_hub.verbs.common import age, emit, home_option, json_option, now, reading, seconds, table, writing
 from models.store import TARGETS_FILE, read_release
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -60,7 +60,7 @@ def publish(home: Home, folder: Path, targets: Path | None, as_json: bool) -> No
     with home.repository_lock():
         published = home.repository.publish(folder, targets or folder / TARGETS_FILE, now())
     _, data = read_release(folder)
-    with database(home) as opened, opened.write() as connection:
+    with writing(home) as connection:
         registry.add_release(connection, published.release, data, seconds())
     manifest = published.manifest
     emit(
@@ -79,7 +79,7 @@ def publish(home: Home, folder: Path, targets: Path | None, as_json: bool) -> No
 @json_option
 def list_releases(home: Home, as_json: bool) -> None:
     """List what is published."""
-    with database(home) as opened, opened.read() as connection:
+    with reading(home) as connection:
         rows = registry.releases(connection)
     emit(
         as_json,
@@ -113,7 +113,7 @@ def list_releases(home: Home, as_json: bool) -> None:
 @json_option
 def figures(home: Home, reference: str | None, as_json: bool) -> None:
     """Show what devices measured; with --json, as outpost-compile --figures reads it."""
-    with database(home) as opened, opened.read() as connection:
+    with reading(home) as connection:
         wanted = None if reference is None else registry.find_release(connection, reference).digest
         manifests = {row.digest: row.manifest for row in registry.releases(connection)}
         found = [

@@ -6,7 +6,17 @@ from cloud_hub import registry
 from cloud_hub import rollout as decide
 from cloud_hub.control import rollout_facts, start_rollout, steer_rollout, unfit_devices
 from cloud_hub.home import Home
-from cloud_hub.verbs.common import POSITIVE, counted, database, emit, home_option, json_option, seconds, table
+from cloud_hub.verbs.common import (
+    POSITIVE,
+    counted,
+    emit,
+    home_option,
+    json_option,
+    reading,
+    seconds,
+    table,
+    writing,
+)
 from sync.protocol import ProbationTerms
 
 DEFAULTS = ProbationTerms()
@@ -49,7 +59,7 @@ def create(
     """Start a rollout. The running hub notices at once."""
     terms = DEFAULTS.model_copy(update={"min_requests": probation_requests, "max_seconds": probation_seconds})
     fractions = decide.parse_waves(waves)
-    with database(home) as opened, opened.write() as connection:
+    with writing(home) as connection:
         made = start_rollout(connection, reference, group, fractions, terms, seconds())
         members = sum(row.group == group for row in registry.devices(connection))
         unfit = unfit_devices(connection, made.assignment.release, group)
@@ -67,7 +77,7 @@ def _steer(name: str, summary: str) -> None:
     @click.argument("number", type=int)
     @json_option
     def verb(home: Home, number: int, as_json: bool) -> None:
-        with database(home) as opened, opened.write() as connection:
+        with writing(home) as connection:
             changed = steer_rollout(connection, number, name, seconds())
         emit(as_json, rollout_facts(changed), f"Rollout {number} is {changed.state}.")
 
@@ -85,7 +95,7 @@ _steer("abort", "Withdraw the release: its devices go back to what they had.")
 @json_option
 def status(home: Home, number: int | None, as_json: bool) -> None:
     """Show one rollout, or all."""
-    with database(home) as opened, opened.read() as connection:
+    with reading(home) as connection:
         found = registry.rollouts(connection) if number is None else [registry.rollout(connection, number)]
     facts = [rollout_facts(each) for each in found]
     rows = [

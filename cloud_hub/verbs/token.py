@@ -8,7 +8,17 @@ from sqlalchemy import select
 from cloud_hub import access
 from cloud_hub.database import TOKENS
 from cloud_hub.home import Home
-from cloud_hub.verbs.common import POSITIVE, age, database, emit, home_option, json_option, seconds, table
+from cloud_hub.verbs.common import (
+    POSITIVE,
+    age,
+    emit,
+    home_option,
+    json_option,
+    reading,
+    seconds,
+    table,
+    writing,
+)
 
 
 @click.group()
@@ -25,7 +35,7 @@ def token() -> None:
 def create(home: Home, role: str, name: str, days: float | None, as_json: bool) -> None:
     """Create a token. It is shown once."""
     expires = None if days is None else seconds() + days * 86_400
-    with database(home) as opened, opened.write() as connection:
+    with writing(home) as connection:
         made = access.create_token(
             connection, access.Role(role), name or role, seconds(), secrets.token_bytes, expires
         )
@@ -37,7 +47,7 @@ def create(home: Home, role: str, name: str, days: float | None, as_json: bool) 
 @json_option
 def list_tokens(home: Home, as_json: bool) -> None:
     """List tokens, never their secrets."""
-    with database(home) as opened, opened.read() as connection:
+    with reading(home) as connection:
         query = select(TOKENS.c.id, TOKENS.c.name, TOKENS.c.role, TOKENS.c.created_at, TOKENS.c.revoked_at)
         rows = [dict(row) for row in connection.execute(query.order_by(TOKENS.c.created_at)).mappings()]
     lines = [
@@ -59,6 +69,6 @@ def list_tokens(home: Home, as_json: bool) -> None:
 @json_option
 def revoke(home: Home, token_id: str, as_json: bool) -> None:
     """Refuse a token from now on."""
-    with database(home) as opened, opened.write() as connection:
+    with writing(home) as connection:
         access.revoke_token(connection, token_id, seconds())
     emit(as_json, {"revoked": token_id}, f"Token {token_id} is revoked.")

@@ -9,7 +9,7 @@ from cloud_hub import registry
 from cloud_hub.errors import WrongUse
 from cloud_hub.home import Home
 from cloud_hub.routing import Upstream
-from cloud_hub.verbs.common import database, emit, home_option, json_option, table
+from cloud_hub.verbs.common import emit, home_option, json_option, reading, table, writing
 
 
 @click.group()
@@ -50,7 +50,7 @@ def add(
         accepts,
         str(key_file.absolute()) if key_file else None,
     )
-    with database(home) as opened, opened.write() as connection:
+    with writing(home) as connection:
         registry.add_upstream(connection, made)
     emit(as_json, _facts(made), f"Requests for {model} go to {name} ({made.url}).")
 
@@ -61,7 +61,7 @@ def add(
 @json_option
 def remove(home: Home, name: str, as_json: bool) -> None:
     """Forget an upstream."""
-    with database(home) as opened, opened.write() as connection:
+    with writing(home) as connection:
         registry.remove_upstream(connection, name)
     emit(as_json, {"removed": name}, f"Upstream {name} is removed.")
 
@@ -71,7 +71,7 @@ def remove(home: Home, name: str, as_json: bool) -> None:
 @json_option
 def list_upstreams(home: Home, as_json: bool) -> None:
     """List upstreams."""
-    with database(home) as opened, opened.read() as connection:
+    with reading(home) as connection:
         found = registry.upstreams(connection)
     rows = [(each.name, each.model, ", ".join(each.accepts), each.url) for each in found]
     emit(

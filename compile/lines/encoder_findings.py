@@ -9,9 +9,10 @@ from compile.evaluate import judge
 from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.texts import Read, read_measured
 from compile.findings import Findings, Flips
-from compile.line import REFERENCE, device_name, size_ratio, tools_of
+from compile.line import REFERENCE, size_ratio, tools_of
 from compile.lines.encoder import EncoderParts, engine_of, evaluated, read_made
 from compile.lines.encoder_scores import Judged, beside, gain
+from compile.lines.judgement import judgement
 from compile.lines.tensorrt import note as tensorrt_note
 from compile.onnx.export import EXPORTED
 from compile.onnx.files import MODEL, size_of
@@ -31,20 +32,12 @@ def find(line: EncoderParts, cache: Cache, command: str) -> Findings:
     labels = engine_of(cache.folder(line.exported)).labels
     judged = Judged(recipe, rows, labels, {name: one.answers for name, one in read.items()})
     results = {name: _result(line, cache, name, read[name], judged) for name in line.variants}
-    candidates = [one for name, one in results.items() if name != REFERENCE]
     cases = judged.cases()
-    chosen = judge.choose(candidates)
     return Findings(
-        title=f"{recipe.release.name} {recipe.release.version} on {recipe.base.name}",
-        command=command,
-        device=device_name(line.workshop.threads),
+        **judgement(line, command, results),
         headline=judged.headline,
         reference_note=reference_note(line),
         rows=dict(splits.sizes) | {"measured": len(rows)},
-        reference=results[REFERENCE],
-        variants=tuple(candidates),
-        chosen=chosen.name if chosen else None,
-        nearest=None if chosen else judge.nearest_recipe(candidates),
         lineage=lineage(line, cache),
         curve=_curve(line, cache),
         beside=beside(line, cache, judged),

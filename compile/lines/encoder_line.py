@@ -1,10 +1,9 @@
 """The line of text encoders: from a Hugging Face folder to an ONNX embedder or classifier."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from compile.findings import Findings
 from compile.forecast import parameters_in
 from compile.line import Workshop
 from compile.lines.encoder import EncoderParts
@@ -13,7 +12,6 @@ from compile.lines.encoder_release import package
 from compile.lines.encoder_steps import EncoderSteps
 from compile.recipe.encoder import ClassifyRecipe, EmbedRecipe
 from compile.recipe.sections import RecipeBase
-from compile.steps import Cache
 from models.forecast import Workload
 
 _BITS = {"INT8": 8.2, "INT4": 7.0}
@@ -26,14 +24,15 @@ class EncoderLine(EncoderParts):
 
     base: Path
 
+    findings, package = find, package
+
     @classmethod
     def make(cls, recipe: RecipeBase, path: Path, beside: Path, workshop: Workshop) -> "EncoderLine":
         """The steps of a recipe. Raises ``BadRecipe``, and ``UnsupportedBase`` for a base that is none."""
         if not isinstance(recipe, EmbedRecipe | ClassifyRecipe):
             raise TypeError(f"no recipe for texts: {type(recipe).__name__}")
         parts = EncoderSteps(recipe, path, beside, workshop).parts()
-        base = recipe.base.find(beside, "base")
-        return cls(**{one.name: getattr(parts, one.name) for one in fields(parts)}, base=base)
+        return cls(**vars(parts), base=recipe.base.find(beside, "base"))
 
     @property
     def workloads(self) -> Mapping[str, Workload]:
@@ -47,11 +46,3 @@ class EncoderLine(EncoderParts):
             )
             for one in self.recipe.variants
         }
-
-    def findings(self, cache: Cache, command: str) -> Findings:
-        """See ``Line``."""
-        return find(self, cache, command)
-
-    def package(self, cache: Cache, findings: Findings, out: Path) -> Mapping[str, Path]:
-        """See ``Line``."""
-        return package(self, cache, findings, out)

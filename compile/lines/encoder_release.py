@@ -11,7 +11,7 @@ from compile.findings import Findings
 from compile.line import REFERENCE
 from compile.lines.encoder import EncoderParts, engine_of, evaluated
 from compile.lines.encoder_work import tensorrt_tokens
-from compile.lines.onnx_release import Built, package_graphs
+from compile.lines.onnx_release import package_graphs
 from compile.lines.release import Described
 from compile.onnx.export import TOKENIZER
 from compile.recipe.encoder import ClassifyRecipe
@@ -34,11 +34,7 @@ def package(line: EncoderParts, cache: Cache, findings: Findings, out: Path) -> 
             engine = read.model_copy(update={"text": engine.text.model_copy(update={"max_tokens": longest})})
         return Described(engine, _probes(line, cache, one, engine), {TOKENIZER: tokenizer})
 
-    models = {name: cache.folder(one.model) for name, one in line.variants.items()}
-    tensorrt = cache.folder(line.tensorrt) if line.tensorrt is not None else None
-    return package_graphs(
-        line.recipe, findings, Built(models, tensorrt), describe, line.workshop.corrections, out
-    )
+    return package_graphs(line, cache, findings, describe, out)
 
 
 def _probes(line: EncoderParts, cache: Cache, chosen: VariantResult, engine: Engine) -> tuple[Probe, ...]:

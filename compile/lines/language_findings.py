@@ -14,7 +14,8 @@ from compile.findings import Answer, Case, Compared, Findings, Flips
 from compile.gguf.files import CONVERTERS, CONVERTERS_VERSION, fallbacks
 from compile.gguf.mixture import Override
 from compile.gguf.survival import Nearness, Survival, advise
-from compile.line import REFERENCE, device_name, tools_of
+from compile.line import REFERENCE, tools_of
+from compile.lines.judgement import judgement
 from compile.lines.language import (
     ADAPTER,
     HF,
@@ -50,25 +51,16 @@ if TYPE_CHECKING:
 
 def find(line: LanguageParts, cache: Cache, command: str) -> Findings:
     """Judge what was measured."""
-    recipe = line.recipe
     seen = _Seen.read(line, cache)
     asked = seen.asked
     results = {name: _variant(line, cache, name, seen) for name in line.variants}
-    candidates = tuple(one for name, one in results.items() if name != REFERENCE)
     advice = _advice(line, cache)
-    chosen = _choose(candidates, advice)
     cases, flips = _cases(line, cache, seen)
     return Findings(
-        title=f"{recipe.release.name} {recipe.release.version} on {recipe.base.name}",
-        command=command,
-        device=device_name(line.workshop.threads),
+        **judgement(line, command, results, _left(results, advice)),
         headline=headline_of(line),
         reference_note=reference_note(line, cache),
         rows=dict(asked.sizes) | ({"tested": len(asked.tested)} if asked.tested else {}),
-        reference=results[REFERENCE],
-        variants=candidates,
-        chosen=chosen.name if chosen else None,
-        nearest=None if chosen else judge.nearest_recipe(candidates),
         lineage=lineage(line, cache),
         curve=_curve(line, cache),
         beside=_beside(line, cache, seen),
@@ -256,11 +248,9 @@ def _advice(line: LanguageParts, cache: Cache) -> tuple[_Advice, ...]:
     return tuple(found)
 
 
-def _choose(variants: Sequence[VariantResult], advice: Sequence[_Advice]) -> VariantResult | None:
-    """The smallest that passes; of two that differ in merging alone, the one that was measured as nearer."""
-    passed = {one.name for one in variants if one.passed}
-    left = {one.leave for one in advice if one.ship in passed}
-    return judge.choose([one for one in variants if one.name not in left])
+def _left(results: Mapping[str, VariantResult], advice: Sequence[_Advice]) -> set[str]:
+    """Of two that differ in merging alone, the one that is farther off, where the nearer one passes."""
+    return {one.leave for one in advice if results[one.ship].passed}
 
 
 def headline_of(line: LanguageParts) -> str:

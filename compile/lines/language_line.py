@@ -1,11 +1,10 @@
 """The line of causal language models: a recipe on its way from steps to findings and releases."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from compile.errors import BadRecipe
-from compile.findings import Findings
 from compile.line import Workshop
 from compile.lines.language import LanguageParts
 from compile.lines.language_findings import find
@@ -14,7 +13,6 @@ from compile.lines.language_sources import Sources
 from compile.lines.language_steps import LanguageSteps
 from compile.recipe.language import LanguageRecipe
 from compile.recipe.load import load_recipe
-from compile.steps import Cache
 from models.digest import Digest
 from models.forecast import Workload
 
@@ -24,6 +22,8 @@ class LanguageLine(LanguageParts):
     """A recipe of ``task: generate``. Implements ``Line``."""
 
     sources: Sources
+
+    findings, package = find, package
 
     @classmethod
     def make(cls, path: Path, workshop: Workshop, continued: frozenset[Path] = frozenset()) -> "LanguageLine":
@@ -47,7 +47,7 @@ class LanguageLine(LanguageParts):
             _check_continues(recipe, previous.recipe)
         sources = Sources.find(recipe, path.parent, workshop)
         parts = LanguageSteps(sources, previous).parts(Digest.of(path.read_bytes()))
-        return cls(**{one.name: getattr(parts, one.name) for one in fields(parts)}, sources=sources)
+        return cls(**vars(parts), sources=sources)
 
     @property
     def workloads(self) -> Mapping[str, Workload]:
@@ -55,14 +55,6 @@ class LanguageLine(LanguageParts):
         if self.recipe.prune is not None:
             return {}
         return {one.name: self.sources.workload(one) for one in self.recipe.variants}
-
-    def findings(self, cache: Cache, command: str) -> Findings:
-        """See ``Line``."""
-        return find(self, cache, command)
-
-    def package(self, cache: Cache, findings: Findings, out: Path) -> Mapping[str, Path]:
-        """See ``Line``."""
-        return package(self, cache, findings, out)
 
 
 def _check_continues(recipe: LanguageRecipe, before: LanguageRecipe) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from compile.data.rows import Row, read_splits
 from compile.errors import CompileError
-from compile.evaluate import answers, judge
+from compile.evaluate import answers
 from compile.evaluate.judge import VariantResult
 from compile.evaluate.measure import measure, read_measured
 from compile.findings import Findings
 from compile.forecast import fitting
 from compile.gguf.files import CONVERTERS, CONVERTERS_VERSION, vocabulary
-from compile.line import device_name, tools_of
+from compile.line import speed_of, tools_of
 from compile.lines.language import (
     ADAPTER,
     BASE_PROBE,
@@ -38,7 +38,7 @@ from compile.steps import Cache
 from models import probes
 from models.digest import Digest
 from models.gguf import read_header
-from models.manifest import AdapterFacts, AdapterSlots, Engine, Kind, Manifest, Probe, Quality, Speed
+from models.manifest import AdapterFacts, AdapterSlots, Engine, Kind, Manifest, Probe, Quality
 
 _BASE_METRICS = ("perplexity", *FIDELITY)
 _BASE_TOLERANCE = 0.6
@@ -132,7 +132,7 @@ def _base_manifest(
         ),
         lineage=traced,
         quality=quality,
-        speed=(_speed(device_name(line.workshop.threads), measured["speed"], measured["peak_ram_bytes"]),),
+        speed=(speed_of(findings.device, measured["speed"], measured["peak_ram_bytes"], one.speed_unit),),
         fallback_ledger=one.ledger,
         probes=asked,
         license=license_,
@@ -161,7 +161,7 @@ def _adapter(
         adapter=_facts(line, cache, findings, chosen, checked),
         lineage={**findings.lineage, "chosen_base": digests[chosen.name]},
         quality=_qualities(chosen, of_base=False) + _per_base(line, passing),
-        speed=(_speed(findings.device, chosen.speeds, chosen.peak_ram_bytes),),
+        speed=(speed_of(findings.device, chosen.speeds, chosen.peak_ram_bytes, chosen.speed_unit),),
         probes=_task_probes(line, cache, passing),
         license=recipe.release.license,
     )
@@ -282,8 +282,3 @@ def _per_base(line: LanguageParts, passing: Sequence[VariantResult]) -> tuple[Qu
         for verdict in one.verdicts
         if verdict.metric in (headline_of(line), "adapter_effect", "adapter_margin", "answer_kl")
     )
-
-
-def _speed(device: str, speeds: Sequence[float], peak_ram_bytes: int) -> Speed:
-    median, low, high = judge.spread(speeds)
-    return Speed(device=device, tokens_per_second=median, spread=(low, high), peak_ram_bytes=peak_ram_bytes)

@@ -81,19 +81,11 @@ class VariantSteps:
 class ReadingParts:
     """One recipe as steps. ``variants`` has the reference first; variants of its type share its steps."""
 
+    recipe: Recipe
+    workshop: Workshop
     sources: Sources
     data: Step
     variants: Mapping[str, VariantSteps]
-
-    @property
-    def recipe(self) -> Recipe:
-        """What was asked for."""
-        return self.sources.recipe
-
-    @property
-    def workshop(self) -> Workshop:
-        """What the line works with."""
-        return self.sources.workshop
 
     @property
     def steps(self) -> list[Step]:

@@ -11,7 +11,8 @@ from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.readings import Read, read_measured
 from compile.evaluate.text_metrics import words
 from compile.findings import Answer, Case, Findings, Flips
-from compile.line import REFERENCE, device_name, size_ratio, tools_of
+from compile.line import REFERENCE, size_ratio, tools_of
+from compile.lines.judgement import judgement
 from compile.lines.reading import ReadingParts, VariantSteps
 from compile.readers.ledger import LEDGER, Ledger
 from compile.recipe.reading import OcrVariant
@@ -36,8 +37,6 @@ def find(line: ReadingParts, cache: Cache, command: str) -> Findings:
     results = {
         name: _result(line, cache, name, readings, said[name], said[REFERENCE]) for name in line.variants
     }
-    candidates = [one for name, one in results.items() if name != REFERENCE]
-    chosen = judge.choose(candidates)
     cases = tuple(
         Case(
             one.file,
@@ -49,18 +48,11 @@ def find(line: ReadingParts, cache: Cache, command: str) -> Findings:
         )
         for at, one in enumerate(readings)
     )
-    recipe = line.recipe
     return Findings(
-        title=f"{recipe.release.name} {recipe.release.version} on {recipe.base.name}",
-        command=command,
-        device=device_name(line.workshop.threads),
-        headline="character_error_rate" if recipe.task == "ocr" else "word_error_rate",
+        **judgement(line, command, results),
+        headline="character_error_rate" if line.recipe.task == "ocr" else "word_error_rate",
         reference_note=_REFERENCE_NOTE,
         rows={"test": len(readings)},
-        reference=results[REFERENCE],
-        variants=tuple(candidates),
-        chosen=chosen.name if chosen else None,
-        nearest=None if chosen else judge.nearest_recipe(candidates),
         lineage=_lineage(line),
         cases=cases,
         flips=Flips.of(cases),

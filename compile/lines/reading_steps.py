@@ -29,7 +29,13 @@ class ReadingSteps:
                 if one.type == first.type
                 else self._variant(one, data, self._model(one, reference.model))
             )
-        return ReadingParts(self._sources, data, variants)
+        return ReadingParts(
+            recipe=self._recipe,
+            workshop=self._sources.workshop,
+            sources=self._sources,
+            data=data,
+            variants=variants,
+        )
 
     def _data(self) -> Step:
         root, task = self._sources.root, self._recipe.task

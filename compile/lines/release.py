@@ -40,7 +40,7 @@ def manifest_of(
         engine=described.engine,
         lineage=_traced(findings, chosen),
         quality=tuple(verdict.quality for verdict in chosen.verdicts),
-        speed=(speed_of(findings.device, chosen),),
+        speed=(speed_of(findings.device, chosen.speeds, chosen.peak_ram_bytes, chosen.speed_unit),),
         fallback_ledger=chosen.ledger,
         license=release.license,
     ).model_copy(update={"probes": described.probes})  # which may name files, and these come last

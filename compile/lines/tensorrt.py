@@ -12,6 +12,7 @@ from compile.evaluate.judge import VariantResult
 from compile.findings import Findings
 from compile.forecast import fitting
 from compile.line import versions
+from compile.lines.release import Described
 from compile.onnx.files import MODEL
 from compile.onnx.tensorrt import TO_BE_BUILT, UNTESTED, Range, profile_for, write_recipe
 from compile.package import files_below, package_release
@@ -19,7 +20,7 @@ from compile.recipe.encoder import ClassifyRecipe, EmbedRecipe
 from compile.recipe.tensorrt import SUFFIX, TensorRt
 from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
 from compile.steps import Report, Step
-from models.manifest import Engine, Fallback, Manifest, Probe
+from models.manifest import Fallback, Manifest
 from models.onnx import read_model
 from models.tensorrt_recipe import MODEL_FILE, RECIPE_FILE
 
@@ -74,14 +75,12 @@ def package_recipe(
     one: VariantResult,
     section: TensorRt,
     folder: Path,
-    engine: Engine,
-    probes: tuple[Probe, ...],
-    more: Mapping[str, Path],
+    described: Described,
 ) -> Path:
     """Write the release of the recipe in ``folder``; ``beside`` is the ONNX release as it was written.
 
-    ``asked``: profiles that the recipe names, in place of those that fit by forecast. ``more``: files that
-    ``probes`` name, or that a device needs beside the graph. Raises ``UnsafeFile``, ``InvalidManifest``.
+    ``asked``: profiles that the recipe names, in place of those that fit by forecast. ``described``: what is
+    said of the engine; its files go beside the graph. Raises ``UnsafeFile``, ``InvalidManifest``.
     """
     fits = fitting(folder / MODEL_FILE, one.precision, "tensorrt-recipe")
     lineage = {name: value for name, value in beside.lineage.items() if name != "settings"}
@@ -91,7 +90,7 @@ def package_recipe(
             "format": "tensorrt-recipe",
             "precision": one.precision,
             "profiles": section.profiles(asked) or section.profiles(fits),
-            "engine": engine,
+            "engine": described.engine,
             "lineage": lineage
             | {
                 "settings": dict(one.settings),
@@ -105,11 +104,11 @@ def package_recipe(
             ),
             "speed": (),
             "fallback_ledger": (*one.ledger, *_widened(folder, one.precision)),
-            "probes": probes,
+            "probes": described.probes,
         }
     )
     place = out / f"{manifest.name}-{manifest.version}"
-    package_release(place, manifest, files_below(folder) | dict(more))
+    package_release(place, manifest, files_below(folder) | dict(described.files))
     return place
 
 

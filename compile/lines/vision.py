@@ -98,6 +98,8 @@ class VisionParts:
     ``backbone`` is the base as graphs; without a ``head`` that is a classifier, where one is asked for.
     """
 
+    recipe: Recipe
+    workshop: Workshop
     sources: Sources
     data: Step
     backbone: Step
@@ -105,16 +107,6 @@ class VisionParts:
     baselines: Step
     tensorrt: Step | None
     variants: Mapping[str, VariantSteps]
-
-    @property
-    def recipe(self) -> Recipe:
-        """What was asked for."""
-        return self.sources.recipe
-
-    @property
-    def workshop(self) -> Workshop:
-        """What the line works with."""
-        return self.sources.workshop
 
     @property
     def steps(self) -> list[Step]:

@@ -12,7 +12,8 @@ from compile.evaluate import judge, statistics
 from compile.evaluate.judge import Measured, VariantResult
 from compile.evaluate.pictures import Seen, read_seen
 from compile.findings import Answer, Case, Compared, Findings, Flips, Picture
-from compile.line import REFERENCE, device_name, size_ratio, tools_of
+from compile.line import REFERENCE, size_ratio, tools_of
+from compile.lines.judgement import Judgement, judgement
 from compile.lines.tensorrt import note as tensorrt_note
 from compile.lines.vision import BASELINES, LEDGER, MIXTURE, VariantSteps, VisionParts
 from compile.lines.vision_scores import alone, class_metrics
@@ -73,23 +74,18 @@ def _find_inspection(line: VisionParts, recipe: InspectRecipe, cache: Cache, com
     for name, steps in line.variants.items():
         metrics = _inspection_metrics(recipe, labels, said[name], said[REFERENCE])
         results[name] = _result(line, cache, name, steps, said[name].seen, metrics)
-    everyone = {name: _inspection_answers(labels, recipe.data.good, one) for name, one in said.items()}
-    chosen = judge.choose([one for name, one in results.items() if name != REFERENCE])
-    shown = chosen.name if chosen else REFERENCE
+    judged = judgement(line, command, results)
+    shown = judged["chosen"] or REFERENCE
     return _findings(
         line,
         cache,
-        command,
-        results,
+        judged,
         headline="auroc",
         splits=splits,
+        answers={name: _inspection_answers(labels, recipe.data.good, one) for name, one in said.items()},
         beside=_inspection_baselines(line, recipe, cache, labels),
-        cases=tuple(
-            Case(image.file, image.label, {name: answers[at] for name, answers in everyone.items()})
-            for at, image in enumerate(splits.test)
-        ),
         pictures=_pictures(line, recipe, splits, shown, said[shown]),
-        notes=_notes(recipe, shown, said[shown]),
+        notes=_notes(recipe, shown, said[shown]) + tensorrt_note(recipe, results),
     )
 
 
@@ -238,16 +234,12 @@ def _find_classes(line: VisionParts, recipe: ClassifyImageRecipe, cache: Cache, 
     return _findings(
         line,
         cache,
-        command,
-        results,
+        judgement(line, command, results),
         headline="accuracy",
         splits=splits,
+        answers=answers,
         beside=beside,
-        cases=tuple(
-            Case(image.file, image.label, {name: each[at] for name, each in answers.items()})
-            for at, image in enumerate(splits.test)
-        ),
-        notes=_head_notes(line, cache) + _attention_notes(results),
+        notes=_head_notes(line, cache) + _attention_notes(results) + tensorrt_note(recipe, results),
     )
 
 
@@ -324,35 +316,30 @@ def ledger_of(cache: Cache, steps: VariantSteps) -> tuple[Fallback, ...]:
 def _findings(
     line: VisionParts,
     cache: Cache,
-    command: str,
-    results: Mapping[str, VariantResult],
+    judged: Judgement,
     headline: str,
     splits: ImageSplits,
+    answers: Mapping[str, Sequence[Answer]],
     beside: tuple[Compared, ...],
-    cases: tuple[Case, ...],
+    notes: tuple[str, ...],
     pictures: tuple[Picture, ...] = (),
-    notes: tuple[str, ...] = (),
 ) -> Findings:
-    recipe = line.recipe
-    candidates = [one for name, one in results.items() if name != REFERENCE]
-    chosen = judge.choose(candidates)
+    """``answers``: what every variant made of the test pictures, in their order."""
+    cases = tuple(
+        Case(image.file, image.label, {name: each[at] for name, each in answers.items()})
+        for at, image in enumerate(splits.test)
+    )
     return Findings(
-        title=f"{recipe.release.name} {recipe.release.version} on {recipe.base.name}",
-        command=command,
-        device=device_name(line.workshop.threads),
+        **judged,
         headline=headline,
         reference_note=_REFERENCE_NOTE,
         rows={name: len(getattr(splits, name)) for name in ("train", "calibration", "test")},
-        reference=results[REFERENCE],
-        variants=tuple(candidates),
-        chosen=chosen.name if chosen else None,
-        nearest=None if chosen else judge.nearest_recipe(candidates),
         lineage=lineage(line, cache),
         beside=beside,
         cases=cases,
         flips=Flips.of(cases),
         pictures=pictures,
-        notes=notes + tensorrt_note(recipe, results),
+        notes=notes,
     )
 
 

@@ -1,12 +1,11 @@
 """The line of vision models: from a folder of images and a backbone to an anomaly model or a classifier."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
+from typing import ClassVar
 
 from compile.anomaly.threshold import parts_needed
 from compile.errors import Refused
-from compile.findings import Findings
 from compile.line import Workshop
 from compile.lines.vision import Sources, VisionParts
 from compile.lines.vision_findings import find
@@ -14,12 +13,15 @@ from compile.lines.vision_release import package
 from compile.lines.vision_steps import VisionSteps
 from compile.recipe.sections import RecipeBase
 from compile.recipe.vision import ClassifyImageRecipe, InspectRecipe
-from compile.steps import Cache
 from models.forecast import Workload
 
 
 class VisionLine(VisionParts):
     """A recipe of ``task: inspect`` or ``task: classify-image``. Implements ``Line``."""
+
+    findings, package = find, package
+    workloads: ClassVar[Mapping[str, Workload]] = {}
+    """How much of a backbone stays, and how large a bank is, is known once it is built."""
 
     @classmethod
     def make(cls, recipe: RecipeBase, path: Path, beside: Path, workshop: Workshop) -> "VisionLine":
@@ -34,18 +36,4 @@ class VisionLine(VisionParts):
                     f"data.calibration: {recipe.data.calibration} good parts cannot promise a false-reject "
                     f"rate of {recipe.threshold.false_reject_rate:g}; {needed} would do"
                 )
-        parts = VisionSteps(Sources.find(recipe, path, beside, workshop)).parts()
-        return cls(**{one.name: getattr(parts, one.name) for one in fields(parts)})
-
-    @property
-    def workloads(self) -> Mapping[str, Workload]:
-        """See ``Line``. How much of a backbone stays, and how large a bank is, is known once it is built."""
-        return {}
-
-    def findings(self, cache: Cache, command: str) -> Findings:
-        """See ``Line``."""
-        return find(self, cache, command)
-
-    def package(self, cache: Cache, findings: Findings, out: Path) -> Mapping[str, Path]:
-        """See ``Line``."""
-        return package(self, cache, findings, out)
+        return cls(**vars(VisionSteps(Sources.find(recipe, path, beside, workshop)).parts()))

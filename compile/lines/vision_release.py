@@ -9,7 +9,7 @@ from compile.data.images import LabelledImage
 from compile.evaluate.judge import VariantResult
 from compile.evaluate.pictures import read_seen
 from compile.findings import Findings
-from compile.lines.onnx_release import Built, package_graphs
+from compile.lines.onnx_release import package_graphs
 from compile.lines.release import Described
 from compile.lines.vision import VisionParts
 from compile.lines.vision_findings import inspected
@@ -25,21 +25,12 @@ _MARGIN = 0.1
 
 def package(line: VisionParts, cache: Cache, findings: Findings, out: Path) -> dict[str, Path]:
     """Write the release of what was chosen; by its name."""
-    models = {name: cache.folder(one.model) for name, one in line.variants.items()}
-    tensorrt = cache.folder(line.tensorrt) if line.tensorrt is not None else None
     with tempfile.TemporaryDirectory() as scratch:
 
         def describe(one: VariantResult, on_device: bool) -> Described:
             return Described(_engine(line, cache, one), *_asked(line, cache, one, Path(scratch)))
 
-        return package_graphs(
-            line.recipe,
-            findings,
-            Built(models, tensorrt),
-            describe,
-            line.workshop.corrections,
-            out,
-        )
+        return package_graphs(line, cache, findings, describe, out)
 
 
 def _asked(

@@ -56,6 +56,8 @@ class VisionSteps:
                 replace(reference, variant=one) if one.type == "fp32" else maker.variant(one, reference.model)
             )
         return VisionParts(
+            recipe=self._sources.recipe,
+            workshop=self._sources.workshop,
             sources=self._sources,
             data=data,
             backbone=backbone,

@@ -167,19 +167,24 @@ def ledger(model: OnnxModel, settings: GenaiSettings) -> tuple[Fallback, ...]:
 
 def _check_source(hf_folder: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights by name, after every header was checked."""
-    for path in sorted(hf_folder.iterdir()):
-        if path.is_file():
-            refuse_pickle(path)
-    try:
-        config = json.loads((hf_folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnsupportedBase(f"{hf_folder.name}/config.json cannot be read: {error}") from error
+    config = _read_config(hf_folder, "config.json")
     if not isinstance(config, dict) or config.get("auto_map"):
         raise UnsupportedBase(f"{hf_folder.name} brings code of its own, which is never run")
     files = sorted(hf_folder.glob("*.safetensors"))
     if not files:
         raise UnsupportedBase(f"{hf_folder.name} holds no safetensors")
     return {one.name: one.shape for file in files for one in safetensors.read_header(file).tensors}
+
+
+def _read_config(folder: Path, name: str) -> Any:
+    """The JSON in ``name``, of a folder in which no file is a pickle."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            refuse_pickle(path)
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsupportedBase(f"{folder.name}/{name} cannot be read: {error}") from error
 
 
 def _write_slots(slots: AdapterSlots, weights: Mapping[str, Sequence[int]], folder: Path) -> None:
@@ -213,13 +218,7 @@ def _write_slots(slots: AdapterSlots, weights: Mapping[str, Sequence[int]], fold
 
 
 def _peft_config(folder: Path) -> dict[str, Any]:
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            refuse_pickle(path)
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnsupportedBase(f"{folder.name}/adapter_config.json cannot be read: {error}") from error
+    config = _read_config(folder, "adapter_config.json")
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise UnsupportedBase(f"{folder.name} is no LoRA adapter")
     bias = config.get("bias", "none")

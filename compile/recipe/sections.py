@@ -134,7 +134,8 @@ class RecipeBase(Section):
         """The metrics that a budget can bound; a task with metrics of its own data adds them."""
         return self.fixed_metrics
 
-    if TYPE_CHECKING:  # each kind of recipe has the field, with variants of its own
+    if TYPE_CHECKING:  # each kind of recipe has the fields, of its own types
+        base: BaseSource
         variants: tuple[Any, ...]
 
     @property

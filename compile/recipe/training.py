@@ -4,7 +4,7 @@ Owns names, defaults and which of them go together; refuses those that do not. W
 machine is said by ``compile/training/methods.py``.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -12,29 +12,9 @@ from compile.recipe.sections import Section
 
 Method = Literal["lora", "qlora", "full", "prefix", "p-tuning", "prompt"]
 
-LoraTarget = Literal[
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-    "query",
-    "key",
-    "value",
-    "dense",
-]
-
-DEFAULT_TARGETS: tuple[LoraTarget, ...] = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-)
+_LlamaTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LoraTarget = Literal[_LlamaTarget, "query", "key", "value", "dense"]
+DEFAULT_TARGETS: tuple[LoraTarget, ...] = get_args(_LlamaTarget)
 """Every matrix of a Llama layer."""
 
 _WITH_LAYERS = ("lora", "full")

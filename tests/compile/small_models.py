@@ -43,22 +43,19 @@ def tokenizer(
 
 
 def llama(folder: Path, seed: int = 0, layers: int = 4, heads: int = 4, kv_heads: int = 2, **more) -> Path:
+    tokenizer(folder)
+    shape = {"layers": layers, "heads": heads, "kv_heads": kv_heads, "vocab_size": len(WORDS) + 4}
+    return bare_llama(folder, seed, **shape, max_position_embeddings=64, tie_word_embeddings=True, **more)
+
+
+def bare_llama(folder: Path, seed: int = 1, layers=2, heads=2, kv_heads=1, **more) -> Path:
+    """Without a tokenizer, for training on token ids."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer(folder)
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(WORDS) + 4,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        **more,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    config = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
+    config |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    LlamaForCausalLM(LlamaConfig(**config | more)).save_pretrained(folder)
     return folder
 
 

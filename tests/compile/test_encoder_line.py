@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from edge_command import serving, sign
 from onnxruntime import InferenceSession
+from small_base import ROOT, compile_
 
 from compile.errors import BadData, BadRecipe, Refused, UnsupportedBase
 from compile.line import REFERENCE, Workshop
@@ -27,9 +26,7 @@ from models.manifest import MANIFEST_FILE
 from models.probes import judge, label_answer
 from models.store import read_release, verify_release
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "examples" / "search" / "minilm-ci.yaml"
-COMMAND = [sys.executable, "-c", "from compile.cli import main; main()"]
 WORDS = {
     "leak": ["oil on the floor", "hose drips", "seal weeps", "puddle under the pump", "drops from the valve"],
     "noise": ["bearing squeals", "gear grinds", "fan rattles", "motor hums loudly", "belt shrieks"],
@@ -259,16 +256,10 @@ def test_weights_that_could_run_code_are_not_opened(tiny, tmp_path):
         line_of(tmp_path / "copy")
 
 
-def run_(*arguments):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=900, cwd=ROOT, check=False
-    )
-
-
 @pytest.mark.model
 @pytest.mark.slow
 def test_minilm_becomes_a_release_a_quarter_of_its_size_and_verifies(tmp_path):
-    done = run_("run", RECIPE, "--out", tmp_path / "out", "--json", "--threads", 1)
+    done = compile_("run", RECIPE, "--out", tmp_path / "out", "--json", "--threads", 1, timeout=900)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     chosen = next(one for one in report["variants"] if one["name"] == report["chosen"])
@@ -278,7 +269,7 @@ def test_minilm_becomes_a_release_a_quarter_of_its_size_and_verifies(tmp_path):
     manifest, _ = read_release(folder)
     assert manifest.engine.text.pooling == "mean" and manifest.engine.text.normalize
     assert manifest.lineage["export"]["smallest_cosine_to_torch"] > 0.99999
-    done = run_("verify", folder, "--threads", 1)
+    done = compile_("verify", folder, "--threads", 1)
     assert done.returncode == 0 and "3 probes hold" in done.stdout, done.stderr
     sign(folder, tmp_path / "offline")
     with serving(f"search={folder}") as (url, _):
@@ -293,6 +284,6 @@ def test_minilm_becomes_a_release_a_quarter_of_its_size_and_verifies(tmp_path):
     strict = tmp_path / "strict.yaml"
     text = RECIPE.read_text().replace("cosine_mean: {max_loss: 0.03}", "cosine_mean: {max_loss: 0.0001}")
     strict.write_text(text.replace("../factory", str(ROOT / "examples" / "factory")))
-    done = run_("run", strict, "--out", tmp_path / "refused", "--threads", 1)
+    done = compile_("run", strict, "--out", tmp_path / "refused", "--threads", 1)
     assert done.returncode == 3 and "nearest recipe that would pass" in done.stderr
     assert "95 % interval" in done.stderr and not list((tmp_path / "refused").glob("*/release.json"))

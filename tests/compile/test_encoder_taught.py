@@ -2,12 +2,10 @@
 
 import itertools
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from small_base import compile_
 from small_models import encoder, quiet, texts
 
 from compile.data.rows import read_splits
@@ -23,8 +21,6 @@ from compile.training.distil_labels import Labelled, distil_classifier, read_lab
 from compile.training.run import TrainingRun
 from models.store import verify_release
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-c", "from compile.cli import main; main()"]
 LABELS = ("pump", "belt", "valve")
 BASE = """task: {task}
 base: {{name: small, version: 1.0.0, license: Apache-2.0, file: base}}
@@ -76,9 +72,7 @@ def named(some):
 
 
 def run_(*arguments):
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=ROOT, check=False
-    )
+    done = compile_(*arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from small_models import bare_llama
 
 from compile.errors import BadRecipe, Refused, TrainingFailed
 from compile.recipe.training import FineTune
@@ -19,22 +20,8 @@ SETTINGS = FineTune(rank=4, alpha=8, epochs=3, batch=4, learning_rate=0.01, drop
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    folder = tmp_path_factory.mktemp("tiny")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    shape = {"layers": 3, "max_position_embeddings": 64, "tie_word_embeddings": True}
+    return bare_llama(tmp_path_factory.mktemp("tiny"), **shape)
 
 
 def examples(count: int, seed: int) -> list[Example]:

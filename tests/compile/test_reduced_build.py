@@ -5,35 +5,20 @@ Steps are kept in the working copy's ``.cache``, so only the first run takes min
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from small_base import ROOT, compile_
 
 from models.manifest import Kind
 from models.store import read_release
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "examples" / "factory" / "tickets-ci.yaml"
-COMMAND = [sys.executable, "-c", "from compile.cli import main; main()"]
-
-
-def compile_(*arguments, timeout=1200):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     out = tmp_path_factory.mktemp("built")
-    done = compile_("run", RECIPE, "--out", out, "--json")
+    done = compile_("run", RECIPE, "--out", out, "--json", timeout=1200)
     assert done.returncode == 0, done.stderr
     return out, json.loads(done.stdout)
 

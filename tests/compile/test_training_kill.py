@@ -39,21 +39,9 @@ def train(folder: Path, base: Path, report) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from small_models import bare_llama
 
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("tiny")
-    shape = LlamaConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    LlamaForCausalLM(shape).save_pretrained(folder)
-    return folder
+    return bare_llama(tmp_path_factory.mktemp("tiny"))
 
 
 def start(folder: Path, pause: float, tiny: Path) -> subprocess.Popen[str]:

@@ -7,6 +7,7 @@ import tempfile
 
 import pytest
 import torch
+from small_models import bare_llama
 
 from compile.data.rows import Row
 from compile.errors import BadData
@@ -21,20 +22,7 @@ SETTINGS = FineTune(rank=8, alpha=16, epochs=4, batch=4, learning_rate=0.01, pre
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("tiny")
-    shape = LlamaConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    LlamaForCausalLM(shape).save_pretrained(folder)
-    return folder
+    return bare_llama(tmp_path_factory.mktemp("tiny"))
 
 
 def pairs(count: int, seed: int) -> list[Pair]:
