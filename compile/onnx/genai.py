@@ -122,15 +122,17 @@ def export_adapter(peft_folder: Path, base: Path, target: Path) -> AdapterSlots:
         value = tensor.astype(np.float32).T
         if ".lora_B." in slot:
             value = value * np.float32(scale)
-        wanted = slots.shapes[slot]
-        shape = (wanted[0], rank) if wanted[1] is None else (rank, wanted[1])
-        if value.shape != shape:
+        if value.shape != (shape := slots.filled(slot, rank)):
             raise UnsupportedBase(f"the adapter's tensor {name} has the shape {value.shape}, not {shape}")
         values[slot] = np.ascontiguousarray(value)
     if not values:
         raise UnsupportedBase("the adapter holds no tensors")
+    targets = tuple(sorted({_module(name) for name in values}))
+    # ONNX Runtime takes no adapter that leaves a slot empty; what it does not adapt, nothing is added to.
+    empty = slots.shapes.keys() - values.keys()
+    values |= {slot: np.zeros(slots.filled(slot, rank), np.float32) for slot in empty}
     write_adapter(values, target)
-    return AdapterSlots(max_rank=rank, targets=tuple(sorted({_module(name) for name in values})))
+    return AdapterSlots(max_rank=rank, targets=targets)
 
 
 def write_adapter(values: "Mapping[str, npt.NDArray[np.float32]]", target: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from genai_folders import MAX_RANK, TARGETS, exported, hf_folder, quiet, work, write_peft
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from compile.errors import BadRecipe, UnsupportedBase
@@ -64,6 +65,21 @@ def test_an_adapter_computes_what_peft_does_and_leaves_the_base_alone(
     assert np.abs(adapted - before).max() > 0.5
     np.testing.assert_allclose(adapted, reference_logits(ids, peft), atol=2e-3)
     np.testing.assert_array_equal(fp32.score(ids), before)
+
+
+def test_an_adapter_of_some_layers_leaves_the_others_alone(fp32: GenaiEngine, tmp_path: Path) -> None:
+    """As LoRA that begins at a later layer (`first_layer`) makes it."""
+    peft = write_peft(tmp_path / "peft", seed=2)
+    file = peft / "adapter_model.safetensors"
+    kept = {name: value for name, value in load_file(file).items() if ".layers.0." not in name}
+    assert kept.keys() < load_file(file).keys()
+    save_file(kept, file)
+    export_adapter(peft, exported("fp32", slots=True), tmp_path / "some.onnx_adapter")
+    fp32.attach("some", tmp_path / "some.onnx_adapter")
+    ids = fp32.tokenize("The prime minister said the fires were under control", False, True)
+    adapted = fp32.score(ids, adapter="some")
+    assert np.abs(adapted - fp32.score(ids)).max() > 0.5
+    np.testing.assert_allclose(adapted, reference_logits(ids, peft), atol=2e-3)
 
 
 def test_one_adapter_attaches_to_every_base_with_the_same_slots(tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ class Slots:
         """How the graph names the open dimension: the bound travels with the file."""
         return f"lora_rank_max_{max_rank}"
 
+    def filled(self, slot: str, rank: int) -> tuple[int, int]:
+        """The shape of a slot's tensor in an adapter of this rank."""
+        rows, columns = self.shapes[slot]
+        return rows or rank, columns or rank
+
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the projections that can be adapted."""
