@@ -19,6 +19,8 @@
         └── UnknownAdapter           no adapter of that name is attached
 """
 
+from pathlib import Path
+
 
 class ModelsError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -38,6 +40,12 @@ class DigestMismatch(ModelsError):
 
 class UnsafeFile(ModelsError):
     """A model file is malformed, hostile or of a refused kind; no native library has seen it."""
+
+
+def unreadable(path: Path, error: OSError | ValueError | RecursionError) -> UnsafeFile:
+    """A file that cannot be read, and why; callers of an API learn no folder of this machine."""
+    reason = error.strerror if isinstance(error, OSError) else error
+    return UnsafeFile(f"{path.name}: cannot be read: {reason}")
 
 
 class InvalidTemplate(ModelsError):

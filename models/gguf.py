@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
-from models.errors import EngineError, UnsafeFile
+from models.errors import EngineError, UnsafeFile, unreadable
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -225,7 +225,7 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return parse_header(data)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise UnsafeFile(f"{path.name}: cannot be read: {error}") from error
+        raise unreadable(path, error) from error
     except UnsafeFile as error:
         raise UnsafeFile(f"{path.name}: {error}") from error
 

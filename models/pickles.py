@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from models.errors import UnsafeFile
+from models.errors import UnsafeFile, unreadable
 
 SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npz"})
 """Names that may mean a pickle: a ``pytorch_model.bin`` is one; so may be an array in an ``.npz``."""
@@ -19,7 +19,7 @@ def refuse_pickle(path: Path) -> None:
         with path.open("rb") as stream:
             head = stream.read(9)
     except OSError as error:
-        raise UnsafeFile(f"{path.name}: cannot be read: {error}") from error
+        raise unreadable(path, error) from error
     if is_pickle(head) or (head.startswith(b"PK\3\4") and _holds_pickle(path)):
         raise UnsafeFile(f"{path.name}: is a pickle, which runs code when it is read; it is not opened")
 

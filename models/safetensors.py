@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from models import canonical
-from models.errors import ModelsError, UnsafeFile
+from models.errors import ModelsError, UnsafeFile, unreadable
 
 MAX_HEADER = 100_000_000
 """Bytes; the limit that the format's own library keeps."""
@@ -76,7 +76,7 @@ def read_header(path: Path) -> Header:
             length = header_length(stream.read(8), size)
             return parse_header(stream.read(length), size)
     except OSError as error:
-        raise UnsafeFile(f"{path.name}: cannot be read: {error}") from error
+        raise unreadable(path, error) from error
     except UnsafeFile as error:
         raise UnsafeFile(f"{path.name}: {error}") from error
 

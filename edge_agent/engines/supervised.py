@@ -186,7 +186,7 @@ class SupervisedEngine(ABC):
             raise EngineError("the engine has been closed")
 
     async def _come_back(self) -> None:
-        """Wait for a child that is to be loaded again, or restarted. Raises ``EngineError``."""
+        """Wait for a child that is to be loaded again, or restarted. Raises as ``_wake``."""
         if self._resting:
             if self._waking is None:
                 self._waking = asyncio.create_task(self._wake(), name="engine waking")
@@ -199,7 +199,7 @@ class SupervisedEngine(ABC):
             raise EngineCrashed("the engine has crashed and is not back yet") from error
 
     async def _wake(self) -> None:
-        """Load again; all who wait for it share the outcome."""
+        """Load again; all who wait for it share the outcome. Raises ``UnsafeFile``, ``EngineError``."""
         try:
             if self._ending is not None:
                 await self._ending
@@ -208,9 +208,13 @@ class SupervisedEngine(ABC):
             self._resting = False
         except asyncio.CancelledError:  # only ``close`` does that; those who wait are not cancelled
             raise EngineError("the engine has been closed") from None
-        except (ModelsError, OSError) as error:
+        except ModelsError as error:
             self.trouble = str(error)
             raise
+        except OSError as error:
+            self.trouble = str(error)
+            reason = error.strerror or error
+            raise EngineError(f"{self.files.shown} cannot be loaded again: {reason}") from error
         finally:
             self._waking = None
 

@@ -107,12 +107,18 @@ class Answer(Response):
 
 
 class Later(Response):
-    """Runs ``work`` while it is being answered; its response is the answer. See ``Answer``."""
+    """Runs ``work`` while it is being answered; its response is the answer. See ``Answer``.
 
-    def __init__(self, work: Callable[[], Awaitable[Response]], named: Named) -> None:
+    ``headers``: those of an error; ``work`` brings its own.
+    """
+
+    def __init__(
+        self, work: Callable[[], Awaitable[Response]], named: Named, headers: Mapping[str, str] = {}
+    ) -> None:
         super().__init__()
         self._work = work
         self._named = named
+        self._extra = dict(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, unless the client leaves first."""
@@ -122,7 +128,7 @@ class Later(Response):
         try:
             response = await self._work()
         except Known as error:
-            response = error_response(to_api_error(error, self._named))
+            response = error_response(to_api_error(error, self._named), self._extra)
         await response(scope, receive, send)
 
 

@@ -90,7 +90,7 @@ class Front:
             )
             return Response(data, headers=self.places() | found.receipt.headers(), media_type=kind)
 
-        return Later(work, named)
+        return Later(work, named, self.places())
 
 
 def _written(write: Callable[[Encoded], Mapping[str, Any] | str], found: Encoded) -> tuple[bytes, str]:

@@ -8,6 +8,7 @@ from edge_agent.errors import (
     HubBroke,
     HubRefused,
     HubUnreachable,
+    NoRoom,
     Overloaded,
     PolicyViolation,
     UnknownModel,
@@ -21,6 +22,7 @@ from models.errors import (
     InvalidImage,
     InvalidTemplate,
     ModelsError,
+    UnsafeFile,
     UnsupportedRequest,
 )
 from models.openai.errors import ApiError
@@ -49,7 +51,7 @@ class Named:
 
 
 _RETRY_SECONDS = 2
-"""Within this a crashed engine is usually back."""
+"""Within this a crashed engine is usually back, and a call that others wait for often done."""
 
 
 def to_api_error(error: EdgeError | ModelsError | SyncError, named: Named) -> ApiError:
@@ -90,6 +92,10 @@ def to_api_error(error: EdgeError | ModelsError | SyncError, named: Named) -> Ap
             )
         case InvalidTemplate():
             return ApiError(400, _sentence(message), code="invalid_value", param=named.prompt)
+        case NoRoom():
+            return ApiError(503, _sentence(message), code="no_room", retry_after=_RETRY_SECONDS)
+        case UnsafeFile():  # found when a model that rested wakes; waiting does not mend it
+            return ApiError(503, _sentence(f"the model's files are refused: {message}"), code="unsafe_file")
         case EngineError():
             said, _, rest = message.partition("\n")  # a native library's words can be a page
             if rest:

@@ -17,7 +17,7 @@ from models.engines.base import EncoderFacts, Reading, TextBatch
 from models.engines.foreign import converted
 from models.engines.onnx_files import EncoderFiles
 from models.engines.onnx_session import OnnxSession, OnnxSettings, sigmoid, softmax
-from models.errors import ContextLengthExceeded, EngineError, UnsafeFile
+from models.errors import ContextLengthExceeded, EngineError, UnsafeFile, UnsupportedRequest
 from models.manifest import TextInput
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ class OnnxText:
 
     def answer(self, texts: Sequence[Reading]) -> TextBatch:
         """What ``embed``, ``classify`` or ``rerank`` answers, with the tokens that were read; a reranker is
-        given pairs. Raises as they do.
+        given pairs.
+
+        Raises ``ContextLengthExceeded``, ``UnsupportedRequest`` for a text without tokens, ``EngineError``.
         """
         return self._run(texts)
 
@@ -176,9 +178,12 @@ class OnnxText:
             return sigmoid(found)
         if self._text.pooling == "mean":
             weights = mask[:, :, None].astype(np.float32)
-            found = (found * weights).sum(axis=1) / weights.sum(axis=1)
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = (found * weights).sum(axis=1) / weights.sum(axis=1)
         elif self._text.pooling == "cls":
             found = found[:, 0]
+        if not np.isfinite(found).all():  # what the graph gave is finite; a sum of it need not be
+            raise EngineError("the model's answer holds what is no number")
         if self._text.normalize:
             found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         return np.ascontiguousarray(found, dtype=np.float32)
@@ -231,7 +236,10 @@ class _Tokens:
             self._tokenizer.enable_truncation(max_tokens)
 
     def read(self, texts: Sequence[Reading]) -> tuple[list[_Ids], int]:
-        """Tokens of each text, and how many were cut. Raises ``ContextLengthExceeded``."""
+        """Tokens of each text, and how many were cut.
+
+        Raises ``ContextLengthExceeded``, ``UnsupportedRequest`` for a text without tokens.
+        """
         with converted("a text cannot be tokenized"):
             encoded = self._tokenizer.encode_batch(list(texts))
         for number, one in enumerate(encoded):
@@ -241,6 +249,6 @@ class _Tokens:
                     f"{self._max_tokens}"
                 )
             if not one.ids:
-                raise EngineError(f"text {number + 1} of {len(encoded)} has no tokens")
+                raise UnsupportedRequest(f"text {number + 1} of {len(encoded)} has no tokens")
         read = [_Ids(one.ids, one.type_ids) for one in encoded]
         return read, sum(bool(one.overflowing) for one in encoded)

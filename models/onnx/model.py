@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from models.errors import UnsafeFile
+from models.errors import UnsafeFile, unreadable
 from models.onnx.external import check_there
 from models.onnx.facts import External, Initializer, OnnxModel, Value
 from models.onnx.operators import Operator, check_operators
@@ -27,7 +27,7 @@ def read_model(path: Path) -> OnnxModel:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             model = parse_model(data)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise UnsafeFile(f"{path.name}: cannot be read: {error}") from error
+        raise unreadable(path, error) from error
     except UnsafeFile as error:
         raise UnsafeFile(f"{path.name}: {error}") from error
     for name, where, size in sorted(model.external, key=lambda item: item[0]):

@@ -267,7 +267,8 @@ async def test_failures_are_blamed_on_who_is_to_blame(error, status, code, blame
         refused = await client.post("/v1/inspect", json={"model": "welds", "image": PNG})
         metrics = (await client.get("/metrics")).text
     assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
-    assert refused.json()["error"]["message"].endswith(f"{error}.")
+    assert "x-ratelimit-remaining-requests" in refused.headers
+    assert refused.json()["error"]["message"].endswith(f"{str(error)[1:]}.")  # begun as a sentence
     assert journal.records[-1].facts["error"] == type(error).__name__
     assert [outcome.ok for outcome in outcomes] == ([False] if blamed else [])
     assert ("outpost_engine_failures_total{" in metrics) is blamed

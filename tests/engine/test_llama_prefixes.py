@@ -206,14 +206,17 @@ def test_contexts_are_made_when_asked_and_idle_ones_make_room(
 def test_shared_prefixes_are_there_after_a_restart(
     tmp_path: Path,
     model_path: Path,
+    sizes: LlamaSettings,
     run: Callable,
     chat: Callable[..., GenerateRequest],
     make_adapter: Callable[..., Path],
 ) -> None:
     adapter = make_adapter(1)
 
-    def ask_anew(weights: str, name: str | None, sizes: LlamaSettings = SIZES) -> Event:
-        engine = LlamaEngine(model_path, sizes, saved=SavedPrefixes(tmp_path, weights))
+    def ask_anew(weights: str, name: str | None, kept: int = SIZES.kept_tokens) -> Event:
+        engine = LlamaEngine(
+            model_path, replace(sizes, kept_tokens=kept), saved=SavedPrefixes(tmp_path, weights)
+        )
         try:
             engine.attach("one", adapter)
             last = None
@@ -234,9 +237,8 @@ def test_shared_prefixes_are_there_after_a_restart(
         assert ask_anew(WEIGHTS, name).usage.cached_tokens == 0
         assert computed(ask_anew(WEIGHTS, name)) < 20, "restored"
         assert computed(ask_anew(WEIGHTS, name)) < 20, "and saved again"
-    parking = replace(SIZES, kept_tokens=1)
-    assert computed(ask_anew(WEIGHTS, None, parking)) < 20
-    assert computed(ask_anew(WEIGHTS, None, parking)) < 20, "saved, though it was parked"
+    assert computed(ask_anew(WEIGHTS, None, kept=1)) < 20
+    assert computed(ask_anew(WEIGHTS, None, kept=1)) < 20, "saved, though it was parked"
     assert texts[0:2] == texts[2:4] == texts[4:6] and texts[6:8] == texts[8:10]
     assert ask_anew(WEIGHTS.replace("0", "1"), None).usage.cached_tokens == 0, "other weights"
     for file in tmp_path.iterdir():

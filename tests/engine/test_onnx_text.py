@@ -23,7 +23,7 @@ from onnx_graphs import (
 from models.engines.onnx_files import EncoderFiles, files_of_folder, files_of_release
 from models.engines.onnx_session import OnnxSettings
 from models.engines.onnx_text import OnnxText, batches
-from models.errors import ContextLengthExceeded, EngineError, UnsafeFile
+from models.errors import ContextLengthExceeded, EngineError, UnsafeFile, UnsupportedRequest
 from models.manifest import Engine, Kind, Manifest, TextInput
 from models.store import describe_file
 
@@ -104,6 +104,16 @@ def test_a_text_that_is_too_long_is_refused_or_cut_and_counted(tiny: Path):
     assert (read.tokens, read.truncated) == ((3, 8), 1)
 
 
+def test_a_text_without_tokens_is_the_callers_doing(tiny: Path, tmp_path: Path):
+    shutil.copyfile(tiny / "embed.onnx", tmp_path / "embed.onnx")
+    tokenizer = json.loads((tiny / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    engine = engine_of(tmp_path, "embed.onnx", EMBED)
+    assert engine.answer(["pump"]).tokens == (1,)
+    with pytest.raises(UnsupportedRequest, match="text 2 of 2 has no tokens"):
+        engine.embed(["pump", ""])
+
+
 def test_unknown_inputs_outputs_and_labels_are_named(tiny: Path, tmp_path: Path):
     with pytest.raises(EngineError, match="2 classes, of which 3 have labels"):
         engine_of(tiny, "classify.onnx", CLASSIFY.model_copy(update={"labels": ("a", "b", "c")}))
@@ -138,6 +148,25 @@ def test_what_is_no_number_is_an_error_and_not_an_answer(tmp_path: Path):
     )
     with pytest.raises(EngineError, match="no number"):
         engine_of(tmp_path, "nan.onnx", CLASSIFY)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_mean_that_no_float_holds_is_an_error_and_not_an_answer(tmp_path: Path, normalize: bool):
+    write_tokenizer(tmp_path / "tokenizer.json")
+    table = np.zeros((len(WORDS), 2), dtype=np.float32)
+    table[WORDS.index("hot")] = 3e38  # finite; two of them are more than a float32 holds
+    write_graph(
+        tmp_path / "large.onnx",
+        [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])],
+        text_inputs("input_ids"),
+        [("last_hidden_state", TensorProto.FLOAT, ["batch", "sequence", 2])],
+        {"table": table},
+    )
+    mean = TextInput(max_tokens=8, pooling="mean", normalize=normalize)
+    engine = engine_of(tmp_path, "large.onnx", EMBED.model_copy(update={"text": mean}))
+    assert np.isfinite(engine.embed(["pump"])).all()
+    with pytest.raises(EngineError, match="no number"):
+        engine.embed(["pump", "hot hot"])
 
 
 def test_a_broken_tokenizer_or_graph_is_refused(tiny: Path, tmp_path: Path):

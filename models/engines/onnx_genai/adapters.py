@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.engines.foreign import converted
-from models.errors import EngineError, UnsafeFile
+from models.errors import EngineError, UnsafeFile, unreadable
 from models.onnx import OnnxModel
 
 MAX_ADAPTER = 2 << 30
@@ -69,7 +69,7 @@ def check_adapter(path: Path, slots: Slots | None) -> None:
         with path.open("rb") as stream:
             head = stream.read(8)
     except OSError as error:
-        raise UnsafeFile(f"{path.name}: cannot be read: {error}") from error
+        raise unreadable(path, error) from error
     if head[4:] != _MAGIC or size > MAX_ADAPTER:
         raise UnsafeFile(f"{path.name} is no ONNX adapter")
     if slots is None:

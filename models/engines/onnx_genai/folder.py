@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.errors import UnsafeFile
+from models.errors import UnsafeFile, unreadable
 from models.onnx import OnnxModel, read_model
 from models.pickles import refuse_pickle
 
@@ -65,7 +65,7 @@ def _check_files(folder: Path) -> int:
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
-        raise UnsafeFile(f"{folder.name}: cannot be read: {error}") from error
+        raise unreadable(folder, error) from error
     for path in paths:
         if path.is_symlink() or not path.is_file():
             raise UnsafeFile(f"{folder.name}: {path.name} is a link or a folder; only files are taken")
@@ -142,7 +142,7 @@ def _json(path: Path) -> dict[str, Any]:
             raise UnsafeFile(f"{path.name}: larger than {MAX_JSON} bytes")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UnsafeFile(f"{path.name}: cannot be read: {error}") from error
+        raise unreadable(path, error) from error
     if not isinstance(value, dict):
         raise UnsafeFile(f"{path.name}: holds no object")
     return value
