@@ -312,8 +312,8 @@ def test_the_tree_knows_what_llama_cpp_holds_whatever_comes_and_goes(
     """Too few cells and ids for what is asked: prefixes are given up all the time."""
     engine = LlamaEngine(model_path, replace(sizes, context_tokens=96, cache_tokens=192, kept_tokens=90))
     lane = engine._lanes[None]
-    context = lane._context
-    assert context is not None
+    assert lane.cells is not None
+    context = lane.cells.context
     chance = Random(3)
     openings = ["Be brief. " * 4, "Be kind. " * 6, ""]
     alive: set[str] = set()
@@ -331,7 +331,7 @@ def test_the_tree_knows_what_llama_cpp_holds_whatever_comes_and_goes(
                 assert event.error is None
                 if event.done:
                     alive.remove(event.id)
-            tree = lane._tree
+            tree = lane.cells.tree
             held = {id: tree.length(id) for id in tree.held if tree.length(id)}
             assert held == {id: size for id in range(sizes.ids) if (size := context.length(id))}
             assert not sizes.kv_unified or tree.used <= 192

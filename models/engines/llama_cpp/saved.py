@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.engines.llama_cpp.lane import SavedPrefix
+from models.engines.llama_cpp.cells import SavedPrefix
 from models.store import write_durably
 
 _MAGIC = b"outpost prefixes 1\n"
