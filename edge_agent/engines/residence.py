@@ -155,6 +155,7 @@ class Residence:
             return "the others are being asked: come back later, or give them more memory"
         adapters = _contexts(engine.files, engine.settings) - 1
         fewer = f", lower --adapter-contexts (now {adapters})" if adapters else ""
+        fewer += ", serve with --kv unified" if engine.settings.kv == "apart" else ""
         if self._budget is None:
             return f"free memory on this machine or in its container{fewer}, or serve a smaller variant"
         return f"raise --memory to at least {math.ceil(needed / 1e6)}{fewer}"

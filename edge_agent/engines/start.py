@@ -1,5 +1,6 @@
 """Any engine that a device runs, by what its files are, sized for the memory that is there."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from edge_agent.engines.wire import EngineSettings
 from models.machine import free_memory
 
 PLENTY = 4
-"""Times what an engine with KV cells apart would take: so much memory has to be free for it to have them."""
+"""Times what an engine with KV cells apart would take in all: so much memory has to be free for it."""
 
 
 async def start_engine(
@@ -27,7 +28,8 @@ async def start_engine(
     """
     if files.encoder is not None:
         return await EncoderProcess.start(files, settings, gate)
-    return await EngineProcess.start(files, settled(files, settings, free()), gate=gate)
+    sized = await asyncio.to_thread(settled, files, settings, free())
+    return await EngineProcess.start(files, sized, gate=gate)
 
 
 def settled(files: EngineFiles, settings: EngineSettings, free: int) -> EngineSettings:

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from models.engines.base import Event, Finish, GenerateRequest
+from models.engines.base import Event, Finish, GenerateRequest, Sampling
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings, SavedPrefixes
 from models.engines.llama_cpp.saved import decode, encode
 from models.errors import EngineError
@@ -244,6 +244,56 @@ def test_shared_prefixes_are_there_after_a_restart(
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:-1])
     assert ask_anew(WEIGHTS, None).usage.cached_tokens == 0, "a damaged file"
+
+
+def test_every_shared_prefix_is_saved_however_few_ids_there_are(
+    tmp_path: Path, model_path: Path, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    sizes = replace(SIZES, max_sequences=1, kv_unified=False)
+    engine = LlamaEngine(model_path, sizes, saved=SavedPrefixes(tmp_path, WEIGHTS))
+    openings = [f"{number} is your number. {'Be brief. ' * 8}" for number in range(5)]
+    for opening in openings:
+        for question in ("Why?", "Where?"):
+            engine.submit(chat(opening + question, opening + question, max_tokens=2))
+            run(engine)
+    made_for = engine.saved_for(None)
+    engine.close()
+    saved = SavedPrefixes(tmp_path, WEIGHTS).load(made_for)
+    assert saved is not None and len(saved) == 5
+    engine = LlamaEngine(model_path, sizes, saved=SavedPrefixes(tmp_path, WEIGHTS))
+    try:
+        for opening in openings:
+            engine.submit(chat(opening, f"{opening}Who?", max_tokens=2))
+            assert computed(run(engine).last[opening]) < 20
+    finally:
+        engine.close()
+
+
+def test_an_answer_goes_on_where_its_cells_have_moved(
+    model_path: Path, run: Callable, chat: Callable[..., GenerateRequest]
+) -> None:
+    engine = LlamaEngine(model_path, replace(SIZES, kv_unified=False))
+    lane = engine._lanes[None]
+    options = {"max_tokens": 24, "ignore_eos": True}
+    counts = [ask(chat, str(number), f"Count from {number} on.", **options) for number in range(4)]
+    try:
+        alone = {}
+        for request in counts:
+            engine.submit(request)
+            alone |= run(engine).text
+        for request in (replace(counts[0], sampling=Sampling(max_tokens=2, temperature=0.0)), *counts[1:]):
+            engine.submit(request)
+        said = dict.fromkeys(alone, "")
+        ranks = set()
+        while events := engine.step():
+            for event in events:
+                said[event.id] += event.text
+            ranks.add(tuple(sorted(lane._running)))
+        assert any(one != tuple(range(len(one))) for one in ranks), "a gap came about"
+        assert {(0, 1, 2, 3), (0, 1, 2)} <= ranks, "and was closed"
+        assert {id: said[id] for id in "123"} == {id: alone[id] for id in "123"}
+    finally:
+        engine.close()
 
 
 def test_a_file_that_is_whole_but_holds_no_state_does_no_harm(

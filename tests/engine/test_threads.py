@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models.engines.base import GenerateRequest
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings
-from models.engines.llama_cpp.threads import LONGEST_PAUSE, WINDOW, Threads
+from models.engines.llama_cpp.threads import FIRST_PAUSE, LONGEST_PAUSE, WINDOW, Threads
 
 shares = st.lists(st.tuples(st.floats(0.001, 3.0), st.floats(0.0, 1.0)), max_size=60)
 """Of each computation: how long it took, and how much of its threads' time they had a core."""
@@ -41,25 +41,44 @@ def test_beside_neighbours_as_many_compute_as_have_had_cores(most: int, got: flo
     assert threads.now == left
 
 
-def test_all_are_tried_again_ever_more_seldom_and_at_once_when_the_neighbour_has_gone() -> None:
+def beside_a_neighbour(threads: Threads, step: float) -> bool:
+    """Compute a step, on two cores of which a neighbour wants one; whether it was tried with both."""
+    tried = threads.now == 2
+    threads.took(step, step * (1.3 if tried else 1.0))
+    return tried
+
+
+@pytest.mark.parametrize("step", [WINDOW, 5.0])
+def test_all_are_tried_again_ever_more_seldom_and_at_once_when_the_neighbour_has_gone(step: float) -> None:
     threads = Threads(2)
-    trials, pause, pauses = 0, 0.0, []
-    for _ in range(round(300 / WINDOW)):  # five minutes beside a neighbour
-        if threads.now == 2:
-            trials += 1
-            pauses.append(pause)
-            pause = 0.0
-        pause += WINDOW
-        threads.took(WINDOW, WINDOW * (1.3 if threads.now == 2 else 1.0))
-    assert pauses[1] < 2 and pauses[-1] == pytest.approx(LONGEST_PAUSE, abs=1)
-    assert trials * WINDOW < 0.05 * 300, "seldom"
-    for _ in range(round((LONGEST_PAUSE + 20) / WINDOW)):
-        threads.took(WINDOW, WINDOW * threads.now)
+    steps = [step] * round(300 / step)  # five minutes beside a neighbour
+    tried = [number for number, step in enumerate(steps) if beside_a_neighbour(threads, step)]
+    assert tried[0] == 0 and tried[1] <= FIRST_PAUSE + 1, "the neighbour may have gone soon"
+    assert tried[-1] - tried[-2] <= LONGEST_PAUSE + 1
+    assert len(tried) < 5 + len(steps) / LONGEST_PAUSE
+    for _ in range(LONGEST_PAUSE + round(20 / step)):
+        threads.took(step, step * threads.now)
     assert threads.now == 2
-    threads.took(WINDOW, WINDOW * 1.3)
-    for _ in range(round(1.5 / WINDOW)):
-        threads.took(WINDOW, WINDOW * threads.now)
+    beside_a_neighbour(threads, step)
+    for _ in range(FIRST_PAUSE + 1):
+        threads.took(step, step * threads.now)
     assert threads.now == 2, "what failed long ago is forgotten"
+
+
+def test_who_gave_up_some_gives_up_more_when_more_neighbours_come() -> None:
+    threads = Threads(8)
+    threads.took(WINDOW, WINDOW * 7.2)
+    threads.took(WINDOW, WINDOW * 4.0)
+    assert threads.now == 4
+
+
+@given(st.lists(st.floats(-0.08, 0.08), min_size=1, max_size=100))
+def test_beside_a_quota_of_cores_as_many_compute(noise: list[float]) -> None:
+    threads = Threads(8)
+    for one in noise:
+        cores = min(2.0, threads.now)
+        threads.took(WINDOW, WINDOW * min(threads.now, cores + one))
+        assert threads.now in (2, 8)
 
 
 @pytest.mark.model

@@ -11,7 +11,7 @@ from models.engines.base import Load
 from models.engines.llama_cpp.context import Context
 from models.engines.llama_cpp.media import before_media
 from models.engines.llama_cpp.parked import Parked, ParkedPrefixes
-from models.engines.llama_cpp.settings import LlamaSettings
+from models.engines.llama_cpp.settings import SPARE_IDS, LlamaSettings
 from models.engines.prefixes import Drop, PrefixTree, Start
 
 _NO_TOKEN = -1
@@ -52,6 +52,10 @@ class Cells:
 
         ``promised``: as whoever asks will ``start``.
         """
+        if not self._settings.kv_unified:
+            for id in self.tree.kept():
+                if self.tree.spare < SPARE_IDS:
+                    self._put_away(id)
         self._recall(tokens, promised)
         return self.tree.longest(tokens)
 
@@ -62,7 +66,8 @@ class Cells:
     def enter(self, start: Start) -> None:
         """Give a request that was started its prefix; what nobody runs makes room."""
         self.context.carry_out(start.changes)
-        self._park(self._settings.kept_tokens if self._settings.kv_unified else 0)
+        if self._settings.kv_unified:
+            self._park(self._settings.kept_tokens)
 
     def promise(self, id: int, promised: int) -> bool:
         """See ``PrefixTree.promise``."""
@@ -89,8 +94,9 @@ class Cells:
         if self._settings.kv_unified:
             return
         ids = sorted(running, reverse=True)
-        if ids:
-            self._park(0)
+        for id in self.tree.kept():
+            if ids and id < ids[0]:
+                self._put_away(id)
         for id in ids:
             to, changes = self.tree.move(id)
             if to == id:
@@ -125,12 +131,18 @@ class Cells:
         for id in self.tree.kept():
             if self.tree.kept_cells() <= most:
                 break
-            tokens, shared = self.tree.tokens(id), self.tree.shared_of(id)
-            if not self._parked.covers(self._owner, tokens, shared) and (
-                state := self.context.read_state(id)
-            ):
-                self._parked.put(self._owner, Parked(tokens, state, shared))
-            self.context.carry_out(self.tree.give_up(id))
+            self._put_away(id)
+
+    def _put_away(self, id: int) -> None:
+        """Move what an id keeps out of the cells."""
+        tokens, shared = self.tree.tokens(id), self.tree.shared_of(id)
+        if (
+            not self._parked.covers(self._owner, tokens, shared)
+            and self._parked.takes(self.context.state_bytes(id))
+            and (state := self.context.read_state(id))
+        ):
+            self._parked.put(self._owner, Parked(tokens, state, shared))
+        self.context.carry_out(self.tree.give_up(id))
 
     def _recall(self, tokens: list[int], promised: int) -> None:
         """Bring back what is parked of a prompt, if that is more than the cells have of it."""
@@ -158,20 +170,22 @@ class Cells:
         They end before the first picture: what stands for it means nothing beside another projector. Nothing
         runs.
         """
+        self.park_all()
+        self.forget()
+        parked = self._parked.of(self._owner)
+        beginnings = [before_media(one.tokens[: one.shared]) for one in parked]
         saved: list[SavedPrefix] = []
-        for one in reversed(self._parked.of(self._owner)):
-            self._recall([*one.tokens[: one.shared], _NO_TOKEN], one.shared + 1)
-        for holder, length in self.tree.shared():
-            tokens = before_media(self.tree.tokens(holder)[:length])
-            if not tokens or any(other[: len(tokens)] == tokens for other, _ in saved):
+        for one, tokens in zip(parked, beginnings, strict=True):
+            goes_on = any(other[: len(tokens)] == tokens for other in beginnings if len(other) > len(tokens))
+            if not tokens or goes_on or any(tokens == other for other, _ in saved):
                 continue
-            start = self.tree.start([*tokens, _NO_TOKEN], len(tokens) + 1)
-            if start is None:
-                break
-            self.context.carry_out(start.changes)
-            most_bytes -= self.context.state_bytes(start.id)
-            state = self.context.read_state(start.id) if most_bytes >= 0 else None
-            self.context.carry_out(self.tree.finish(start.id))
+            if not self.context.write_state(0, one.state, len(one.tokens)):
+                self.forget()
+                continue
+            self.context.carry_out([Drop(0, len(tokens))])
+            most_bytes -= self.context.state_bytes(0)
+            state = self.context.read_state(0) if most_bytes >= 0 else None
+            self.context.carry_out([Drop(0)])
             if not state:
                 break
             saved.append((tokens, state))

@@ -72,12 +72,17 @@ class LlamaEngine:
             if self._lib.llama_model_has_encoder(self._model):
                 raise EngineError(f"{path.name} is an encoder: it does not generate text")
             trained = self._lib.llama_model_n_ctx_train(self._model)
-            if settings.gpu and self._lib.llama_supports_gpu_offload():
-                settings = replace(settings, kv_unified=True)  # memory that was not asked about
+            on_gpu = settings.gpu and self._lib.llama_supports_gpu_offload()
+            if on_gpu or self._lib.llama_model_n_swa(self._model):
+                # The GPU's memory was not asked about; and of a sliding window llama.cpp writes out no cells
+                # that the window has left, so that a sequence cannot be copied.
+                settings = replace(settings, kv_unified=True)
             self._settings = settings.fitted(trained)
             self.threads = Threads(settings.threads)
             if projector is not None:
-                self._projector = Projector(projector, self._lib, self._model, settings.threads, settings.gpu)
+                # Nobody watches its threads, so one core is left to others.
+                seeing = max(1, settings.threads - 1)
+                self._projector = Projector(projector, self._lib, self._model, seeing, settings.gpu)
             self.facts = self._facts(path, trained)
             self.context_bytes = context_bytes(self._settings, self._header)
             self._most_contexts = self._affordable()

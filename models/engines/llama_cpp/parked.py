@@ -40,13 +40,17 @@ class ParkedPrefixes:
                 return True
         return False
 
+    def takes(self, size: int) -> bool:
+        """Whether a state of so many bytes is not too large."""
+        return size <= self._most
+
     def put(self, owner: Hashable, new: Parked) -> None:
         """Keep a prefix in place of those that begin it, unless it alone is too large."""
+        if not self.takes(len(new.state)):
+            return
         for key, one in list(self._held.items()):
             if key[0] == owner and common_prefix(new.tokens, one.tokens) == len(one.tokens):
                 self._forget(key)
-        if len(new.state) > self._most:
-            return
         self._held[owner, tuple(new.tokens)] = new
         self.bytes += len(new.state)
         while self.bytes > self._most:

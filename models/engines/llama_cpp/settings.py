@@ -8,6 +8,8 @@ KEPT_IDS = 32
 """Sequence ids beyond the running ones, each of which may keep a prefix."""
 SPARE_IDS = 2
 """The same where each takes cells of its own: one to bring a prefix back, one for whom it is brought."""
+_STREAM = 256
+"""llama.cpp rounds up to a multiple of it what each sequence has for itself."""
 _MOST_IDS = 256
 """llama.cpp's limit (LLAMA_MAX_SEQ)."""
 
@@ -59,5 +61,5 @@ class LlamaSettings:
         context = min(self.context_tokens, trained) if trained > 0 else self.context_tokens
         cells = max(context, min(self.cache_tokens, context * self.max_sequences))
         if not self.kv_unified:
-            cells = context * self.ids
+            cells = -(-context // _STREAM) * _STREAM * self.ids
         return replace(self, context_tokens=context, cache_tokens=cells)

@@ -10,8 +10,11 @@ WINDOW = 0.25
 """Seconds of computing that are judged together."""
 MISSED = 0.5
 """Of a core: when its threads had so much less than they could have used, somebody else wants the cores."""
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
-"""Seconds of computing until all are tried again: at first, and after trial upon trial that failed."""
+NOISE = 0.1
+"""Of a core, by which a measurement may be short of a whole one."""
+FIRST_PAUSE, LONGEST_PAUSE = 4, 32
+"""Until all are tried again, in what was computed when they were too many: at first, and after trial upon
+trial that failed. Where steps are slow, so are trials."""
 TRUSTED_AFTER = 10.0
 """Seconds of computing after which a trial that went well is no longer remembered."""
 
@@ -32,13 +35,19 @@ class Threads:
             return
         seconds, cores = self._wall, self._cpu / self._wall
         self._wall = self._cpu = 0.0
-        if self.now < self.most:
+        if self.now > 1 and cores < self.now - MISSED:
+            self._give_up(cores, seconds)
+        elif self.now < self.most:
             self._until_trial -= seconds
             if self._until_trial <= 0:
                 self.now, self._held = self.most, 0.0
-        elif cores < self.most - MISSED and self.most > 1:
-            failed_trial = self._held < TRUSTED_AFTER
-            self._pause = min(2 * self._pause, LONGEST_PAUSE) if failed_trial else FIRST_PAUSE
-            self.now, self._until_trial = max(1, int(cores)), self._pause
         else:
             self._held += seconds
+
+    def _give_up(self, cores: float, seconds: float) -> None:
+        """No more than ``cores`` were to be had in the last ``seconds``."""
+        if self.now == self.most:
+            failed_trial = self._held < TRUSTED_AFTER
+            self._pause = min(2 * self._pause, LONGEST_PAUSE) if failed_trial else FIRST_PAUSE
+        self.now = max(1, int(cores + NOISE))
+        self._until_trial = self._pause * seconds
