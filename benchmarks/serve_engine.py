@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serve_load import Call, Load, Message
+from edge_agent.engines.files import of_path
+from edge_agent.engines.start import settled
 from edge_agent.engines.wire import EngineSettings
 from models.engines.base import Event, GenerateRequest, Sampling, Usage
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+from models.machine import free_memory
 from models.prompts import ChatTemplate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +87,8 @@ class _Loop:
         sizes = EngineSettings(threads=threads)
         known = {one.name for one in fields(EngineSettings)}
         settings = {one.name: getattr(sizes, one.name) for one in fields(LlamaSettings) if one.name in known}
-        self._engine = LlamaEngine(gguf, LlamaSettings(**settings))
+        apart = settled(of_path(gguf), sizes, free_memory()).kv == "apart"  # as the agent decides
+        self._engine = LlamaEngine(gguf, LlamaSettings(**settings, kv_unified=not apart))
         facts = self._engine.facts
         if facts.chat_template is None:
             raise SystemExit(f"{gguf.name} has no chat template")
