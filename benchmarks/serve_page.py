@@ -256,12 +256,13 @@ the worst case, a shift's begin. Made by `scripts/bench`; a part of it alone by
 
 
 TAIL = """\
-What is missing has two causes. The agent's own process runs on the cores that its engine computes on: about
-a millisecond of each token or text when one client asks, little of it when many do. And the cells of all
-sequences lie in one pool, so that prefixes are shared without a copy and 16 sequences take less than half of
-llama-server's memory; attention passes over the cells of the others, which costs more the more of them there
-are ([serving_engine.md](serving_engine.md)). Answers begin earlier and flow less evenly than llama-server's,
-which reads all waiting prompts before it goes on with any answer.
+What is missing has one main cause: the agent's own process runs on the cores that its engine computes on. It
+takes little of them (the tables say how much a token), but while it has one of two cores both threads of the
+engine wait. llama-server's figures jump between rounds; a reason may be that llama.cpp computes sequences
+together only where their slots lie side by side, to which ours are moved
+([serving_engine.md](serving_engine.md)). A batch of MiniLM is not cheaper a text than one text on these
+cores, so batching texts gains nothing. Answers begin earlier and flow less evenly than llama-server's, which
+reads all waiting prompts before it goes on with any answer.
 """
 
 
