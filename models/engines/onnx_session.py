@@ -5,7 +5,6 @@ Refuses a file that ``models.onnx`` has not passed. ``onnxruntime`` and numpy ar
 made. Computing through TensorRT, from a release's recipe, has not been run on a GPU: untested.
 """
 
-import ctypes
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from models.engines.cuda import has_gpu, load_cuda
 from models.engines.engine_cache import engine_folder
 from models.engines.foreign import converted
 from models.engines.tensorrt_machine import TENSORRT_PROVIDER, read_machine
@@ -190,18 +190,8 @@ def _providers(onnxruntime: Any, device: Device) -> list[str]:
         raise EngineError("this ONNX Runtime has no CUDA: install onnxruntime-gpu instead of onnxruntime")
     if device == "cpu" or not able or (device == "auto" and not has_gpu()):
         return [_CPU]
-    onnxruntime.preload_dlls()  # CUDA's libraries may lie in Python packages, where no loader looks
+    load_cuda()
     return [_CUDA, _CPU]
-
-
-def has_gpu() -> bool:
-    """Whether NVIDIA's driver is there and sees a GPU (CUDA driver API, cuInit and cuDeviceGetCount)."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def sigmoid(logits: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from models.engines.cuda import load_cuda
 from models.errors import ModelsError, NoTensorRt
 from models.tensorrt_recipe import TensorRtMachine
 
@@ -34,7 +35,7 @@ def read_machine() -> TensorRtMachine:
             "edge-gpu; on a Jetson the build for its JetPack)"
         )
     sm, memory = _gpu()
-    onnxruntime.preload_dlls()  # CUDA's libraries may lie in Python packages, where no loader looks
+    load_cuda()
     return TensorRtMachine(
         runtime=f"onnxruntime {onnxruntime.__version__}",
         tensorrt=_tensorrt(Path(onnxruntime.__file__).parent / "capi" / _LIBRARY),

@@ -72,7 +72,8 @@ class LlamaEngine:
             if self._lib.llama_model_has_encoder(self._model):
                 raise EngineError(f"{path.name} is an encoder: it does not generate text")
             trained = self._lib.llama_model_n_ctx_train(self._model)
-            on_gpu = settings.gpu and self._lib.llama_supports_gpu_offload()
+            on_gpu = settings.gpu and bool(self._lib.llama_supports_gpu_offload())
+            settings = replace(settings, gpu=on_gpu)
             if on_gpu or self._lib.llama_model_n_swa(self._model):
                 # The GPU's memory was not asked about; and of a sliding window llama.cpp writes out no cells
                 # that the window has left, so that a sequence cannot be copied.

@@ -84,8 +84,7 @@ class Lane:
         self._running: dict[int, Job] = {}
         # State of recurrent layers cannot be cut at a prefix.
         self._shares = not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
-        on_gpu = settings.gpu and bool(lib.llama_supports_gpu_offload())
-        self._mixes = on_gpu or not settings.kv_unified
+        self._mixes = settings.gpu or not settings.kv_unified
 
     # The context
 

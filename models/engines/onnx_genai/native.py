@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from models.engines.cuda import has_gpu, load_cuda
 from models.engines.foreign import converted
-from models.engines.onnx_session import Device, has_gpu
+from models.engines.onnx_session import Device
 from models.errors import EngineError
 
 
@@ -27,7 +28,7 @@ class NativeModel:
             config.overlay(json.dumps({"model": {"decoder": options}}))
             config.clear_providers()  # with the options that the folder brought for them
             if self.on_gpu:
-                _load_cuda()
+                load_cuda()
                 config.append_provider("cuda")
             self._model = self._og.Model(config)
             self._adapters = self._og.Adapters(self._model)
@@ -55,13 +56,6 @@ class NativeModel:
     def close(self) -> None:
         """Free everything native. Safe to call twice; nothing else may follow."""
         self._adapters = self._model = None
-
-
-def _load_cuda() -> None:
-    """CUDA's libraries may lie in Python packages, where no loader looks."""
-    import onnxruntime
-
-    onnxruntime.preload_dlls()
 
 
 def _library() -> Any:
