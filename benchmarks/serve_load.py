@@ -161,6 +161,12 @@ class Load:
     wall: float
     cost: float
 
+    @classmethod
+    def of(cls, several: "Sequence[Load]") -> "Load":
+        """Runs that followed each other, as one."""
+        calls = tuple(call for one in several for call in one.calls)
+        return cls(calls, sum(one.wall for one in several), sum(one.cost for one in several))
+
     def figures(self) -> dict[str, float]:
         """The figures of a run, times in milliseconds."""
         good = [call for call in self.calls if not call.error]

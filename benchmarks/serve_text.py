@@ -173,14 +173,19 @@ def overhead(sizes: Sizes, clients: int = 8) -> dict[str, Any]:
         for who in asking.values():
             who([[again]], 1)
         for number in range(sizes.rounds):
-            prompts = own_prompts(f"round {number}", clients, sizes.calls)
-            for name in in_turn(list(asking), number):
-                figures.add(name, "throughput", asking[name](prompts, sizes.answer_tokens).figures())
+            # A call of each client at a time: what the machine does meanwhile changes faster than a round.
+            loads: dict[str, list[Load]] = defaultdict(list)
+            for turn in range(sizes.calls):
+                prompts = own_prompts(f"round {number} call {turn}", clients, 1)
+                for name in in_turn(list(asking), turn):
+                    loads[name].append(asking[name](prompts, sizes.answer_tokens))
+            for name, several in loads.items():
+                figures.add(name, "throughput", Load.of(several).figures())
             # One prompt again and again: all but a token of it is known, so that little time is the model's.
             first: dict[str, list[float]] = defaultdict(list)
             for turn in range(sizes.first_calls // 5):
                 for name in in_turn(list(asking), turn):
-                    calls = asking[name]([[again] * 5], 1).calls
+                    calls = asking[name]([[again] * 5], 2).calls  # a stream, not an answer in one piece
                     first[name] += [call.arrivals[0] * 1e3 for call in calls if not call.error]
             for name, times in first.items():
                 middle = {"ttft_p50_ms": percentile(times, 0.5), "ttft_p99_ms": percentile(times, 0.99)}

@@ -3,6 +3,9 @@
 Owns the deadline for a request, which HTTP libraries leave to a proxy, and the log lines of both. The kernel
 sees when nothing is taken of an answer (``TCP_USER_TIMEOUT`` in ``edge_agent.server.listen``). Whoever is cut
 off has left: its call is cancelled and its places are given back as for any client that leaves.
+
+What is written in one turn of the event loop is sent in one piece: each piece wakes the client, which on a
+small device takes the core on which the next piece is being made.
 """
 
 import asyncio
@@ -17,6 +20,9 @@ from uvicorn.server import ServerState
 PACE = 1 << 14
 """Bytes: the least of a request, or all that is left of it, that a client brings while we are patient. So a
 head has to come at once (a longer one is refused), and a body at a pace that every network has."""
+
+_GATHERED = 1 << 16
+"""Bytes of an answer that wait at most for the end of a turn; their transport is to tell when it is full."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +52,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there; it has something to ask."""
-        super().connection_made(transport)
+        super().connection_made(_Gathering(transport, self.loop))
         self._expect_more()
 
     def data_received(self, data: bytes) -> None:
@@ -99,3 +105,53 @@ class Connection(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY and not done:
             _log.warning("%s: the client did not bring its body and was cut off", self._shown)
         self.transport.abort()
+
+
+class _Gathering(asyncio.Transport):
+    """``transport``, but what is written in one turn of ``loop`` is written to it together."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport, self._loop = transport, loop
+        self._gathered = bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send it at the end of this turn."""
+        if not self._gathered:
+            self._loop.call_soon(self._send)
+        self._gathered += data
+        if len(self._gathered) > _GATHERED:
+            self._send()
+
+    def close(self) -> None:
+        """Close the connection when all has been sent."""
+        self._send()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close the connection now."""
+        self._gathered.clear()
+        self._transport.abort()
+
+    def _send(self) -> None:
+        if self._gathered:
+            gathered, self._gathered = self._gathered, bytearray()
+            self._transport.write(gathered)
+
+    # As they are
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """See ``asyncio.BaseTransport``."""
+        return self._transport.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        """See ``asyncio.BaseTransport``."""
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        """See ``asyncio.ReadTransport``."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """See ``asyncio.ReadTransport``."""
+        self._transport.resume_reading()

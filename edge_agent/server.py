@@ -128,6 +128,7 @@ def http_config(app: ASGIApp, patience: float, grace: int = GRACE) -> uvicorn.Co
         access_log=False,
         log_config=None,
         lifespan="off",
+        ws="none",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=grace,

@@ -5,12 +5,37 @@ Owns telling text from tool calls in what an engine writes. Refuses knowing poli
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import TypeVar
 
 from models.engines.base import Event, Finish, Usage
 from models.openai.parts import Choice, Piece
 from models.tools import CallDelta, CallReader
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def at_once(items: AsyncGenerator[T, None]) -> AsyncIterator[AsyncIterator[T]]:
+    """The same items, of which the first is asked for now: whoever makes them works while the block does.
+
+    Leaving the block closes ``items``.
+    """
+    first = asyncio.ensure_future(anext(items, None))
+
+    async def all_of_them() -> AsyncIterator[T]:
+        item = await first
+        while item is not None:
+            yield item
+            item = await anext(items, None)
+
+    try:
+        yield all_of_them()
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await items.aclose()
 
 
 async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from edge_agent.calls.choices import Answering, counted, kept, merged
+from edge_agent.calls.choices import Answering, at_once, counted, kept, merged
 from edge_agent.calls.questions import Question, decide, refusal
 from edge_agent.calls.receipt import Receipt
 from edge_agent.calls.shared import Shared
@@ -68,7 +68,7 @@ class Ask(Question):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The intent is committed and an answer has begun."""
+    """The intent is committed, and somebody is at work on the answer; it may still be an error."""
 
     receipt: Receipt
 
@@ -236,12 +236,11 @@ class Service:
             answer.choices = [each.whole for each in answering]
             try:
                 streams = [run(engine, request) for request in await self._requests(ask, served)]
-                async with aclosing(merged(streams)) as events:
+                async with at_once(merged(streams)) as events:
+                    # The engine reads the prompt while the intent is written and the answer's head is made.
+                    answer.receipt = Receipt.local(ask.id, served, decision, await entry.intent())
+                    yield Started(answer.receipt)
                     async for index, event in events:
-                        if answer.receipt is None:
-                            # The engine has started on the prompt while the intent was being written.
-                            answer.receipt = Receipt.local(ask.id, served, decision, await entry.intent())
-                            yield Started(answer.receipt)
                         for piece in answering[index].take(event):
                             yield piece
                 if any(each.finish in (None, Finish.CANCELLED) for each in answering):

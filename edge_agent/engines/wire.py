@@ -14,7 +14,7 @@ import base64
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from models.engines.base import (
@@ -131,7 +131,12 @@ def unframe(head: bytes, rest: bytes) -> dict[str, Any]:
 
 def request_to_wire(request: GenerateRequest, wire_id: str) -> dict[str, Any]:
     """A request under the number that the two processes know it by."""
-    return {**asdict(request), "id": wire_id}
+    return {
+        **_fields(request),
+        "id": wire_id,
+        "sampling": _fields(request.sampling),
+        "media": [_fields(one) for one in request.media],
+    }
 
 
 def request_from_wire(value: Mapping[str, Any]) -> GenerateRequest:
@@ -152,7 +157,7 @@ def event_to_wire(event: Event) -> dict[str, Any]:
         "text": event.text,
         "finish": event.finish,
         "error": error_to_wire(event.error) if event.error else None,
-        "usage": asdict(event.usage),
+        "usage": _fields(event.usage),
         "logprobs": [_logprob_to_wire(one) for one in event.logprobs],
     }
 
@@ -202,6 +207,11 @@ def facts_from_wire(value: Mapping[str, Any]) -> ModelFacts | EncoderFacts:
         return EncoderFacts(**{**value, "labels": tuple(value["labels"])})
     listed = {name: tuple(value[name]) for name in ("control_tokens", "takes")}
     return ModelFacts(**{**value, **listed})
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass as it stands; ``dataclasses.asdict`` copies all below it, at every token."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 def _text(data: bytes) -> str:

@@ -65,37 +65,27 @@ class Answer(Response):
         await response(scope, receive, send)
 
     async def _streamed(self, send: Send) -> None:
-        begun = False
+        stream = _Stream(send)
         try:
             async with aclosing(self._parts) as parts:
                 async for part in parts:
                     if isinstance(part, Started):
-                        await self._begin(send, part)
-                        begun = True
+                        receipt = part.receipt
+                        stream.open(self._extra | receipt.headers(), self._writer.opening(receipt.to_json()))
                     elif isinstance(part, Piece):
-                        await _send(send, self._writer.piece(part))
+                        await stream.say(self._writer.piece(part))
                     else:
                         reasons = [choice.reason for choice in part.choices]
                         closing = self._writer.closing(reasons, part.usage, part.receipt.to_json())
-                        await _send(send, closing)
+                        await stream.say(closing)
         except Known as error:
-            await self._fail(send, to_api_error(error, self._named), begun)
+            await self._fail(send, to_api_error(error, self._named), stream.begun)
         except Exception:
-            if begun:  # before, whoever catches this can still answer with a status
-                await self._fail(send, _DEFECT, begun)
+            if stream.begun:  # before, whoever catches this can still answer with a status
+                await self._fail(send, _DEFECT, stream.begun)
             raise
         else:
             await _send(send, b"", more=False)
-
-    async def _begin(self, send: Send, part: Started) -> None:
-        headers = {
-            "content-type": sse.MEDIA_TYPE,
-            "cache-control": "no-cache",
-            **self._extra,
-            **part.receipt.headers(),
-        }
-        await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
-        await _send(send, self._writer.opening(part.receipt.to_json()))
 
     async def _fail(self, send: Send, error: ApiError, begun: bool) -> None:
         if begun:
@@ -104,6 +94,29 @@ class Answer(Response):
         response = error_response(error, self._extra)
         await send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
         await _send(send, bytes(response.body), more=False)
+
+
+class _Stream:
+    """A stream whose head waits for the first text: until then the answer can still be an error."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._headers: Mapping[str, str] = {}
+        self._opening = b""
+        self.begun = False
+
+    def open(self, headers: Mapping[str, str], opening: bytes) -> None:
+        """What comes before the first text."""
+        fixed = {"content-type": sse.MEDIA_TYPE, "cache-control": "no-cache"}
+        self._headers, self._opening = {**fixed, **headers}, opening
+
+    async def say(self, text: bytes) -> None:
+        """Send ``text``, and the head before it."""
+        if not self.begun:
+            self.begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _raw(self._headers)})
+            text = self._opening + text
+        await _send(self._send, text)
 
 
 class Later(Response):

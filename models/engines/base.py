@@ -6,7 +6,7 @@ here is thread-safe.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -145,7 +145,13 @@ class Load:
     promised: int = 0
 
     def __add__(self, other: "Load") -> "Load":
-        return Load(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Load(
+            self.running + other.running,
+            self.waiting + other.waiting,
+            self.cells + other.cells,
+            self.filled + other.filled,
+            self.promised + other.promised,
+        )
 
 
 @dataclass(frozen=True, slots=True)
