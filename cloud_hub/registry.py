@@ -18,7 +18,7 @@ from cloud_hub.errors import NotFound, Refused, WrongUse
 from cloud_hub.rollout import Rollout, RolloutState, Step
 from cloud_hub.routing import Upstream
 from models.digest import Digest
-from models.manifest import Kind, Manifest
+from models.manifest import Manifest
 from sync.errors import InvalidMessage
 from sync.protocol import Assignment, Desired, Message, ProbationTerms, Reported, Status
 
@@ -55,14 +55,7 @@ class ReleaseRow:
     @property
     def assignment(self) -> Assignment:
         """The release as a device is told of it."""
-        manifest = self.manifest
-        return Assignment(
-            kind=manifest.kind,
-            name=manifest.name,
-            version=manifest.version,
-            release=self.digest,
-            target_path=manifest.target_path,
-        )
+        return Assignment.of(self.digest, self.manifest)
 
 
 def add_device(connection: Connection, device: str, group: str, public_key: bytes, now: float) -> int:
@@ -359,16 +352,9 @@ def _release(row: RowMapping) -> ReleaseRow:
 
 
 def _rollout(row: RowMapping, members: dict[str, int]) -> Rollout:
-    manifest = Manifest.parse(row["manifest"])
     return Rollout(
         id=row["id"],
-        assignment=Assignment(
-            kind=Kind(manifest.kind),
-            name=manifest.name,
-            version=manifest.version,
-            release=Digest(row["release_digest"]),
-            target_path=manifest.target_path,
-        ),
+        assignment=Assignment.of(Digest(row["release_digest"]), Manifest.parse(row["manifest"])),
         group=row["group_name"],
         waves=tuple(json.loads(row["waves"])),
         state=RolloutState(row["state"]),

@@ -52,7 +52,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there; it has something to ask."""
-        super().connection_made(_Gathering(transport, self.loop))
+        super().connection_made(Gathering(transport, self.loop))
         self._expect_more()
 
     def data_received(self, data: bytes) -> None:
@@ -107,7 +107,7 @@ class Connection(H11Protocol):
         self.transport.abort()
 
 
-class _Gathering(asyncio.Transport):
+class Gathering(asyncio.Transport):
     """``transport``, but what is written in one turn of ``loop`` is written to it together."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from models import canonical
 from models.digest import Digest
 from models.errors import ModelsError
-from models.manifest import Kind, Name, Version
+from models.manifest import Kind, Manifest, Name, Version
 from models.profiles import Machine
 from sync.errors import InvalidMessage, InvalidTopic
 
@@ -84,6 +84,17 @@ class Assignment(Message):
     version: Version
     release: Digest
     target_path: str
+
+    @classmethod
+    def of(cls, release: Digest, manifest: Manifest) -> Self:
+        """The release of that digest, of which ``manifest`` is the manifest."""
+        return cls(
+            kind=manifest.kind,
+            name=manifest.name,
+            version=manifest.version,
+            release=release,
+            target_path=manifest.target_path,
+        )
 
 
 class ProbationTerms(Message):

@@ -24,14 +24,17 @@ async def at_once(items: AsyncGenerator[T, None]) -> AsyncIterator[AsyncIterator
     """
     first = asyncio.ensure_future(anext(items, None))
 
-    async def all_of_them() -> AsyncIterator[T]:
+    async def all_of_them() -> AsyncGenerator[T, None]:
         item = await first
         while item is not None:
             yield item
             item = await anext(items, None)
 
     try:
-        yield all_of_them()
+        for _ in range(2):  # a turn of the loop in which they are asked for, and one in which that is sent
+            await asyncio.sleep(0)
+        async with aclosing(all_of_them()) as them:
+            yield them
     finally:
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)

@@ -22,6 +22,9 @@ from models.errors import EngineError
 from models.manifest import Task
 from sync.errors import SyncError
 
+Labels = tuple[str, ...]
+"""What a classifier tells apart, in the order of its numbers; of others none."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderAsk(Question):
@@ -36,7 +39,7 @@ class Encoded:
     """The answer, complete and on record."""
 
     answer: EncoderAnswer
-    labels: tuple[str, ...]
+    labels: Labels
     receipt: Receipt
 
 
@@ -50,7 +53,7 @@ class EncoderService:
         """What a published model is made for; None for text, and for a model that is not published."""
         return next((one.task for one in self._shared.catalog.list() if one.model_id == model), None)
 
-    async def answer(self, ask: EncoderAsk, kept: Callable[[EncoderAnswer, Served], Any]) -> Encoded:
+    async def answer(self, ask: EncoderAsk, kept: Callable[[EncoderAnswer, Labels], Any]) -> Encoded:
         """Ask and record. ``kept`` is what the journal keeps of an answer, as JSON.
 
         Raises ``UnknownModel``, ``WrongTask``, ``Overloaded``, ``EngineError``, and ``SyncError`` when the
@@ -71,8 +74,8 @@ class EncoderService:
                     answer = await self._ask(served, engine, ask.call)
                     # The engine has worked while the intent was being written.
                     receipt = Receipt.local(ask.id, served, decision, await entry.intent())
-                    body = json.dumps(kept(answer, served), ensure_ascii=False).encode()
                     labels = engine.facts.labels
+                    body = json.dumps(kept(answer, labels), ensure_ascii=False).encode()
                 number = await entry.result(_facts(ask, receipt, answer), body)
             except SyncError:
                 raise  # the journal itself failed: there is nothing left to record it in

@@ -238,11 +238,13 @@ class Service:
                 streams = [run(engine, request) for request in await self._requests(ask, served)]
                 async with at_once(merged(streams)) as events:
                     # The engine reads the prompt while the intent is written and the answer's head is made.
-                    answer.receipt = Receipt.local(ask.id, served, decision, await entry.intent())
-                    yield Started(answer.receipt)
+                    receipt = Receipt.local(ask.id, served, decision, await entry.intent())
+                    yield Started(receipt)
                     async for index, event in events:
                         for piece in answering[index].take(event):
+                            answer.receipt = receipt  # not before: nobody has answered yet
                             yield piece
+                    answer.receipt = receipt
                 if any(each.finish in (None, Finish.CANCELLED) for each in answering):
                     raise EngineError("the engine gave the request up")
             except ContextLengthExceeded as error:

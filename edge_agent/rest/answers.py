@@ -82,7 +82,7 @@ class Answer(Response):
             await self._fail(send, to_api_error(error, self._named), stream.begun)
         except Exception:
             if stream.begun:  # before, whoever catches this can still answer with a status
-                await self._fail(send, _DEFECT, stream.begun)
+                await self._fail(send, _DEFECT, begun=True)
             raise
         else:
             await _send(send, b"", more=False)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,9 +10,8 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from edge_agent.admission import Limits
-from edge_agent.calls.encoders import Encoded, EncoderAsk, EncoderService
+from edge_agent.calls.encoders import Encoded, EncoderAsk, EncoderService, Labels
 from edge_agent.calls.questions import Endpoint
-from edge_agent.catalog import Served
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.rest.answers import Later
 from edge_agent.rest.errors import Named
@@ -21,6 +20,8 @@ from models import data_class
 from models.manifest import Task
 
 ReadBody = Callable[[Request, int], Awaitable[bytes]]
+Write = Callable[[EncoderAnswer, Labels], dict[str, Any] | str]
+"""An answer as JSON, to which the receipt is added as the field ``outpost``, or as text."""
 _R = TypeVar("_R")
 
 LARGE = 1 << 16
@@ -64,11 +65,11 @@ class Front:
         body: bytes,
         call: EncoderCall,
         tasks: tuple[Task, ...],
-        kept: Callable[[EncoderAnswer, Served], Any],
-        write: Callable[[Encoded], Mapping[str, Any] | str],
+        write: Write,
         named: Named,
+        kept: Callable[[EncoderAnswer, Labels], Any] | None = None,
     ) -> Response:
-        """``body`` and ``kept`` are for the journal; ``write`` makes the answer: JSON, or text as it is."""
+        """``write`` makes the answer. The journal keeps ``body`` and what ``kept``, else ``write``, makes."""
         ask = EncoderAsk(
             id=request.state.request_id,
             endpoint=endpoint,
@@ -81,7 +82,7 @@ class Front:
         )
 
         async def work() -> Response:
-            found = await self.service.answer(ask, kept)
+            found = await self.service.answer(ask, kept or write)
             size = sum(map(len, found.answer.rows)) + sum(
                 len(one.heat_map or b"") for one in found.answer.inspections
             )
@@ -93,9 +94,10 @@ class Front:
         return Later(work, named, self.places())
 
 
-def _written(write: Callable[[Encoded], Mapping[str, Any] | str], found: Encoded) -> tuple[bytes, str]:
-    whole = write(found)
+def _written(write: Write, found: Encoded) -> tuple[bytes, str]:
+    whole = write(found.answer, found.labels)
     if isinstance(whole, str):
         return whole.encode(), "text/plain; charset=utf-8"
+    whole["outpost"] = found.receipt.to_json()
     text = json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode(), "application/json"

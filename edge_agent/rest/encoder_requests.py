@@ -5,7 +5,7 @@ of a form. Options are honoured or refused by name, as in ``models.openai.readin
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, StrictStr, model_validator
@@ -131,9 +131,7 @@ class InspectRequest(Frozen):
         return validated(cls, {**given, "image": images})
 
 
-def classes_json(
-    model: str, labels: Sequence[str], answer: EncoderAnswer, receipt: Mapping[str, Any] | None
-) -> Json:
+def classes_json(model: str, labels: Sequence[str], answer: EncoderAnswer) -> Json:
     """The answer of a classifier: for each input all labels with their probabilities, likeliest first."""
     data = []
     for index, row in enumerate(answer.rows):
@@ -141,11 +139,11 @@ def classes_json(
         scores = [{"label": label, "score": score} for label, score in ordered]
         data.append({"index": index, **scores[0], "labels": scores})
     usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
-    return _whole(model, data, receipt) | {"usage": usage}
+    return listed(model, data) | {"usage": usage}
 
 
-def inspections_json(model: str, answer: EncoderAnswer, receipt: Mapping[str, Any] | None) -> Json:
-    """The answer of an inspection. Without a receipt it is for the journal, which keeps no heat maps."""
+def inspections_json(model: str, answer: EncoderAnswer, *, heat_maps: bool = True) -> Json:
+    """The answer of an inspection, without its pictures unless ``heat_maps``."""
     data = []
     for index, one in enumerate(answer.inspections):
         found: Json = {
@@ -155,12 +153,12 @@ def inspections_json(model: str, answer: EncoderAnswer, receipt: Mapping[str, An
             "threshold": one.threshold,
             "region": list(one.region),
         }
-        if one.heat_map is not None and receipt is not None:
+        if one.heat_map is not None and heat_maps:
             found["heat_map"] = base64.b64encode(one.heat_map).decode("ascii")
         data.append(found)
-    return _whole(model, data, receipt)
+    return listed(model, data)
 
 
-def _whole(model: str, data: list[Json], receipt: Mapping[str, Any] | None) -> Json:
-    whole: Json = {"object": "list", "model": model, "data": data}
-    return whole if receipt is None else whole | {"outpost": dict(receipt)}
+def listed(model: str, data: list[Json]) -> Json:
+    """What a model found of each input."""
+    return {"object": "list", "model": model, "data": data}

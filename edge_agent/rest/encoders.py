@@ -11,8 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from edge_agent.admission import Limits
-from edge_agent.calls.encoders import EncoderService, keep_files
-from edge_agent.catalog import Served
+from edge_agent.calls.encoders import EncoderService, Labels, keep_files
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.rest.encoder_front import Front, ReadBody
 from edge_agent.rest.encoder_requests import (
@@ -52,15 +51,11 @@ def encoder_routes(
             body=body,
             call=EncoderCall(asked.input),
             tasks=("embed",),
-            kept=_digests,
-            write=lambda found: embeddings_json(
-                asked.model,
-                found.answer.rows,
-                asked.encoding_format,
-                found.answer.tokens,
-                found.receipt.to_json(),
+            write=lambda answer, _: embeddings_json(
+                asked.model, answer.rows, asked.encoding_format, answer.tokens
             ),
             named=Named("input"),
+            kept=_digests,
         )
 
     @router.post("/v1/rerank", openapi_extra=takes(RerankRequest))
@@ -68,10 +63,6 @@ def encoder_routes(
         body = await read_body(request, limits.max_body_bytes)
         asked = RerankRequest.parse(body)
         task: Task = "embed" if service.task_of(asked.model) == "embed" else "rerank"
-
-        def kept(answer: EncoderAnswer, served: Served) -> Any:
-            return {"relevance": relevances(task, answer)}
-
         return front.answer(
             request,
             "rerank",
@@ -80,19 +71,15 @@ def encoder_routes(
             body=body,
             call=asked.call(task),
             tasks=(task,),
-            kept=kept,
-            write=lambda found: ranked_json(asked, task, found.answer, found.receipt.to_json()),
+            write=lambda answer, _: ranked_json(asked, task, answer),
             named=Named("documents"),
+            kept=lambda answer, _: {"relevance": relevances(task, answer)},
         )
 
     @router.post("/v1/classify", openapi_extra=takes(ClassifyRequest, form=form_of_pictures()))
     async def classify(request: Request) -> Response:
         asked, body = await front.read(request, ClassifyRequest.parse, ClassifyRequest.of_form)
         task: Task = "classify" if asked.input else "classify-image"
-
-        def kept(answer: EncoderAnswer, served: Served) -> Any:
-            return classes_json(asked.model, served.encoder(task).facts.labels, answer, None)
-
         return front.answer(
             request,
             "classify",
@@ -101,20 +88,13 @@ def encoder_routes(
             body=body if asked.input else keep_files({"model": asked.model}, images=asked.image),
             call=EncoderCall(asked.input, asked.image),
             tasks=(task,),
-            kept=kept,
-            write=lambda found: classes_json(
-                asked.model, found.labels, found.answer, found.receipt.to_json()
-            ),
+            write=lambda answer, labels: classes_json(asked.model, labels, answer),
             named=Named("input" if asked.input else "image"),
         )
 
     @router.post("/v1/inspect", openapi_extra=takes(InspectRequest, form=_INSPECTED))
     async def inspect(request: Request) -> Response:
         asked, _ = await front.read(request, InspectRequest.parse, InspectRequest.of_form)
-
-        def kept(answer: EncoderAnswer, served: Served) -> Any:
-            return inspections_json(asked.model, answer, None)
-
         return front.answer(
             request,
             "inspect",
@@ -123,14 +103,14 @@ def encoder_routes(
             body=keep_files({"model": asked.model, "heat_map": asked.heat_map}, images=asked.image),
             call=EncoderCall(images=asked.image, heat_maps=asked.heat_map),
             tasks=("inspect",),
-            kept=kept,
-            write=lambda found: inspections_json(asked.model, found.answer, found.receipt.to_json()),
+            write=lambda answer, _: inspections_json(asked.model, answer),
             named=Named("image"),
+            kept=lambda answer, _: inspections_json(asked.model, answer, heat_maps=False),
         )
 
     return router
 
 
-def _digests(answer: EncoderAnswer, served: Served) -> Any:
+def _digests(answer: EncoderAnswer, labels: Labels) -> Any:
     """Vectors are large and say nothing to a reader: the journal keeps what proves them."""
     return {"embeddings": len(answer.rows), "sha256": Digest.of(b"".join(answer.rows)).hex}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, StrictBytes, StrictStr
 
 from edge_agent.engines.encoder_calls import EncoderAnswer
-from edge_agent.rest.encoder_requests import fields_of_form, read_images
+from edge_agent.rest.encoder_requests import fields_of_form, listed, read_images
 from edge_agent.rest.multipart import Part
 from models.engines.readings import Page, Recording, Segment, Transcript
 from models.errors import EngineError
@@ -41,14 +41,9 @@ class OcrRequest(Frozen):
         return validated(cls, {**given, "image": images})
 
 
-def pages_json(model: str, answer: EncoderAnswer, receipt: Mapping[str, Any] | None) -> Json:
+def pages_json(model: str, answer: EncoderAnswer) -> Json:
     """The answer: of each picture its text and its lines. Boxes: corners in pixels, see ``TextLine``."""
-    whole: Json = {
-        "object": "list",
-        "model": model,
-        "data": [_page(index, page) for index, page in enumerate(answer.pages)],
-    }
-    return whole if receipt is None else whole | {"outpost": dict(receipt)}
+    return listed(model, [_page(index, page) for index, page in enumerate(answer.pages)])
 
 
 def _page(index: int, page: Page) -> Json:
@@ -102,11 +97,7 @@ class TranscriptionRequest(Frozen):
 
 
 def transcript_answer(
-    asked: TranscriptionRequest,
-    answer: EncoderAnswer,
-    receipt: Mapping[str, Any] | None,
-    *,
-    whole: bool = False,
+    asked: TranscriptionRequest, answer: EncoderAnswer, *, whole: bool = False
 ) -> Json | str:
     """The answer in the form that was asked for. ``whole``: all that is known, whatever was asked for."""
     transcript = answer.transcript
@@ -118,7 +109,7 @@ def transcript_answer(
     if asked.response_format == "verbose_json" or whole:
         found = _verbose(transcript, asked.timestamp_granularities or ("segment",))
     found["usage"] = {"type": "duration", "seconds": math.ceil(transcript.duration)}
-    return found if receipt is None else found | {"outpost": dict(receipt)}
+    return found
 
 
 def _verbose(transcript: Transcript, wanted: Sequence[str]) -> Json:

@@ -1,13 +1,10 @@
 """Routes of what reads pictures and hears speech: ``/v1/ocr``, ``/v1/audio/transcriptions``."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from edge_agent.calls.encoders import keep_files
-from edge_agent.catalog import Served
-from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
+from edge_agent.engines.encoder_calls import EncoderCall
 from edge_agent.rest.encoder_front import Front
 from edge_agent.rest.encoder_requests import form_of_pictures
 from edge_agent.rest.errors import Named
@@ -37,10 +34,6 @@ def reading_routes(front: Front) -> APIRouter:
     @router.post("/v1/ocr", openapi_extra=takes(OcrRequest, form=form_of_pictures()))
     async def ocr(request: Request) -> Response:
         asked, _ = await front.read(request, OcrRequest.parse, OcrRequest.of_form)
-
-        def kept(answer: EncoderAnswer, served: Served) -> Any:
-            return pages_json(asked.model, answer, None)
-
         return front.answer(
             request,
             "ocr",
@@ -49,8 +42,7 @@ def reading_routes(front: Front) -> APIRouter:
             body=keep_files({"model": asked.model}, images=asked.image),
             call=EncoderCall(images=asked.image),
             tasks=("ocr",),
-            kept=kept,
-            write=lambda found: pages_json(asked.model, found.answer, found.receipt.to_json()),
+            write=lambda answer, _: pages_json(asked.model, answer),
             named=Named("image"),
         )
 
@@ -58,10 +50,6 @@ def reading_routes(front: Front) -> APIRouter:
     async def transcriptions(request: Request) -> Response:
         asked, _ = await front.read(request, None, TranscriptionRequest.of_form)
         fields = asked.model_dump(exclude={"file"}, exclude_none=True)
-
-        def kept(answer: EncoderAnswer, served: Served) -> Any:
-            return transcript_answer(asked, answer, None, whole=True)
-
         return front.answer(
             request,
             "transcriptions",
@@ -70,9 +58,9 @@ def reading_routes(front: Front) -> APIRouter:
             body=keep_files(fields, file=(asked.file,)),
             call=EncoderCall(recording=asked.recording),
             tasks=("transcribe",),
-            kept=kept,
-            write=lambda found: transcript_answer(asked, found.answer, found.receipt.to_json()),
+            write=lambda answer, _: transcript_answer(asked, answer),
             named=Named("language", recording="file"),  # the first is what an engine may not honour
+            kept=lambda answer, _: transcript_answer(asked, answer, whole=True),
         )
 
     return router

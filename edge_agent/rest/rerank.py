@@ -6,7 +6,6 @@ of vectors that were made apart. The answer says which (``scoring``).
 """
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
@@ -77,7 +76,7 @@ def relevances(task: Task, answer: EncoderAnswer) -> list[float]:
     return [_cosine(query, document) for document in documents]
 
 
-def ranked_json(asked: RerankRequest, task: Task, answer: EncoderAnswer, receipt: Mapping[str, Any]) -> Json:
+def ranked_json(asked: RerankRequest, task: Task, answer: EncoderAnswer) -> Json:
     """The answer: most relevant first, the first of equals first."""
     scores = relevances(task, answer)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
@@ -91,7 +90,6 @@ def ranked_json(asked: RerankRequest, task: Task, answer: EncoderAnswer, receipt
         "results": results,
         "scoring": "cosine" if task == "embed" else "cross-encoder",
         "usage": {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens},
-        "outpost": dict(receipt),
     }
 
 

@@ -6,7 +6,7 @@ caller's tokenizer. So is ``dimensions``: a vector that is cut is not what was m
 
 import base64
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, WithJsonSchema
@@ -57,10 +57,8 @@ class EmbeddingRequest(BaseModel):
         return read_body(cls, data, {"dimensions": ()})
 
 
-def embeddings_json(
-    model: str, rows: Sequence[bytes], encoding: str, tokens: int, receipt: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The answer. ``rows``: float32, little-endian; ``receipt`` becomes the field ``outpost``."""
+def embeddings_json(model: str, rows: Sequence[bytes], encoding: str, tokens: int) -> dict[str, Any]:
+    """The answer. ``rows``: float32, little-endian."""
     return {
         "object": "list",
         "data": [
@@ -69,7 +67,6 @@ def embeddings_json(
         ],
         "model": model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        "outpost": dict(receipt),
     }
 
 

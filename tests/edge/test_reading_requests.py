@@ -25,16 +25,15 @@ def asked(**fields: str) -> TranscriptionRequest:
 
 def test_each_form_of_a_transcript() -> None:
     answer = EncoderAnswer(transcript=SPOKEN)
-    assert transcript_answer(asked(), answer, {"audit": None}) == {
+    assert transcript_answer(asked(), answer) == {
         "text": "One --> two. End.",
         "usage": {"type": "duration", "seconds": 3602},
-        "outpost": {"audit": None},
     }
-    assert transcript_answer(asked(response_format="text"), answer, {}) == "One --> two. End.\n"
-    assert transcript_answer(asked(response_format="srt"), answer, {}) == (
+    assert transcript_answer(asked(response_format="text"), answer) == "One --> two. End.\n"
+    assert transcript_answer(asked(response_format="srt"), answer) == (
         "1\n00:00:00,000 --> 00:00:01,500\nOne -> two.\n\n2\n01:00:00,000 --> 01:00:01,250\nEnd.\n\n"
     )
-    assert transcript_answer(asked(response_format="vtt"), answer, {}) == (
+    assert transcript_answer(asked(response_format="vtt"), answer) == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nOne -> two.\n\n01:00:00.000 --> 01:00:01.250\nEnd.\n\n"
     )
 
@@ -43,7 +42,7 @@ def test_each_form_of_a_transcript() -> None:
 def test_no_text_that_is_heard_reads_as_a_cue_of_its_own(said: str) -> None:
     answer = EncoderAnswer(transcript=Transcript("en", 1.0, (Segment(0, 1, said), Segment(1, 2, "End."))))
     for form in ("srt", "vtt"):
-        written = transcript_answer(asked(response_format=form), answer, {})
+        written = transcript_answer(asked(response_format=form), answer)
         assert isinstance(written, str)
         assert written.count("-->") == 2
         assert written.count("\n\n") == (2 if form == "srt" else 3)
@@ -81,7 +80,7 @@ def test_the_most_relevant_come_first_and_keep_their_index(scores: list[float], 
     texts = [f"text {index}" for index in range(len(scores))]
     request = RerankRequest(model="m", query="q", documents=texts, top_n=top)
     answer = EncoderAnswer(tuple(array("f", [score]).tobytes() for score in scores))
-    results = ranked_json(request, "rerank", answer, {})["results"]
+    results = ranked_json(request, "rerank", answer)["results"]
     assert len(results) == min(len(scores), top or len(scores))
     found = [one["relevance_score"] for one in results]
     assert found == sorted(scores, reverse=True)[: len(results)]

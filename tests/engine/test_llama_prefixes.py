@@ -11,7 +11,6 @@ import pytest
 from models.engines.base import Event, Finish, GenerateRequest, Sampling
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings, SavedPrefixes
 from models.engines.llama_cpp.saved import decode, encode
-from models.errors import EngineError
 
 pytestmark = pytest.mark.model
 
@@ -174,15 +173,31 @@ def test_a_closed_context_leaves_its_prefixes_to_the_next(
         engine.close()
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])
+def test_everybody_hears_of_cells_that_are_not_what_the_books_say(
+    fresh: LlamaEngine, run: Callable, chat: Callable[..., GenerateRequest], steps: int
+) -> None:
+    fresh.submit(ask(chat, "before", "Say 1."))
+    text = run(fresh).text["before"]
+    other = [chat(f"other {number}", "Count the bolts. " * 20 + str(number)) for number in range(2)]
+    known = [ask(chat, f"known {number}", f"Say {number}.") for number in range(4)]
+    for request in (*other, *known):  # one is read, one waits for its prefix, and some copy what is known
+        fresh.submit(request)
+    early = [event for _ in range(steps) for event in fresh.step()]
+    lane = fresh._lanes[None]
+    assert lane.cells is not None
+    lane.cells.context.clear()  # as a fault in native code would
+    last = {event.id: event for event in early if event.done} | run(fresh).last
+    assert last.keys() == {request.id for request in (*other, *known)}
+    assert any(event.error for event in last.values())
+    fresh.submit(ask(chat, "after", "Say 1."))
+    assert run(fresh).text["after"] == text
+
+
 def test_contexts_are_made_when_asked_and_idle_ones_make_room(
     model_path: Path, run: Callable, chat: Callable[..., GenerateRequest], make_adapter: Callable[..., Path]
 ) -> None:
-    engine = LlamaEngine(model_path, SIZES)
-    each = engine.context_bytes
-    engine.close()
-    with pytest.raises(EngineError, match=r"takes \d+ MiB; \d+ MiB are allowed"):
-        LlamaEngine(model_path, replace(SIZES, context_bytes=each - 1))
-    engine = LlamaEngine(model_path, replace(SIZES, context_bytes=2 * each))
+    engine = LlamaEngine(model_path, replace(SIZES, contexts=2))
     try:
         for name in ("one", "two"):
             engine.attach(name, make_adapter(1 if name == "one" else 2))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models.engines.base import GenerateRequest
 from models.engines.llama_cpp import LlamaEngine, LlamaSettings
-from models.engines.llama_cpp.threads import FIRST_PAUSE, LONGEST_PAUSE, WINDOW, Threads
+from models.engines.llama_cpp.threads import ALONE, FIRST_PAUSE, LONGEST_PAUSE, WINDOW, Threads
 
 shares = st.lists(st.tuples(st.floats(0.001, 3.0), st.floats(0.0, 1.0)), max_size=60)
 """Of each computation: how long it took, and how much of its threads' time they had a core."""
@@ -30,7 +30,7 @@ def test_there_is_always_one_and_never_more_than_were_asked_for(most: int, compu
 def test_alone_all_of_them_compute(most: int, steps: int) -> None:
     threads = Threads(most)
     for _ in range(steps):
-        threads.took(0.01, 0.01 * (most - 0.4))
+        threads.took(0.01, 0.01 * (most - 0.4 - ALONE * (most - 1)))
     assert threads.now == most
 
 

@@ -86,7 +86,6 @@ class LlamaEngine:
                 self._projector = Projector(projector, self._lib, self._model, seeing, settings.gpu)
             self.facts = self._facts(path, trained)
             self.context_bytes = context_bytes(self._settings, self._header)
-            self._most_contexts = self._affordable()
             self._lanes[None] = self._new_lane(observe=observe)
             self._open(self._lanes[None])
         except BaseException:
@@ -227,18 +226,6 @@ class LlamaEngine:
 
     # Contexts
 
-    def _affordable(self) -> int:
-        """How many contexts there may be at once. Raises ``EngineError`` when not even one."""
-        budget = self._settings.context_bytes
-        if budget is None:
-            return self._settings.contexts
-        if self.context_bytes > budget:
-            raise EngineError(
-                f"a context of {self._settings.cache_tokens} tokens takes {self.context_bytes >> 20} MiB; "
-                f"{budget >> 20} MiB are allowed"
-            )
-        return min(self._settings.contexts, budget // self.context_bytes)
-
     def _make_way(self, arrival: float) -> bool:
         """Whether one more context may be made, if need be in place of the idle one used longest ago.
 
@@ -246,11 +233,11 @@ class LlamaEngine:
         """
         lanes = [lane for lane in (*self._lanes.values(), *self._leaving) if lane.is_open]
         idle = [lane for lane in lanes if not lane.running and _first_arrival(lane) >= arrival]
-        if len(lanes) >= self._most_contexts and idle:
+        if len(lanes) >= self._settings.contexts and idle:
             lane = min(idle, key=lambda lane: lane.used)
             lane.set_aside()  # unsaved: the disk would hold up every other request
             lanes.remove(lane)
-        return len(lanes) < self._most_contexts
+        return len(lanes) < self._settings.contexts
 
     def _open(self, lane: Lane) -> None:
         """Make a lane's context, and give it the prefixes of the last time. Raises ``EngineError``."""
@@ -263,7 +250,7 @@ class LlamaEngine:
                 f"no context of {self._settings.cache_tokens} tokens ({self.context_bytes >> 20} MiB) "
                 f"can be made: {error}"
             ) from error
-        if self._saved is not None:
+        if self._saved is not None and not lane.restored:
             lane.restore(self._saved.load(self._saved_for(lane)))
 
     def _save(self, lane: Lane) -> None:

@@ -1,7 +1,8 @@
 """The requests for the base, or for one adapter, and the context in which they run.
 
-A lane decides nothing itself: ``models.engines.schedule`` does, and of cells ``models.engines.prefixes``. It
-lives on without a context while nobody asks for its adapter.
+What a batch holds is decided in ``models.engines.schedule``, and which cells hold what in
+``models.engines.prefixes``; who enters in which order is decided here. A lane lives on without a context
+while nobody asks for its adapter.
 """
 
 from collections import deque
@@ -81,6 +82,7 @@ class Lane:
         self.waiting: deque[Job] = deque()
         self.used = 0
         self.cells: Cells | None = None
+        self.restored = False
         self._running: dict[int, Job] = {}
         # State of recurrent layers cannot be cut at a prefix.
         self._shares = not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
@@ -132,8 +134,8 @@ class Lane:
 
     def close(self) -> None:
         """Free everything, the adapter too."""
-        for sequence in (*self.waiting, *self._running.values()):
-            sequence.sampler.close()
+        for job in (*self.waiting, *self._running.values()):
+            job.sampler.close()
         self.waiting.clear()
         self._running.clear()
         self.shut()
@@ -146,43 +148,47 @@ class Lane:
 
     def cancel(self, request_id: str) -> None:
         """Stop a request within one step."""
-        for sequence in (*self.waiting, *self._running.values()):
-            if sequence.id == request_id:
-                sequence.cancelled = True
+        for job in (*self.waiting, *self._running.values()):
+            if job.id == request_id:
+                job.cancelled = True
 
     def refuse_waiting(self, error: EngineError) -> list[Event]:
         """Whoever waits gets ``error``."""
         refused, self.waiting = self.waiting, deque()
-        for sequence in refused:
-            sequence.sampler.close()
-        return [Event(one.id, error=error, usage=one.usage) for one in refused]
+        for job in refused:
+            job.sampler.close()
+        return [Event(job.id, error=error, usage=job.usage) for job in refused]
 
     def drop_cancelled(self) -> list[Event]:
         """End what was cancelled."""
-        dropped = [sequence for sequence in self.waiting if sequence.cancelled]
-        self.waiting = deque(sequence for sequence in self.waiting if not sequence.cancelled)
-        for sequence in dropped:
-            sequence.sampler.close()
-        for id, sequence in list(self._running.items()):
-            if sequence.cancelled:
-                dropped.append(sequence)
-                self._release(id)
-        return [Event(item.id, finish=Finish.CANCELLED, usage=item.usage) for item in dropped]
+        dropped = [job for job in self.waiting if job.cancelled]
+        self.waiting = deque(job for job in self.waiting if not job.cancelled)
+        for job in dropped:
+            job.sampler.close()
+        events = [_cancelled(job) for job in dropped]
+        try:
+            for id, job in list(self._running.items()):
+                if job.cancelled:
+                    events.append(_cancelled(job))
+                    self._release(id)
+        except EngineError as error:
+            events += self._fail(error)
+        return events
 
     def step(self, before: float) -> list[Event]:
         """One batch: admit what fits and came ``before`` that arrival, compute, sample."""
         if self.cells is None:
             return []
-        events: list[Event] = []
+        events: list[Event] = []  # what happened before an error happened all the same
         try:
             self._admit(self.cells, before)
             self._promise_more(self.cells)
             for id, to in self.cells.close_ranks(self._running):
                 self._running[to] = self._running.pop(id)
             for batch in self._batches(self.cells):
-                events += self._compute(self.cells, batch)
+                self._compute(self.cells, batch, events)
         except EngineError as error:
-            events += self._fail_running(error)
+            events += self._fail(error)
         return events
 
     def _admit(self, cells: Cells, before: float) -> None:
@@ -194,39 +200,41 @@ class Lane:
         if not self._running:
             cells.settle()
         room = self._settings.max_sequences
-        while self.waiting and self.waiting[0].arrival < before and len(self._running) < room:
-            sequence = self.waiting[0]
-            ahead = (
-                (other.tokens[: other.prompt], other.computed)
-                for other in self._running.values()
-                if other.computed < other.prompt and other.arrival < sequence.arrival
-            )
-            promised = sequence.next_promise(self._settings.ahead_tokens)
-            known = cells.known(sequence.tokens, promised)
-            if self._shares and schedule.is_coming(sequence.tokens, known, ahead):
-                staying.append(self.waiting.popleft())
-                continue
-            start = cells.start(sequence.tokens, promised)
-            if start is None:
-                break
-            self.waiting.popleft()
-            self._running[start.id] = sequence
-            sequence.computed, sequence.promised = start.reuse, promised
-            if sequence.cached is None:
-                sequence.cached = start.reuse
-            cells.enter(start)
-        self.waiting.extendleft(reversed(staying))
+        try:
+            while self.waiting and self.waiting[0].arrival < before and len(self._running) < room:
+                job = self.waiting[0]
+                ahead = (
+                    (other.tokens[: other.prompt], other.computed)
+                    for other in self._running.values()
+                    if other.computed < other.prompt and other.arrival < job.arrival
+                )
+                promised = job.next_promise(self._settings.ahead_tokens)
+                known = cells.known(job.tokens, promised)
+                if self._shares and schedule.is_coming(job.tokens, known, ahead):
+                    staying.append(self.waiting.popleft())
+                    continue
+                start = cells.start(job.tokens, promised)
+                if start is None:
+                    break
+                self.waiting.popleft()
+                self._running[start.id] = job
+                job.computed, job.promised = start.reuse, promised
+                if job.cached is None:
+                    job.cached = start.reuse
+                cells.enter(start)
+        finally:
+            self.waiting.extendleft(reversed(staying))
 
     def _promise_more(self, cells: Cells) -> None:
         """Before a request outgrows its promise, make it another; for want of room the last to come wait.
 
         So the first to come always goes on. Who waits goes on later, from what is still kept of it by then.
         """
-        for id, sequence in sorted(self._running.items(), key=lambda item: item[1].arrival):
-            while id in self._running and len(sequence.tokens) > sequence.promised:
-                promised = sequence.next_promise(self._settings.ahead_tokens)
+        for id, job in sorted(self._running.items(), key=lambda item: item[1].arrival):
+            while id in self._running and len(job.tokens) > job.promised:
+                promised = job.next_promise(self._settings.ahead_tokens)
                 if cells.promise(id, promised):
-                    sequence.promised = promised
+                    job.promised = promised
                     break
                 last = max(self._running, key=lambda id: self._running[id].arrival)
                 self.waiting.append(self._running.pop(last))
@@ -239,8 +247,8 @@ class Lane:
         One piece of a picture at most, which is a batch of its own: to encode it takes long.
         """
         pending = [
-            schedule.Pending(id, len(sequence.tokens) - sequence.computed, sequence.arrival)
-            for id, sequence in self._running.items()
+            schedule.Pending(id, len(job.tokens) - job.computed, job.arrival)
+            for id, job in self._running.items()
         ]
         words, shown = list[schedule.Chunk](), list[schedule.Chunk]()
         for chunk in schedule.fill(pending, self._settings.batch_tokens, self._settings.beside_tokens):
@@ -252,58 +260,62 @@ class Lane:
         cells.make_room(sum(chunk.size for chunk in (*words, *shown)))
         return [*schedule.batches(words, mixed=self._mixes), *((chunk,) for chunk in shown)]
 
-    def _compute(self, cells: Cells, batch: Sequence[schedule.Chunk]) -> list[Event]:
+    def _compute(self, cells: Cells, batch: Sequence[schedule.Chunk], events: list[Event]) -> None:
+        """Compute a batch; what comes of each of its chunks is added to ``events``, one by one."""
         first = self._running[batch[0].id]
         _, piece = cut_at_media(first.pieces, first.computed, batch[0].size)
         if piece is not None and self._projector is not None:
-            return [self._show(cells, self._projector, batch[0], piece)]
+            self._happened(batch[0].id, self._show(cells, self._projector, batch[0], piece), events)
+            return
         rows = []
         batch = sorted(batch, key=lambda chunk: chunk.id)
         for chunk in batch:
-            one = self._running[chunk.id]
-            part = one.tokens[one.computed : one.computed + chunk.size]
-            rows.append(cells.context.add(chunk.id, one.computed, part, outputs=int(chunk.last)))
+            job = self._running[chunk.id]
+            part = job.tokens[job.computed : job.computed + chunk.size]
+            rows.append(cells.context.add(chunk.id, job.computed, part, outputs=int(chunk.last)))
         cells.context.compute()
-        return [self._took(cells, chunk, row) for chunk, row in zip(batch, rows, strict=True)]
+        for chunk, row in zip(batch, rows, strict=True):
+            self._happened(chunk.id, self._took(cells, chunk, row), events)
+
+    def _happened(self, id: int, event: Event, events: list[Event]) -> None:
+        events.append(event)
+        if event.done:
+            self._release(id)
 
     def _show(self, cells: Cells, projector: Projector, chunk: schedule.Chunk, piece: Piece) -> Event:
-        one = self._running[chunk.id]
+        job = self._running[chunk.id]
         try:
-            embeddings = projector.embed(piece)[one.computed - piece.start :][: chunk.size]
+            embeddings = projector.embed(piece)[job.computed - piece.start :][: chunk.size]
         except EngineError as error:
-            self._release(chunk.id)
-            return Event(one.id, error=error, usage=one.usage)
-        row = cells.context.show(chunk.id, one.computed, embeddings, int(chunk.last), causal=not piece.whole)
+            return Event(job.id, error=error, usage=job.usage)
+        row = cells.context.show(chunk.id, job.computed, embeddings, int(chunk.last), causal=not piece.whole)
         return self._took(cells, chunk, row)
 
     def _took(self, cells: Cells, chunk: schedule.Chunk, row: int) -> Event:
-        """A chunk has been computed; sample when it was the last one of its sequence."""
-        sequence = self._running[chunk.id]
-        part = sequence.tokens[sequence.computed : sequence.computed + chunk.size]
+        """A chunk has been computed; sample when it was the last one of its job."""
+        job = self._running[chunk.id]
+        part = job.tokens[job.computed : job.computed + chunk.size]
         cells.advance(chunk.id, part)
-        sequence.computed += chunk.size
+        job.computed += chunk.size
         if not chunk.last:
-            return Event(sequence.id, usage=sequence.usage)
+            return Event(job.id, usage=job.usage)
         try:
-            event = self._sample(sequence, cells.context.handle, row)
+            return self._sample(job, cells.context.handle, row)
         except EngineError as error:
-            event = Event(sequence.id, error=error, usage=sequence.usage)
-        if event.done:
-            self._release(chunk.id)
-        return event
+            return Event(job.id, error=error, usage=job.usage)
 
-    def _sample(self, sequence: Job, context: Any, row: int) -> Event:
-        token = sequence.sampler.sample(context, row)
+    def _sample(self, job: Job, context: Any, row: int) -> Event:
+        token = job.sampler.sample(context, row)
         if self._vocabulary.is_end(token):
-            return Event(sequence.id, sequence.stream.flush(), Finish.STOP, usage=sequence.usage)
-        logprobs = sequence.sampler.logprobs(context, row, token)
-        sequence.tokens.append(token)
-        text = sequence.stream.push(self._vocabulary.piece(token))
-        finish = Finish.STOP if sequence.stream.stopped else None
-        if finish is None and len(sequence.tokens) - sequence.prompt == sequence.most:
-            text += sequence.stream.flush()
-            finish = Finish.STOP if sequence.stream.stopped else Finish.LENGTH
-        return Event(sequence.id, text, finish, usage=sequence.usage, logprobs=logprobs)
+            return Event(job.id, job.stream.flush(), Finish.STOP, usage=job.usage)
+        logprobs = job.sampler.logprobs(context, row, token)
+        job.tokens.append(token)
+        text = job.stream.push(self._vocabulary.piece(token))
+        finish = Finish.STOP if job.stream.stopped else None
+        if finish is None and len(job.tokens) - job.prompt == job.most:
+            text += job.stream.flush()
+            finish = Finish.STOP if job.stream.stopped else Finish.LENGTH
+        return Event(job.id, text, finish, usage=job.usage, logprobs=logprobs)
 
     def _release(self, id: int) -> None:
         """A request has ended; its cells are kept for a later prompt."""
@@ -311,14 +323,17 @@ class Lane:
         if self.cells is not None:
             self.cells.finish(id)
 
-    def _fail_running(self, error: EngineError) -> list[Event]:
+    def _fail(self, error: EngineError) -> list[Event]:
+        """The cells are in doubt: whoever runs gets ``error``, or whoever waits if nobody does."""
         failed = list(self._running.values())
-        for sequence in failed:
-            sequence.sampler.close()
         self._running.clear()
+        if not failed:
+            failed, self.waiting = list(self.waiting), deque()
+        for job in failed:
+            job.sampler.close()
         if self.cells is not None:
             self.cells.forget()
-        return [Event(one.id, error=error, usage=one.usage) for one in failed]
+        return [Event(job.id, error=error, usage=job.usage) for job in failed]
 
     # Evaluation
 
@@ -360,6 +375,11 @@ class Lane:
         return self.cells.save(most_bytes)
 
     def restore(self, saved: Sequence[SavedPrefix]) -> None:
-        """See ``Cells.restore``."""
+        """See ``Cells.restore``. Once is enough: what a lane had is parked while it has no context."""
+        self.restored = True
         if self.cells is not None:
             self.cells.restore(saved)
+
+
+def _cancelled(job: Job) -> Event:
+    return Event(job.id, finish=Finish.CANCELLED, usage=job.usage)

@@ -22,7 +22,7 @@ class LlamaSettings:
 
     ``beside_tokens``: how many tokens of prompts are computed in a step that also lengthens answers; fewer
     let answers flow more evenly, more let prompts be read sooner. ``contexts``: how many there may be at
-    once, and ``context_bytes`` what they may take together; idle ones are closed to make room for others.
+    once; idle ones are closed to make room for others.
     ``kept_tokens`` of what has been answered stay in a context's cells when the next request comes, which
     has to pass over them; what was used before waits in ``parked_bytes`` of memory, that of all contexts
     together.
@@ -38,7 +38,6 @@ class LlamaSettings:
     kept_tokens: int = 512
     parked_bytes: int = 128 << 20
     contexts: int = 4
-    context_bytes: int | None = None
     kv_unified: bool = True
     gpu: bool = True  # where there is one, and llama.cpp was built for it
 

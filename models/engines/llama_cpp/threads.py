@@ -10,6 +10,8 @@ WINDOW = 0.25
 """Seconds of computing that are judged together."""
 MISSED = 0.5
 """Of a core: when its threads had so much less than they could have used, somebody else wants the cores."""
+ALONE = 0.01
+"""Of a computation, in which its first thread works alone and the others may sleep."""
 NOISE = 0.1
 """Of a core, by which a measurement may be short of a whole one."""
 FIRST_PAUSE, LONGEST_PAUSE = 4, 32
@@ -33,7 +35,7 @@ class Threads:
         self._cpu += cpu
         if self._wall < WINDOW:
             return
-        seconds, cores = self._wall, self._cpu / self._wall
+        seconds, cores = self._wall, self._cpu / self._wall + ALONE * (self.now - 1)
         self._wall = self._cpu = 0.0
         if self.now > 1 and cores < self.now - MISSED:
             self._give_up(cores, seconds)
