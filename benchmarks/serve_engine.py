@@ -12,16 +12,16 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.serve_load import Call, Load, Message
 from edge_agent.engines.files import of_path
-from edge_agent.engines.start import settled
+from edge_agent.engines.sizes import settled
 from edge_agent.engines.wire import EngineSettings
 from models.engines.base import Event, GenerateRequest, Sampling, Usage
-from models.engines.llama_cpp import LlamaEngine, LlamaSettings
+from models.engines.llama_cpp import LlamaEngine
 from models.machine import free_memory
 from models.prompts import ChatTemplate
 
@@ -84,11 +84,8 @@ class _Loop:
     """The engine, its template, and who waits for an answer."""
 
     def __init__(self, gguf: Path, threads: int) -> None:
-        sizes = EngineSettings(threads=threads)
-        known = {one.name for one in fields(EngineSettings)}
-        settings = {one.name: getattr(sizes, one.name) for one in fields(LlamaSettings) if one.name in known}
-        apart = settled(of_path(gguf), sizes, free_memory()).kv == "apart"  # as the agent decides
-        self._engine = LlamaEngine(gguf, LlamaSettings(**settings, kv_unified=not apart))
+        sizes = settled(of_path(gguf), EngineSettings(threads=threads), free_memory())  # as the agent has it
+        self._engine = LlamaEngine(gguf, sizes.for_llama())
         facts = self._engine.facts
         if facts.chat_template is None:
             raise SystemExit(f"{gguf.name} has no chat template")

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from edge_agent.calls.questions import Rules
 from edge_agent.catalog import Catalog
 from edge_agent.egress import Egress
 from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.sizes import forecast_bytes
 from edge_agent.engines.start import start_engine
 from edge_agent.engines.supervised import SupervisedEngine
 from edge_agent.engines.wire import EngineSettings
@@ -228,7 +230,9 @@ async def member(home: Home, settings: AgentSettings) -> AsyncIterator[tuple[Any
         store = BlobStore(home.blobs)
         threads = settings.engine.threads or max(1, machine.cores - 1)
         engine = replace(settings.engine, prefixes=str(home.prefixes), engine_cache=str(home.engine_cache))
-        stage = Stage(store, catalog, _starter(engine), free_memory, weigher(threads))
+        # A context for an adapter is made when that is asked.
+        needs = partial(forecast_bytes, settings=replace(engine, contexts=1))
+        stage = Stage(store, catalog, _starter(engine), needs, free_memory, weigher(threads))
         activator = Activator(
             device=membership.device,
             machine=machine,

@@ -138,7 +138,14 @@ def main() -> None:
     show_default=True,
     type=click.Choice(["auto", "unified", "apart"]),
     help="Cells of a GGUF's sequences: one pool (least memory) or apart (fastest); auto: apart where "
-    "four times its memory is free.",
+    "four times its memory is free (of --memory, if given) when it is loaded.",
+)
+@click.option(
+    "--prefixes",
+    default=None,
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep here, over restarts, what many prompts of a GGUF begin with; it holds their text.",
 )
 @click.option(
     "--device",
@@ -187,6 +194,7 @@ def serve(
     parallel: int,
     adapter_contexts: int,
     kv: "Kv",
+    prefixes: Path | None,
     device: "Device",
     memory: int | None,
     unload_after: float | None,
@@ -205,7 +213,8 @@ def serve(
         context_tokens=context,
         max_sequences=parallel,
         contexts=1 + adapter_contexts,
-        kv="unified" if kv == "auto" and memory is not None else kv,
+        kv=kv,
+        prefixes=None if prefixes is None else str(prefixes),
         engine_cache=_engine_cache(),
     )
     if keys is None and home is not None and Home(home).api_keys.exists():
@@ -218,6 +227,8 @@ def serve(
             )
         if memory is not None or unload_after is not None:
             raise WrongUse("--memory and --unload-after go with --model: what a fleet serves stays loaded")
+        if prefixes is not None:
+            raise WrongUse(f"--prefixes goes with --model: a member of a fleet has {Home(home).prefixes}")
         from edge_agent.agent import AgentSettings, run
 
         asyncio.run(run(Home(home), AgentSettings(door, settings, heavy_tokens), _say))

@@ -33,7 +33,7 @@ from models.digest import Digest
 from models.engines.onnx_files import missing_beside
 from models.manifest import MANIFEST_FILE, Kind, Manifest
 from models.prompts import ChatTemplate
-from models.store import read_release, verify_files
+from models.store import digest_of, read_release, verify_files
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -187,7 +187,8 @@ async def serve(
             say(f"loading {source.name} from {source.weights}")
             riders = {a.name: a for base, a in plan.adapters if base == source.name}
             sized = replace(settings, contexts=min(settings.contexts, 1 + len(riders)))
-            engine = await start_engine(source.files or of_path(source.weights), sized, residence)
+            files = await asyncio.to_thread(_files, source, sized)
+            engine = await start_engine(files, sized, residence)
             stack.push_async_callback(engine.close)
             if isinstance(engine, EncoderProcess):
                 catalog.publish(_served_encoder(source, engine, int(time.time())))
@@ -214,6 +215,14 @@ async def serve(
         names = ", ".join(served.model_id for served in catalog.list())
         say(f"serving {names} at {url_of(server, tls is not None)}/v1 (no hub, no audit; Ctrl-C ends)")
         await serve_until_signal(app, server, tls, door.patience)
+
+
+def _files(source: Source, settings: EngineSettings) -> EngineFiles:
+    """What is loaded. What is kept of prompts is kept for these weights alone, so it takes their digest."""
+    files = source.files or of_path(source.weights)
+    if settings.prefixes is None or files.format != "gguf" or files.weights is not None:
+        return files
+    return replace(files, weights=digest_of(files.path))
 
 
 def _served_encoder(source: Source, engine: EncoderProcess, created: int) -> Served:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, astuple
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from edge_agent.engines.desks import Desk, TextDesk, Told
 from edge_agent.engines.encoder_desk import EncoderDesk
 from edge_agent.engines.files import EngineFiles
 from edge_agent.engines.speech_desk import SpeechDesk
-from models.engines.llama_cpp import LlamaEncoder, LlamaEngine, LlamaSettings, SavedPrefixes
+from models.engines.llama_cpp import LlamaEncoder, LlamaEngine, SavedPrefixes
 from models.engines.onnx_encoder import open_encoder
 from models.engines.onnx_genai import GenaiEngine, GenaiSettings
 from models.engines.onnx_session import OnnxSettings
@@ -72,7 +72,7 @@ def serve(channel: Channel, desk: Desk) -> None:
         if busy or told.events or told.replies or desk.load != said:
             said = desk.load
             events = [wire.event_to_wire(event) for event in told.events]
-            channel.send({"events": events, "replies": told.replies, "load": astuple(said)})
+            channel.send({"events": events, "replies": told.replies, "load": wire.load_to_wire(said)})
         told = Told()
         while not busy or channel.waiting():
             message = channel.receive()
@@ -100,18 +100,21 @@ def _load(message: Mapping[str, Any]) -> Desk:
         if isinstance(engine, WhisperEngine):
             return SpeechDesk(engine)
         return EncoderDesk(engine, settings.encoder_batch)
-    sizes = {
-        "threads": threads,
-        "context_tokens": settings.context_tokens,
-        "max_sequences": settings.max_sequences,
-        "batch_tokens": settings.batch_tokens,
-    }
     if files.format == "onnx-genai":
-        return TextDesk(GenaiEngine(files.path, GenaiSettings(**sizes, device=settings.device)))
+        return TextDesk(
+            GenaiEngine(
+                files.path,
+                GenaiSettings(
+                    threads=threads,
+                    context_tokens=settings.context_tokens,
+                    max_sequences=settings.max_sequences,
+                    batch_tokens=settings.batch_tokens,
+                    device=settings.device,
+                ),
+            )
+        )
     # It gives up cores that others want, so that all may be given to it.
-    sizes["threads"] = settings.threads or cores
-    apart, gpu = settings.kv == "apart", settings.device != "cpu"
-    llama = LlamaSettings(**sizes, contexts=settings.contexts, kv_unified=not apart, gpu=gpu)
+    llama = replace(settings, threads=settings.threads or cores).for_llama()
     if files.encoder is not None:
         return EncoderDesk(LlamaEncoder(files.encoder, llama), settings.encoder_batch)
     saved = None

@@ -10,20 +10,14 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.sizes import forecast_bytes, settled
 from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
-from models.engines.llama_cpp import LlamaSettings
-from models.engines.llama_cpp.context import context_bytes
-from models.engines.llama_cpp.encoder import EncoderSizes
-from models.engines.onnx_genai import check_folder
-from models.forecast import OVERHEADS, memory_needed
-from models.gguf import read_header
-from models.workloads import workload_of
 
 _PATIENCE = 30.0
 """Seconds that a model waits for others to finish, before it is refused for want of room."""
@@ -39,8 +33,8 @@ class Engine(Protocol):
         """What it loads."""
 
     @property
-    def settings(self) -> EngineSettings:
-        """With which sizes."""
+    def asked(self) -> EngineSettings:
+        """With which sizes, as far as they were settled by whoever started it."""
 
     @property
     def pid(self) -> int | None:
@@ -94,18 +88,26 @@ class Residence:
     ) -> None:
         self._budget, self._idle_seconds, self._free_memory = budget, idle_seconds, free_memory
         self._needs: dict[Engine, int] = {}
+        self._sizes: dict[Engine, EngineSettings] = {}
         self._loading: set[Engine] = set()
         self._deciding = asyncio.Lock()
 
     @asynccontextmanager
-    async def admit(self, engine: Engine) -> AsyncIterator[None]:
-        """Room for an engine that loads within the block. Raises ``NoRoom``, ``UnsafeFile``."""
-        needed = self._needs.get(engine, 0)
+    async def admit(self, engine: Engine) -> AsyncIterator[EngineSettings]:
+        """Room for an engine that loads within the block, with the settings that fit there now.
+
+        Raises ``NoRoom``, ``UnsafeFile``.
+        """
+        held = sum(self._others(engine).values())
+        free = self._budget_beside(held) - held
+        settings = await asyncio.to_thread(settled, engine.files, engine.asked, free)
+        needed = self._needs.get(engine, 0) if self._sizes.get(engine) == settings else 0
         if not needed:
-            needed = await asyncio.to_thread(forecast_bytes, engine.files, engine.settings)
+            needed = await asyncio.to_thread(forecast_bytes, engine.files, settings)
         await self._reserve(engine, needed)
+        self._sizes[engine] = settings
         try:
-            yield
+            yield settings
             self._needs[engine] = max(needed, memory_of(engine.pid))
         finally:
             self._loading.discard(engine)
@@ -127,17 +129,12 @@ class Residence:
         deadline = loop.time() + _PATIENCE
         while True:
             async with self._deciding:  # or two would count on the same room
-                others = {
-                    one: need
-                    for one, need in self._needs.items()
-                    if one is not engine and (one.pid is not None or one in self._loading)
-                }
+                others = self._others(engine)
                 residents = [
                     Resident(one, need, None if one in self._loading else one.idle_since)
                     for one, need in others.items()
                 ]
-                held = sum(others.values())
-                budget = held + self._free_memory() if self._budget is None else self._budget
+                budget = self._budget_beside(sum(others.values()))
                 leaving = make_room(residents, needed, budget)
                 # One that was idle may have been asked since, and does not rest then.
                 if leaving is not None and all([await one.rest() for one in leaving]):
@@ -149,42 +146,28 @@ class Residence:
                 raise NoRoom(f"{numbers}; {self._remedy(engine, needed, budget)}")
             await asyncio.sleep(_GLANCE)
 
+    def _others(self, engine: Engine) -> dict[Engine, int]:
+        """What each of the others takes that is in memory or about to be."""
+        return {
+            one: need
+            for one, need in self._needs.items()
+            if one is not engine and (one.pid is not None or one in self._loading)
+        }
+
+    def _budget_beside(self, held: int) -> int:
+        """Bytes for all engines, of which ``held`` are taken."""
+        return held + self._free_memory() if self._budget is None else self._budget
+
     def _remedy(self, engine: Engine, needed: int, budget: int) -> str:
         """What helps a model that was refused ``needed`` bytes."""
         if needed <= budget:
             return "the others are being asked: come back later, or give them more memory"
-        adapters = _contexts(engine.files, engine.settings) - 1
+        adapters = _contexts(engine.files, engine.asked) - 1
         fewer = f", lower --adapter-contexts (now {adapters})" if adapters else ""
-        fewer += ", serve with --kv unified" if engine.settings.kv == "apart" else ""
+        fewer += ", serve with --kv unified" if engine.asked.kv == "apart" else ""
         if self._budget is None:
             return f"free memory on this machine or in its container{fewer}, or serve a smaller variant"
         return f"raise --memory to at least {math.ceil(needed / 1e6)}{fewer}"
-
-
-def forecast_bytes(files: EngineFiles, settings: EngineSettings = EngineSettings()) -> int:
-    """What loading it with ``settings`` will take, from headers. Raises ``UnsafeFile``."""
-    if files.format == "gguf":
-        header = read_header(files.path)
-        sizes = LlamaSettings(
-            context_tokens=settings.context_tokens,
-            max_sequences=settings.max_sequences,
-            batch_tokens=settings.batch_tokens,
-            kv_unified=settings.kv != "apart",
-        )
-        load = workload_of(files.path, "", settings.context_tokens)
-        if files.encoder is not None and files.encoder.engine.text is not None:
-            encodes = EncoderSizes.of(header, sizes, files.encoder.engine.text.max_tokens)
-            return int(memory_needed(replace(load, kv_bytes=0)) + encodes.context_bytes(header))
-        sizes = sizes.fitted(header.integer(f"{header.architecture}.context_length") or 0)
-        base = int(memory_needed(replace(load, context_tokens=sizes.cache_tokens, sequences=1)))
-        adapters = (settings.contexts - 1) * context_bytes(sizes, header)
-        sight = files.projector.stat().st_size if files.projector else 0
-        return base + adapters + sizes.parked_bytes + sight
-    if files.format == "onnx-genai":
-        trained = int(check_folder(files.path).config["model"]["context_length"])
-        return int(memory_needed(workload_of(files.path, "", min(settings.context_tokens, trained))))
-    overhead = OVERHEADS[files.format]
-    return int(overhead.fixed + overhead.per_weight * files.bytes_on_disk())
 
 
 def _contexts(files: EngineFiles, settings: EngineSettings) -> int:

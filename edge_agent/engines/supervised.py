@@ -39,8 +39,8 @@ State = Literal["loaded", "unloaded", "restarting"]
 class Gate(Protocol):
     """Who decides whether there is memory for an engine (``edge_agent.engines.residence``)."""
 
-    def admit(self, engine: "SupervisedEngine") -> AbstractAsyncContextManager[None]:
-        """The engine loads within the block. Raises ``EngineError`` when it may not."""
+    def admit(self, engine: "SupervisedEngine") -> AbstractAsyncContextManager[EngineSettings]:
+        """The engine loads within the block, with these settings. Raises ``EngineError`` when it may not."""
 
 
 class SupervisedEngine(ABC):
@@ -56,7 +56,8 @@ class SupervisedEngine(ABC):
         check_adapter: CheckAdapter,
         gate: Gate | None = None,
     ) -> None:
-        self.files, self.settings, self._check_adapter, self._gate = files, settings, check_adapter, gate
+        self.files, self._check_adapter, self._gate = files, check_adapter, gate
+        self.asked = self.settings = settings
         self._leaving: Spawned | None = None
         self._waking: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -247,7 +248,8 @@ class SupervisedEngine(ABC):
 
     async def _load(self) -> None:
         """A new child, when the gate lets it. Raises ``EngineError``."""
-        async with self._gate.admit(self) if self._gate is not None else nullcontext():
+        admitted = nullcontext(self.asked) if self._gate is None else self._gate.admit(self)
+        async with admitted as self.settings:
             await self._spawn()
 
     async def _spawn(self) -> None:

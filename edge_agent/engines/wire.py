@@ -22,12 +22,14 @@ from models.engines.base import (
     Event,
     Finish,
     GenerateRequest,
+    Load,
     Media,
     ModelFacts,
     Sampling,
     TokenLogprob,
     Usage,
 )
+from models.engines.llama_cpp.settings import LlamaSettings
 from models.engines.onnx_session import Device
 from models.errors import (
     AnswerTooLong,
@@ -94,6 +96,18 @@ class EngineSettings:
     load_seconds: float = 120.0
     prefixes: str | None = None
     engine_cache: str | None = None
+
+    def for_llama(self) -> LlamaSettings:
+        """What llama.cpp is told of them."""
+        return LlamaSettings(
+            threads=self.threads or 1,
+            context_tokens=self.context_tokens,
+            max_sequences=self.max_sequences,
+            batch_tokens=self.batch_tokens,
+            contexts=self.contexts,
+            kv_unified=self.kv != "apart",
+            gpu=self.device != "cpu",
+        )
 
 
 def frame(message: Mapping[str, Any]) -> bytes:
@@ -175,6 +189,11 @@ def event_from_wire(value: Mapping[str, Any], request_id: str) -> Event:
         usage=Usage(**value["usage"]),
         logprobs=tuple(_logprob_from_wire(*one) for one in value["logprobs"]),
     )
+
+
+def load_to_wire(load: Load) -> list[int]:
+    """What there is to do; the inverse is ``Load(*value)``."""
+    return list(_fields(load).values())
 
 
 def _logprob_to_wire(one: TokenLogprob) -> list[Any]:

@@ -71,9 +71,6 @@ Engine = TextEngine | Encoder
 StartEngine = Callable[[EngineFiles], Awaitable[Engine]]
 """Loads a model. Raises ``EngineError``, ``UnsafeFile``."""
 
-HEADROOM = 256 << 20
-"""Bytes of memory that an engine needs besides its weights: contexts, compute graphs, the process."""
-
 
 @dataclass(slots=True)
 class _Base:
@@ -95,7 +92,8 @@ class _Base:
 class Stage:
     """Engines and adapters in memory.
 
-    ``free_memory`` tells how many bytes an engine may still take, ``weigh`` what one has taken.
+    ``needs`` forecasts how many bytes an engine will take, ``free_memory`` tells how many it may, ``weigh``
+    what one has taken.
     """
 
     def __init__(
@@ -103,12 +101,14 @@ class Stage:
         store: BlobStore,
         catalog: Catalog,
         start: StartEngine,
+        needs: Callable[[EngineFiles], int],
         free_memory: Callable[[], int],
         weigh: Weigh,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._start = start
+        self._needs = needs
         self._free_memory = free_memory
         self._weigh = weigh
         self._bases: dict[Digest, _Base] = {}
@@ -131,10 +131,14 @@ class Stage:
         """
         manifest = verified(release)
         if release.digest not in self._bases:
-            size = sum(file.size for file in manifest.files)
-            if self._bases and self._free_memory() < size + HEADROOM:
-                raise EngineError(f"no memory to load {manifest.name} {manifest.version} beside what runs")
             files, folder = await asyncio.to_thread(self._files, release.digest, manifest)
+            if self._bases:  # the first may try its luck: there is nothing that it could take down
+                needed, free = await asyncio.to_thread(self._needs, files), self._free_memory()
+                if needed > free:
+                    raise EngineError(
+                        f"no memory to load {manifest.name} {manifest.version} beside what runs: "
+                        f"it needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+                    )
             began = _clock()
             engine = await self._start(files)
             seconds = _clock() - began

@@ -24,8 +24,8 @@ from edge_agent.cli import main
 from edge_agent.engines.encoder_calls import EncoderCall
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.files import EngineFiles, of_path, of_release
-from edge_agent.engines.residence import Residence, Resident, forecast_bytes, make_room, memory_of
-from edge_agent.engines.start import settled
+from edge_agent.engines.residence import Residence, Resident, make_room, memory_of
+from edge_agent.engines.sizes import forecast_bytes, settled
 from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
 from edge_agent.rest.readiness import Condition, Readiness
@@ -270,6 +270,35 @@ def test_cells_are_apart_where_four_times_as_much_memory_is_free(tmp_path: Path)
     assert settled(files, settings, 4 * need - 1) == replace(settings, kv="unified")
     for kv in ("unified", "apart"):
         assert settled(files, chosen := replace(settings, kv=kv), 0) == chosen
+
+
+class Asleep:
+    """An engine without a process."""
+
+    pid = None
+    idle_since = None
+
+    def __init__(self, files: EngineFiles, asked: EngineSettings) -> None:
+        self.files, self.asked = files, asked
+
+    async def rest(self) -> bool:
+        return True
+
+
+async def test_whoever_wakes_gets_the_cells_that_memory_has_room_for_then(tmp_path: Path) -> None:
+    engine = Asleep(headers_of_a_gguf(tmp_path / "m.gguf"), EngineSettings(max_sequences=16, contexts=1))
+    apart, unified = (replace(engine.asked, kv=kv) for kv in ("apart", "unified"))
+    free = 4 * forecast_bytes(engine.files, apart)
+    residence = Residence(None, None, lambda: free)
+    async with residence.admit(engine) as settings:
+        assert settings == apart
+    free = forecast_bytes(engine.files, unified)  # others have come
+    async with residence.admit(engine) as settings:
+        assert settings == unified
+    free -= 1
+    with pytest.raises(NoRoom):
+        async with residence.admit(engine):
+            pass
 
 
 def test_what_memory_has_no_room_for_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Chats and responses with pictures: asked with the official client, answered by a small model that sees."""
+"""Chats and responses with pictures and recordings: asked with the official client, answered by small models
+that see and hear.
+"""
 
 import base64
 from collections.abc import Iterator
@@ -12,10 +14,11 @@ from edge_command import serving
 from gguf_models import Shape, write_llama
 from http_server import running
 from scripted_engine import ScriptedEngine
-from seeing_models import MARKS, TILE, picture, write_projector
+from seeing_models import MARKS, SOUND, TILE, picture, sound, write_projector
 
 from edge_agent.catalog import Catalog
 from edge_agent.engines.files import EngineFiles, of_path, of_release
+from edge_agent.engines.sizes import forecast_bytes
 from edge_agent.engines.text_process import EngineProcess, EngineSettings
 from edge_agent.errors import UnfitRelease, WrongUse
 from edge_agent.serve import read_plan
@@ -42,6 +45,12 @@ def message(*seeds: int, words: str = WORDS) -> Any:
     return {"role": "user", "content": [*pictures, {"type": "text", "text": words}]}
 
 
+def recording(tone: float) -> Any:
+    """A part of a message."""
+    data = base64.b64encode(sound(tone)).decode()
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("seeing")
@@ -52,8 +61,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def client(files: tuple[Path, Path]) -> Iterator[openai.OpenAI]:
     model, projector = files
-    flags = ("--projector", f"see={projector}", "--context", "256")
-    with serving(f"see={model}", f"blind={model}", flags=flags) as (address, _):
+    ear = write_projector(model.parent / "mmproj-ear.gguf", WIDTH, "ultravox")
+    flags = ("--projector", f"see={projector}", "--projector", f"hear={ear}", "--context", "256")
+    with serving(f"see={model}", f"hear={model}", f"blind={model}", flags=flags) as (address, _):
         yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
 
@@ -107,6 +117,29 @@ def test_a_conversation_goes_on_after_a_picture(client: openai.OpenAI) -> None:
     swapped = ask(client, messages=[message(5), *turns[1:]])
     assert swapped.usage.prompt_tokens == later.usage.prompt_tokens
     assert told(swapped) != told(later)
+
+
+def test_recordings_are_heard(client: openai.OpenAI) -> None:
+    def hear(*tones: float, **options: Any) -> Any:
+        content = [*map(recording, tones), {"type": "text", "text": WORDS}]
+        return ask(client, model="hear", messages=[{"role": "user", "content": content}], **options)
+
+    high, again, low, none = hear(880.0), hear(880.0), hear(220.0), hear()
+    assert told(high) == told(again)
+    assert told(high) != told(low)
+    assert told(none) not in (told(high), told(low))
+    assert high.usage.prompt_tokens == low.usage.prompt_tokens == none.usage.prompt_tokens + SOUND
+    assert again.usage.prompt_tokens_details.cached_tokens == high.usage.prompt_tokens - 1
+    chunks = list(hear(220.0, stream=True))
+    streamed = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert streamed == low.choices[0].message.content
+    broken = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(client, model="hear", messages=[{"role": "user", "content": [broken]}])
+    assert (refused.value.code, refused.value.param) == ("invalid_audio", "messages")
+    with pytest.raises(openai.BadRequestError, match="'hear' takes text and audio alone") as refused:
+        ask(client, 1, model="hear")
+    assert refused.value.param == "messages[0].content[0]"
 
 
 @pytest.mark.parametrize(
@@ -193,9 +226,7 @@ async def test_a_device_of_a_fleet_loads_a_model_with_its_projector(
     store = BlobStore(tmp_path / "store")
     for file in manifest.files:
         copy_durably(paths[file.path], store.path(file.sha256), file.sha256)
-    assignment = Assignment(
-        kind=Kind.MODEL, name="see", version="1.0.0", release=digest, target_path="see/1.0.0/release.json"
-    )
+    assignment = Assignment.of(digest, manifest)
 
     async def start(files: EngineFiles) -> EngineProcess:
         return await EngineProcess.start(files, EngineSettings(threads=1, context_tokens=256))
@@ -203,7 +234,7 @@ async def test_a_device_of_a_fleet_loads_a_model_with_its_projector(
     def weigh(*_: Any) -> Any:
         raise AssertionError("nothing is replayed here")
 
-    stage = Stage(store, Catalog(), start, lambda: 1 << 40, weigh)
+    stage = Stage(store, Catalog(), start, forecast_bytes, lambda: 1 << 40, weigh)
     try:
         seeing = await stage.load_base(Release(offer(assignment, 0.0), manifest))
         assert seeing.takes == ("image",)

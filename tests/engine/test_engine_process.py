@@ -15,7 +15,8 @@ import pytest
 from gguf_bytes import build
 
 from edge_agent.engines.files import of_path
-from edge_agent.engines.residence import forecast_bytes, memory_of
+from edge_agent.engines.residence import memory_of
+from edge_agent.engines.sizes import forecast_bytes
 from edge_agent.engines.text_process import EngineProcess, EngineSettings
 from edge_agent.errors import EngineCrashed
 from models.digest import Digest
@@ -209,7 +210,8 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from edge_agent.engines.files import of_path
-from edge_agent.engines.residence import forecast_bytes, memory_of
+from edge_agent.engines.residence import memory_of
+from edge_agent.engines.sizes import forecast_bytes
 from edge_agent.engines.text_process import EngineProcess, EngineSettings
 
 async def main():

@@ -146,14 +146,7 @@ class World:
 
 def assignment(one: Published) -> Assignment:
     """What the director writes to have a release on a device."""
-    manifest = one.manifest
-    return Assignment(
-        kind=manifest.kind,
-        name=manifest.name,
-        version=manifest.version,
-        release=one.release,
-        target_path=one.target_path,
-    )
+    return Assignment.of(one.release, one.manifest)
 
 
 class FakeEngine:
@@ -232,7 +225,9 @@ class Device:
             table=ReleaseTable(self.database),
             store=store,
             catalog=self.catalog,
-            stage=Stage(store, self.catalog, self._start, lambda: self.free, self._weigh),
+            stage=Stage(
+                store, self.catalog, self._start, EngineFiles.bytes_on_disk, lambda: self.free, self._weigh
+            ),
             vouch=vouch,
             source=source,
             now=lambda: self.clock,

@@ -200,6 +200,19 @@ async def test_a_power_cut_does_not_forget_how_what_serves_has_answered(world, b
         assert rows[base.release].window.requests == 3
 
 
+async def test_what_memory_has_no_room_for_beside_what_serves_is_not_loaded(world, base, tmp_path):
+    second = world.release("tiny", "2.0.0", {"says": "base two"}, expected="base two")
+    async with device_of(world, tmp_path / "d") as device:
+        await device.activator.desire(world.desire(base))
+        await device.activator.step()
+        device.free = 10
+        await device.activator.desire(world.desire(second))
+        await device.activator.step()
+        reason = device.why("tiny 2.0.0")
+        assert "no memory to load tiny 2.0.0 beside what runs: it needs about 0 MB, 0 MB are free" in reason
+        assert (device.loads, await device.ask("tiny")) == (1, "base one")
+
+
 async def test_an_engine_that_crashes_while_staging_is_tried_three_times(world, base, tmp_path):
     broken = world.release("tiny", "2.0.0", {"crash": True})
     async with device_of(world, tmp_path / "d") as device:
