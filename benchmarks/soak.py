@@ -91,12 +91,13 @@ def gauges(text: str) -> dict[str, float]:
 
 def not_given_back(samples: dict[str, float]) -> list[str]:
     """What an idle device must not hold, and does."""
-    held = ("outpost_requests_in_flight", "outpost_requests_running", "outpost_requests_waiting")
-    return [
-        f"{name} is {value:g}"
-        for name, value in samples.items()
-        if value and (name.startswith(held) or name.endswith('kind="promised"}'))
-    ]
+    held = (
+        "outpost_requests_in_flight",
+        "outpost_num_requests_running",
+        "outpost_num_requests_waiting",
+        "outpost_kv_cache_usage_perc",
+    )
+    return [f"{name} is {value:g}" for name, value in samples.items() if value and name.startswith(held)]
 
 
 async def settled(http: httpx.AsyncClient) -> list[str]:

@@ -1,6 +1,7 @@
 """Counters of this device in Prometheus' text form (exposition format 0.0.4).
 
-Labels are names of models, endpoints and statuses, never content. ``FAMILIES`` is the whole list.
+What vLLM counts too has vLLM's name after ``outpost_``, and its label ``model_name``. Labels are names of
+models, endpoints and statuses, never content. ``FAMILIES`` is the whole list.
 """
 
 from collections import defaultdict
@@ -29,11 +30,23 @@ class Family:
 
 
 REQUESTS = Family("outpost_http_requests_total", "counter", "HTTP requests by route and status.")
-ANSWERS = Family("outpost_answers_total", "counter", "Complete answers by model and by who served them.")
-TOKENS = Family("outpost_tokens_total", "counter", "Tokens of complete answers by model and kind.")
-FIRST_TEXT = Family("outpost_first_text_seconds", "histogram", "Seconds from admission to the first text.")
-BETWEEN = Family("outpost_inter_text_seconds", "histogram", "Seconds between two texts of one answer.")
-LOCAL = Family("outpost_local_seconds", "histogram", "Seconds of a local answer from prompt to end.")
+SUCCESS = Family("outpost_request_success_total", "counter", "Calls answered completely, by who served them.")
+PROMPT = Family(
+    "outpost_prompt_tokens_total", "counter", "Prompt tokens of complete answers, reused ones too."
+)
+CACHED = Family(
+    "outpost_prompt_tokens_cached_total", "counter", "Prompt tokens that were reused from the KV cells."
+)
+GENERATED = Family("outpost_generation_tokens_total", "counter", "Generated tokens of complete answers.")
+FIRST_TOKEN = Family(
+    "outpost_time_to_first_token_seconds", "histogram", "Seconds from admission to the first text."
+)
+INTER_TOKEN = Family(
+    "outpost_inter_token_latency_seconds", "histogram", "Seconds between two texts of one answer."
+)
+LATENCY = Family(
+    "outpost_e2e_request_latency_seconds", "histogram", "Seconds of a local answer from prompt to end."
+)
 FAILURES = Family("outpost_engine_failures_total", "counter", "Local answers that failed in the engine.")
 VIOLATIONS = Family("outpost_schema_violations_total", "counter", "Complete answers off their schema.")
 IN_FLIGHT = Family("outpost_requests_in_flight", "gauge", "Calls admitted and not yet answered.")
@@ -41,17 +54,22 @@ MODELS = Family("outpost_models", "gauge", "Models published on this device.")
 LOADED = Family("outpost_engine_loaded", "gauge", "1 while the engine's process is there, 0 while it is not.")
 LOADS = Family("outpost_engine_loads_total", "counter", "How often the engine was loaded, restarts included.")
 RESTARTS = Family("outpost_engine_restarts_total", "counter", "Restarts of the engine after crashes.")
-RUNNING = Family("outpost_requests_running", "gauge", "Requests that the engine is computing.")
-WAITING = Family("outpost_requests_waiting", "gauge", "Requests that wait for a place in the engine.")
-CELLS = Family("outpost_kv_cells", "gauge", "KV cells: all, filled with tokens, promised to what runs.")
+RUNNING = Family("outpost_num_requests_running", "gauge", "Requests that the engine is computing.")
+WAITING = Family("outpost_num_requests_waiting", "gauge", "Requests that wait for a place in the engine.")
+KV_USAGE = Family(
+    "outpost_kv_cache_usage_perc", "gauge", "Part of the KV cells promised to what runs; 1 is all of them."
+)
+KV_CELLS = Family("outpost_kv_cells", "gauge", "KV cells: all, filled with tokens (kept prefixes too).")
 
 FAMILIES = (
     REQUESTS,
-    ANSWERS,
-    TOKENS,
-    FIRST_TEXT,
-    BETWEEN,
-    LOCAL,
+    SUCCESS,
+    PROMPT,
+    CACHED,
+    GENERATED,
+    FIRST_TOKEN,
+    INTER_TOKEN,
+    LATENCY,
     FAILURES,
     VIOLATIONS,
     IN_FLIGHT,
@@ -61,7 +79,8 @@ FAMILIES = (
     RESTARTS,
     RUNNING,
     WAITING,
-    CELLS,
+    KV_USAGE,
+    KV_CELLS,
 )
 
 Samples = Mapping[Family, Mapping[Labels, float]]
@@ -101,25 +120,25 @@ class Metrics:
 
     def answered(self, model: str, served_by: str, usage: Usage, first_text: float | None) -> None:
         """One call was answered completely."""
-        self._add(ANSWERS, 1, model=model, served_by=served_by)
-        self._add(TOKENS, usage.prompt_tokens, model=model, kind="prompt")
-        self._add(TOKENS, usage.cached_tokens, model=model, kind="cached")
-        self._add(TOKENS, usage.completion_tokens, model=model, kind="completion")
+        self._add(SUCCESS, 1, model_name=model, served_by=served_by)
+        self._add(PROMPT, usage.prompt_tokens, model_name=model)
+        self._add(CACHED, usage.cached_tokens, model_name=model)
+        self._add(GENERATED, usage.completion_tokens, model_name=model)
         if first_text is not None:
-            self._time(FIRST_TEXT, first_text, model=model)
+            self._time(FIRST_TOKEN, first_text, model_name=model)
 
     def outcome(self, outcome: Outcome) -> None:
         """One local answer turned out well or badly."""
         model = outcome.served.model_id
-        self._time(LOCAL, outcome.seconds, model=model)
+        self._time(LATENCY, outcome.seconds, model_name=model)
         if not outcome.ok:
-            self._add(FAILURES, 1, model=model)
+            self._add(FAILURES, 1, model_name=model)
         if outcome.violated_schema:
-            self._add(VIOLATIONS, 1, model=model)
+            self._add(VIOLATIONS, 1, model_name=model)
 
     def text_after(self, model: str, seconds: float) -> None:
         """More text of an answer came ``seconds`` after the text before it."""
-        self._time(BETWEEN, seconds, model=model)
+        self._time(INTER_TOKEN, seconds, model_name=model)
 
     def text(self, in_flight: int, served: Iterable[Served]) -> str:
         """Everything, in the text form."""
@@ -153,7 +172,7 @@ def _of_engines(models: Iterable[Served]) -> Samples:
     """What engines say of themselves, under the name of their base: adapters share it."""
     samples: dict[Family, dict[Labels, float]] = defaultdict(dict)
     for served in models:
-        engine, name = served.engine, ("model", served.model_id.partition(":")[0])
+        engine, name = served.engine, ("model_name", served.model_id.partition(":")[0])
         if not isinstance(engine, Watched):
             continue
         load = engine.load
@@ -163,8 +182,9 @@ def _of_engines(models: Iterable[Served]) -> Samples:
         samples[RUNNING][(name,)] = load.running
         samples[WAITING][(name,)] = load.waiting
         if load.cells:
-            cells = {"all": load.cells, "filled": load.filled, "promised": load.promised}
-            samples[CELLS] |= {(name, ("kind", kind)): float(count) for kind, count in cells.items()}
+            samples[KV_USAGE][(name,)] = load.promised / load.cells
+            cells = {"all": load.cells, "filled": load.filled}
+            samples[KV_CELLS] |= {(name, ("kind", kind)): float(count) for kind, count in cells.items()}
     return samples
 
 

@@ -65,19 +65,22 @@ def reference() -> str:
 
 
 COUNTERPARTS: dict[metrics.Family, tuple[str, str]] = {
-    metrics.ANSWERS: ("request_success_total", ""),
-    metrics.TOKENS: (
-        "prompt_tokens_total, generation_tokens_total, prefix_cache_hits_total",
-        "prompt_tokens_total, tokens_predicted_total",
+    metrics.REQUESTS: ("`http_requests_total`", ""),
+    metrics.SUCCESS: ("`vllm:request_success_total`", ""),
+    metrics.PROMPT: (
+        "`vllm:prompt_tokens_total`",
+        "`llamacpp:prompt_tokens_total` + `llamacpp:prompt_tokens_cached_total`",
     ),
-    metrics.FIRST_TEXT: ("time_to_first_token_seconds", ""),
-    metrics.BETWEEN: ("inter_token_latency_seconds", ""),
-    metrics.LOCAL: ("e2e_request_latency_seconds", ""),
-    metrics.RUNNING: ("num_requests_running", "requests_processing"),
-    metrics.WAITING: ("num_requests_waiting", "requests_deferred"),
-    metrics.CELLS: ("kv_cache_usage_perc: promised / all", "kv_cache_usage_ratio: filled / all"),
+    metrics.CACHED: ("`vllm:prompt_tokens_cached_total`", "`llamacpp:prompt_tokens_cached_total`"),
+    metrics.GENERATED: ("`vllm:generation_tokens_total`", "`llamacpp:tokens_predicted_total`"),
+    metrics.FIRST_TOKEN: ("`vllm:time_to_first_token_seconds`", ""),
+    metrics.INTER_TOKEN: ("`vllm:inter_token_latency_seconds`", ""),
+    metrics.LATENCY: ("`vllm:e2e_request_latency_seconds`", ""),
+    metrics.RUNNING: ("`vllm:num_requests_running`", "`llamacpp:requests_processing`"),
+    metrics.WAITING: ("`vllm:num_requests_waiting`", "`llamacpp:requests_deferred`"),
+    metrics.KV_USAGE: ("`vllm:kv_cache_usage_perc`", ""),
 }
-"""What vLLM (``vllm:NAME``) and llama-server (``llamacpp:NAME``) call the same."""
+"""What vLLM and llama-server (of llama-cpp-python 0.3.36's llama.cpp) call the same."""
 
 
 def monitoring() -> str:
@@ -88,10 +91,14 @@ def monitoring() -> str:
         rows.append(f"| `{family.name}` | {family.kind} | {family.help} | {vllm} | {llama_server} |")
     return (
         f"{NOTE}# Metrics of a device\n\n`GET /metrics`, Prometheus' text format, from zero with each start. "
-        "Labels are models, routes and statuses, never content. An engine that a base "
-        "and its adapters share is under the base's name. The last two columns are what a dashboard for vLLM "
-        "(`vllm:`) or llama-server (`llamacpp:`) calls the same.\n\n"
-        "| metric | kind | says | vLLM | llama-server |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        "What vLLM counts too has vLLM's name after `outpost_`; the last two columns are what vLLM and "
+        "llama-server call the same. Labels are models (`model_name`, as in vLLM), routes and statuses, "
+        "never content. An engine that a base and its adapters share is under the base's name.\n\n"
+        "| metric | kind | says | vLLM | llama-server |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n\n"
+        "The hit rate of prefixes, in vLLM `prefix_cache_hits_total` / `prefix_cache_queries_total`, is "
+        "`outpost_prompt_tokens_cached_total` / `outpost_prompt_tokens_total`. A text is what is sent at "
+        "once, one token or a few. `outpost_request_success_total` has `served_by` (`edge`, `hub`) and no "
+        "`finished_reason`.\n"
     )
 
 

@@ -40,17 +40,17 @@ def test_the_right_answers_pass() -> None:
 def test_what_is_not_given_back_is_seen() -> None:
     page = "\n".join(
         (
-            "# HELP outpost_requests_running Requests.",
-            'outpost_requests_running{model="a"} 0',
-            'outpost_requests_waiting{model="a"} 1',
-            'outpost_kv_cells{model="a",kind="all"} 512',
-            'outpost_kv_cells{model="a",kind="filled"} 30',
-            'outpost_kv_cells{model="a",kind="promised"} 7',
+            "# HELP outpost_num_requests_running Requests.",
+            'outpost_num_requests_running{model_name="a"} 0',
+            'outpost_num_requests_waiting{model_name="a"} 1',
+            'outpost_kv_cache_usage_perc{model_name="a"} 0.25',
+            'outpost_kv_cells{model_name="a",kind="all"} 512',
+            'outpost_kv_cells{model_name="a",kind="filled"} 30',
             "outpost_requests_in_flight 2",
         )
     )
     held = not_given_back(gauges(page))
-    assert [one.rpartition(" ")[2] for one in held] == ["1", "7", "2"]
+    assert [one.rpartition(" ")[2] for one in held] == ["1", "0.25", "2"]
 
 
 def test_memory_that_grows_after_the_warm_up_is_seen() -> None:

@@ -218,7 +218,7 @@ async def test_intent_and_result_surround_every_answer(path: str, body: dict[str
     assert {record.subject for record in journal.records} == {"shift-3"}
     assert "pump" not in json.dumps([record.facts for record in journal.records])
     assert [outcome.ok for outcome in outcomes] == [True] and outcomes[0].completion_tokens == 1
-    assert f'outpost_answers_total{{model="{body["model"]}",served_by="edge"}} 1' in metrics
+    assert f'outpost_request_success_total{{model_name="{body["model"]}",served_by="edge"}} 1' in metrics
     if "image" in body:
         assert PNG.encode() not in intent.body and Digest.of(b"a picture").hex.encode() in intent.body
 

@@ -18,7 +18,8 @@ from edge_agent.engines.text_process import EngineProcess, EngineSettings
 from edge_agent.metrics import FAMILIES
 
 DOCS = Path(__file__).parents[2] / "docs"
-SAMPLE = re.compile(r"^([a-z_]+?)(_bucket|_sum|_count)?(\{[^}]*\})? ([0-9.e+-]+)$")
+SAMPLE = re.compile(r"^([a-z0-9_]+?)(_bucket|_sum|_count)?(\{[^}]*\})? ([0-9.e+-]+)$")
+ROW = re.compile(r"^\| `outpost_(\w+)` \|[^|]*\|[^|]*\| (?:`(?:vllm:)?(\w+)`)? \|", re.MULTILINE)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def served(engine: EngineProcess, model_id: str = "tiny") -> Served:
 
 def values(text: str, name: str) -> dict[str, float]:
     """Samples of a metric by what its labels say besides the model."""
-    found = re.findall(rf'^{name}\{{model="tiny"(?:,kind="(\w+)")?\}} (\S+)$', text, re.MULTILINE)
+    found = re.findall(rf'^{name}\{{model_name="tiny"(?:,kind="(\w+)")?\}} (\S+)$', text, re.MULTILINE)
     return {kind: float(value) for kind, value in found}
 
 
@@ -52,20 +53,21 @@ async def test_sequences_and_cells_are_given_back_by_those_who_leave(engine: Eng
     app = edge_app(catalog_of(served(engine), served(engine, "tiny:adapter")))
     async with running(app) as url, httpx.AsyncClient(base_url=url) as client:
         idle = (await client.get("/metrics")).text
-        assert values(idle, "outpost_kv_cells") == {"all": 512, "filled": 0, "promised": 0}
+        assert values(idle, "outpost_kv_cache_usage_perc") == {"": 0}
+        assert values(idle, "outpost_kv_cells") == {"all": 512, "filled": 0}
         async with client.stream("POST", "/v1/completions", json=endless | {"stream": True}) as told:
             lines = told.aiter_lines()
             await anext(lines)
             assert engine.pid is not None
             kill(engine.pid, signal.SIGSTOP)  # or it might have ended before anybody looks
             busy = (await client.get("/metrics")).text
-            assert values(busy, "outpost_requests_running") == {"": 1}
-            assert values(busy, "outpost_kv_cells")["promised"] > 200
+            assert values(busy, "outpost_num_requests_running") == {"": 1}
+            assert 0.4 < values(busy, "outpost_kv_cache_usage_perc")[""] <= 1
         kill(engine.pid, signal.SIGCONT)
-        after = await until(client, "outpost_requests_running", 0)
-        cells = values(after, "outpost_kv_cells")
-        assert cells["promised"] == 0 < cells["filled"]  # what was read is kept for the next
-        assert values(after, "outpost_requests_waiting") == {"": 0}
+        after = await until(client, "outpost_num_requests_running", 0)
+        assert values(after, "outpost_kv_cache_usage_perc") == {"": 0}
+        assert values(after, "outpost_kv_cells")["filled"] > 0  # what was read is kept for the next
+        assert values(after, "outpost_num_requests_waiting") == {"": 0}
         assert "outpost_requests_in_flight 0\n" in after
 
 
@@ -92,8 +94,15 @@ async def test_every_metric_is_well_formed_and_documented(engine: EngineProcess)
         text = (await client.get("/metrics")).text
     samples = [SAMPLE.match(line) for line in text.splitlines() if not line.startswith("#")]
     assert all(samples)
+    assert all((family.kind == "counter") == family.name.endswith("_total") for family in FAMILIES)
+    assert all(f"# TYPE {family.name} {family.kind}\n" in text for family in FAMILIES)
+    assert values(text, "outpost_generation_tokens_total") == {"": 6}
+    assert values(text, "outpost_prompt_tokens_total")[""] > 0
+    assert values(text, "outpost_prompt_tokens_cached_total") == {"": 0}
     names = {found[1] for found in samples if found}
     assert names <= {family.name for family in FAMILIES}
-    assert {"outpost_first_text_seconds", "outpost_inter_text_seconds", "outpost_engine_loaded"} < names
+    assert {"outpost_time_to_first_token_seconds", "outpost_inter_token_latency_seconds"} < names
     page = (DOCS / "metrics.md").read_text(encoding="utf-8")
     assert all(f"| `{family.name}` | {family.kind} |" in page for family in FAMILIES)
+    rows = ROW.findall(page)
+    assert len(rows) == len(FAMILIES) and all(theirs in ("", ours) for ours, theirs in rows)

@@ -190,17 +190,18 @@ async def test_a_body_that_is_no_json_is_an_error_with_a_code() -> None:
             assert (response.status_code, response.json()["error"]["code"]) == (400, code)
 
 
-async def test_more_than_the_queue_holds_is_told_when_to_come_back() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_more_than_the_queue_holds_is_told_when_to_come_back(stream: bool) -> None:
     gate = asyncio.Semaphore(0)
     app = edge_app(catalog_of(served(ScriptedEngine("done", gate=gate))), limits=Limits(running=1, waiting=1))
     async with running(app) as url, httpx.AsyncClient(base_url=url) as client:
-        inside = [asyncio.create_task(client.post(CHAT, json=chat())) for _ in range(2)]
+        inside = [asyncio.create_task(client.post(CHAT, json=chat(stream=stream))) for _ in range(2)]
         await asyncio.sleep(0.2)
-        refused = await client.post(CHAT, json=chat())
+        refused = await client.post(CHAT, json=chat(stream=stream))
         for _ in inside:
             gate.release()
         answered = await asyncio.gather(*inside)
-    assert refused.status_code == 429
+    assert (refused.status_code, refused.headers["content-type"]) == (429, "application/json")
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert [response.status_code for response in answered] == [200, 200]
@@ -272,7 +273,7 @@ async def test_a_complete_answer_off_its_schema_is_counted() -> None:
         await client.post(CHAT, json=chat(model="bad", response_format={"type": "json_object"}))
         metrics = (await client.get("/metrics")).text
     assert [outcome.violated_schema for outcome in outcomes] == [False, True, True, False]
-    assert 'outpost_schema_violations_total{model="bad"} 2' in metrics
+    assert 'outpost_schema_violations_total{model_name="bad"} 2' in metrics
 
 
 async def test_ready_only_when_every_model_answers() -> None:
