@@ -35,10 +35,10 @@ OPTION = "an option of llama-server's own, which an agent refuses by name"
 FIELD = "looks at a field of llama-server's own"
 BUILD = "looks for llama-server's build number in system_fingerprint, which OpenAI leaves open"
 STORY = "counts tokens of the stories model"
-CONTEXT = "fills a context of 128 to 512 tokens; an agent's has 2,048"
+CONTEXT = "fills a context of 128 to 512 tokens; the agent keeps its 2,048"
 TEMPLATE = "gives the server another chat template; an agent takes the model's, or its release's"
 NO_MODEL = "needs a model that can only be had from a hub"
-CORS = "lets web pages of other sites in; an agent answers 403 to them (tests/edge/test_listen.py)"
+CORS = "lets web pages of other sites in; an agent answers 403 to them (tests/edge/test_serving_calls.py)"
 FORM = "an answer in a form other than OpenAI's, or Jina's"
 
 SLOW = "marked slow by its authors: real models of 1 to 8 GB from a hub"
@@ -60,7 +60,7 @@ SKIPPED: dict[str, str] = {
     "test_chat_completion.py::test_completion_with_json_schema": OPTION,
     "test_chat_completion.py::test_completion_with_response_format[response_format0-": OPTION,
     "test_chat_completion.py::test_completion_with_response_format[response_format1-": OPTION,
-    "test_chat_completion.py::test_context_size_exceeded": CONTEXT,
+    "test_chat_completion.py::test_context_size_exceeded": FIELD,
     "test_chat_completion.py::test_invalid_chat_completion_req[messages7]": (
         "refuses two answers in a row at the end, which OpenAI takes"
     ),
