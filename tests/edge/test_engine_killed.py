@@ -20,12 +20,22 @@ from edge_agent.engines.wire import EngineSettings
 
 ENDLESS = {"prompt": "the cat sat on", "max_tokens": 240, "ignore_eos": True}
 SHORT = {"prompt": "the cat sat on", "max_tokens": 4, "ignore_eos": True}
+SHAPES = {
+    "hit": Shape(layers=4, width=512, inner=1024),
+    "spared": Shape(width=64, inner=64, heads=2, kv_heads=1),
+}
+"""The one that is killed writes ``ENDLESS`` for a second or more, so that it is in the midst of it."""
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {name: write_llama(folder / f"{name}.gguf", shape) for name, shape in SHAPES.items()}
 
 
 @pytest.fixture
-async def engines(tmp_path: Path) -> AsyncIterator[dict[str, EngineProcess]]:
-    path = write_llama(tmp_path / "tiny.gguf", Shape(width=64, inner=64, heads=2, kv_heads=1))
-    made = {name: await EngineProcess.start(path, EngineSettings(threads=1)) for name in ("hit", "spared")}
+async def engines(paths: dict[str, Path]) -> AsyncIterator[dict[str, EngineProcess]]:
+    made = {name: await EngineProcess.start(path, EngineSettings(threads=1)) for name, path in paths.items()}
     yield made
     for engine in made.values():
         await engine.close()
@@ -39,8 +49,8 @@ async def streamed(client: httpx.AsyncClient, model: str, begun: asyncio.Queue[s
         async for line in told.aiter_lines():
             if line:
                 events.append(line.removeprefix("data: "))
-            if len(events) == 1:
-                begun.put_nowait(model)
+                if len(events) == 1:
+                    begun.put_nowait(model)
     return events
 
 
@@ -58,11 +68,15 @@ async def test_its_streams_end_in_errors_and_others_in_done(
         pid = engines["hit"].pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
+        cut = 0
         for model, events in zip(models, await asyncio.gather(*streams), strict=True):
             if model == "spared":
                 assert events[-1] == "[DONE]"
-            elif events[-1] != "[DONE]":  # it may have ended before
+            elif events[-1] != "[DONE]":  # it may have ended before, where this process had to wait
                 assert json.loads(events[-1])["error"]["code"] == "engine_failed"
+                assert "text" in json.loads(events[0])["choices"][0] and "[DONE]" not in events
+                cut += 1
+        assert cut
         assert (await whole).status_code in (200, 503)
         again = await client.post("/v1/completions", json={**SHORT, "model": "hit"})
         assert (again.status_code, engines["hit"].restarts, engines["spared"].restarts) == (200, 1, 0)

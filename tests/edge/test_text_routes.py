@@ -39,6 +39,12 @@ TOOLS: Any = [
         },
     }
 ]
+ASKED: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, {"messages": MESSAGES}),
+    ("/v1/completions", {"prompt": "hello there"}),
+    ("/v1/responses", {"input": "hello there"}),
+]
+"""A call of each route."""
 CALLING = "On it. " + write_call("stop_line", '{"line": 3}') + "\n" + write_call("stop_line", '{"line": 4}')
 
 
@@ -102,7 +108,7 @@ async def test_choices_have_seeds_of_their_own_and_the_prompt_counts_once() -> N
 
 
 async def test_streamed_choices_are_interleaved_by_index() -> None:
-    gate = asyncio.Semaphore(0)
+    gate = asyncio.Semaphore(1)  # a stream's head waits for its first text
     async with client(ScriptedEngine(by_seed, gate=gate)) as ai:
         stream = await ai.chat.completions.create(
             model="smol",
@@ -113,7 +119,6 @@ async def test_streamed_choices_are_interleaved_by_index() -> None:
             stream_options={"include_usage": True},
         )
         texts, order, ends, usage = ["", ""], [], {}, None
-        gate.release()
         async for chunk in stream:
             usage = chunk.usage or usage
             for choice in chunk.choices:
@@ -457,19 +462,42 @@ async def test_a_response_that_fails_half_way_is_an_error_for_the_client() -> No
                 pass
 
 
-async def test_places_are_told_before_the_first_byte_and_with_errors() -> None:
-    engine = ScriptedEngine(fail_after=0)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), ASKED)
+async def test_places_are_told_before_the_first_byte_and_with_errors(
+    path: str, body: dict[str, Any], stream: bool
+) -> None:
+    engine, asked = ScriptedEngine(fail_after=0), {"model": "smol", "stream": stream, **body}
     async with running(edge_app(catalog_of(served(engine)))) as url, httpx.AsyncClient(base_url=url) as http:
-        failed = await http.post(CHAT, json={"model": "smol", "messages": MESSAGES})
+        failed = await http.post(path, json=asked)
         engine.fail_after = None
-        async with http.stream(
-            "POST", CHAT, json={"model": "smol", "messages": MESSAGES, "stream": True}
-        ) as streamed:
+        async with http.stream("POST", path, json=asked) as answered:
             pass
-    for response in (failed, streamed):
+    for response in (failed, answered):
         assert response.headers["x-ratelimit-limit-requests"] == str(Limits().capacity)
         assert response.headers["x-request-id"]
-    assert failed.headers["retry-after"]
+    assert (failed.status_code, failed.json()["error"]["code"]) == (503, "engine_failed")
+    assert int(failed.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), ASKED)
+async def test_who_finds_no_place_is_refused_before_the_first_byte(
+    path: str, body: dict[str, Any], stream: bool
+) -> None:
+    gate, asked = asyncio.Semaphore(0), {"model": "smol", "stream": stream, **body}
+    engine = ScriptedEngine("done", gate=gate)
+    app = edge_app(catalog_of(served(engine)), limits=Limits(running=1, waiting=0))
+    async with running(app) as url, httpx.AsyncClient(base_url=url) as http:
+        inside = asyncio.create_task(http.post(path, json=asked))
+        while not engine.requests:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        refused = await http.post(path, json=asked)
+        gate.release()
+        assert (await inside).status_code == 200
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert int(refused.headers["retry-after"]) >= 1
 
 
 async def test_the_description_covers_every_route_and_is_openapi() -> None:
