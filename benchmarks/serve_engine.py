@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.serve_load import Call, Load, Message
 from edge_agent.engines.files import of_path
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.sizes import settled
-from edge_agent.engines.wire import EngineSettings
 from models.engines.base import Event, GenerateRequest, Sampling, Usage
 from models.engines.llama_cpp import LlamaEngine
 from models.machine import free_memory

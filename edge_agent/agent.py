@@ -27,10 +27,10 @@ from edge_agent.calls.questions import Rules
 from edge_agent.catalog import Catalog
 from edge_agent.egress import Egress
 from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.sizes import forecast_bytes
 from edge_agent.engines.start import start_engine
 from edge_agent.engines.supervised import SupervisedEngine
-from edge_agent.engines.wire import EngineSettings
 from edge_agent.home import Home, Membership
 from edge_agent.rest.api import create_app
 from edge_agent.server import Door, listen, serve_until_signal, url_of

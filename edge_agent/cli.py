@@ -19,7 +19,7 @@ from models.errors import DigestMismatch, InvalidManifest, InvalidTemplate, Mode
 from sync.errors import EnrolmentRefused, SyncError, VerificationFailed
 
 if TYPE_CHECKING:
-    from edge_agent.engines.wire import Kv
+    from edge_agent.engines.settings import Kv
     from models.engines.onnx_session import Device
 
 FAILED, WRONG_USE, REFUSED = 1, 2, 3
@@ -203,7 +203,7 @@ def serve(
     heavy_tokens: int | None,
 ) -> None:
     """Serve over OpenAI's API: --model at once and with no hub, or --home as a member of a fleet."""
-    from edge_agent.engines.text_process import EngineSettings
+    from edge_agent.engines.settings import EngineSettings
     from edge_agent.home import Home
     from edge_agent.server import Door
 

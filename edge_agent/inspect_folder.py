@@ -19,7 +19,7 @@ from typing import Any
 from edge_agent.contact_sheet import Cell, draw_sheet, thumbnail
 from edge_agent.engines.encoder_calls import EncoderCall, Inspected
 from edge_agent.engines.encoder_process import EncoderProcess
-from edge_agent.engines.wire import EngineSettings
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.errors import WrongUse
 from edge_agent.serve import read_plan
 from models.errors import InvalidImage

@@ -22,9 +22,9 @@ from edge_agent.engines.files import (
     weights_of,
 )
 from edge_agent.engines.residence import Residence
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.start import start_engine
 from edge_agent.engines.text_process import EngineProcess
-from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import UnfitRelease, WrongUse
 from edge_agent.rest.api import create_app
 from edge_agent.server import Door, listen, serve_until_signal, url_of

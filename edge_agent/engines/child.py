@@ -20,6 +20,7 @@ from edge_agent.engines import wire
 from edge_agent.engines.desks import Desk, TextDesk, Told
 from edge_agent.engines.encoder_desk import EncoderDesk
 from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.speech_desk import SpeechDesk
 from models.engines.llama_cpp import LlamaEncoder, LlamaEngine, SavedPrefixes
 from models.engines.onnx_encoder import open_encoder
@@ -85,7 +86,7 @@ def serve(channel: Channel, desk: Desk) -> None:
 
 
 def _load(message: Mapping[str, Any]) -> Desk:
-    settings = wire.EngineSettings(**message["settings"])
+    settings = EngineSettings(**message["settings"])
     files = EngineFiles.from_wire(message["files"])
     cores = len(os.sched_getaffinity(0))
     threads = settings.threads or max(1, cores - 1)

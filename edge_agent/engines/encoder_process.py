@@ -11,8 +11,8 @@ from typing import Any, Self
 from edge_agent.engines import encoder_wire as wire
 from edge_agent.engines.encoder_calls import EncoderAnswer, EncoderCall
 from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.supervised import Gate, SupervisedEngine
-from edge_agent.engines.wire import EngineSettings
 from models.engines.base import EncoderFacts
 from models.errors import EngineError
 

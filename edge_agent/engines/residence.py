@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.sizes import forecast_bytes, settled
-from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
 
 _PATIENCE = 30.0

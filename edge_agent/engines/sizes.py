@@ -6,7 +6,7 @@ Refuses measuring, and deciding who gets the memory (``edge_agent.engines.reside
 from dataclasses import replace
 
 from edge_agent.engines.files import EngineFiles
-from edge_agent.engines.wire import EngineSettings
+from edge_agent.engines.settings import EngineSettings
 from models.engines.llama_cpp.context import context_bytes
 from models.engines.llama_cpp.encoder import EncoderSizes
 from models.engines.onnx_genai import check_folder

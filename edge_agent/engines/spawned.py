@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from edge_agent.engines import wire
 from edge_agent.engines.files import EngineFiles
-from edge_agent.engines.wire import EngineSettings
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.errors import EngineCrashed
 from models.engines.base import EncoderFacts, ModelFacts
 

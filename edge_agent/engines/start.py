@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.sizes import settled
 from edge_agent.engines.supervised import Gate
 from edge_agent.engines.text_process import EngineProcess
-from edge_agent.engines.wire import EngineSettings
 from models.machine import free_memory
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal, Protocol, Self
 
 from edge_agent.engines import wire
 from edge_agent.engines.files import CheckAdapter, EngineFiles
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.spawned import Spawned
-from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import EngineCrashed
 from models.engines.base import EncoderFacts, Load, ModelFacts
 from models.errors import EngineError, ModelsError

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from edge_agent.engines import wire
 from edge_agent.engines.files import EngineFiles, of_path
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.supervised import Gate, SupervisedEngine
-from edge_agent.engines.wire import EngineSettings as EngineSettings
 from models.engines.base import Event, GenerateRequest, ModelFacts
 from models.errors import EngineError
 

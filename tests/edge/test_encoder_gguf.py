@@ -17,8 +17,8 @@ from edge_agent.engines.encoder_calls import EncoderCall, floats
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.files import EngineFiles, of_path
 from edge_agent.engines.residence import memory_of
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.sizes import forecast_bytes
-from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import WrongUse
 from edge_agent.serve import read_plan
 from models.engines.llama_cpp.encoder_files import RANK

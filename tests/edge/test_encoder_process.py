@@ -23,7 +23,8 @@ from edge_agent.engines.encoder_desk import STEP_CHARACTERS, EncoderDesk, share
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.encoder_wire import answer_from_wire, answer_to_wire, call_from_wire, call_to_wire
 from edge_agent.engines.files import EngineFiles, of_encoder
-from edge_agent.engines.wire import HEAD, EngineSettings, frame, unframe
+from edge_agent.engines.settings import EngineSettings
+from edge_agent.engines.wire import HEAD, frame, unframe
 from edge_agent.errors import EngineCrashed
 from models.engines.base import Reading, TextBatch
 from models.engines.onnx_encoder import open_encoder

@@ -19,7 +19,7 @@ from compile.verify import verify_folder
 from edge_agent.engines.encoder_calls import EncoderCall, floats
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.files import of_path, of_release
-from edge_agent.engines.wire import EngineSettings
+from edge_agent.engines.settings import EngineSettings
 from models.engines.onnx_encoder import open_encoder
 from models.engines.onnx_files import files_of_release
 from models.engines.readings import Recording

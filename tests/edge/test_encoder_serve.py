@@ -21,7 +21,7 @@ from PIL import Image
 from edge_agent.engines.encoder_calls import EncoderCall, floats
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.files import EngineFiles, check_served, of_path, of_release
-from edge_agent.engines.wire import EngineSettings
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.errors import UnfitRelease, WrongUse
 from edge_agent.serve import read_plan
 from models.errors import DigestMismatch, UnsafeFile

@@ -14,9 +14,9 @@ from gguf_models import Shape, write_llama
 from http_server import running
 
 from edge_agent.catalog import Served
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.supervised import FIRST_PAUSE
 from edge_agent.engines.text_process import EngineProcess
-from edge_agent.engines.wire import EngineSettings
 
 ENDLESS = {"prompt": "the cat sat on", "max_tokens": 240, "ignore_eos": True}
 SHORT = {"prompt": "the cat sat on", "max_tokens": 4, "ignore_eos": True}

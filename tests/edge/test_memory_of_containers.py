@@ -9,7 +9,7 @@ from onnx_releases import EMBED, write_onnx_release
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.files import of_release
 from edge_agent.engines.residence import Residence
-from edge_agent.engines.wire import EngineSettings
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.errors import NoRoom
 from models.machine import free_memory, memory_limit
 

@@ -14,7 +14,8 @@ from gguf_models import Shape, write_llama
 from http_server import running
 
 from edge_agent.catalog import Served
-from edge_agent.engines.text_process import EngineProcess, EngineSettings
+from edge_agent.engines.settings import EngineSettings
+from edge_agent.engines.text_process import EngineProcess
 from edge_agent.metrics import FAMILIES
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -25,8 +25,8 @@ from edge_agent.engines.encoder_calls import EncoderCall
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.files import EngineFiles, of_path, of_release
 from edge_agent.engines.residence import Residence, Resident, make_room, memory_of
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.sizes import forecast_bytes, settled
-from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import NoRoom
 from edge_agent.rest.readiness import Condition, Readiness
 from models.errors import EngineError, ModelsError

@@ -18,8 +18,9 @@ from seeing_models import MARKS, SOUND, TILE, picture, sound, write_projector
 
 from edge_agent.catalog import Catalog
 from edge_agent.engines.files import EngineFiles, of_path, of_release
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.sizes import forecast_bytes
-from edge_agent.engines.text_process import EngineProcess, EngineSettings
+from edge_agent.engines.text_process import EngineProcess
 from edge_agent.errors import UnfitRelease, WrongUse
 from edge_agent.serve import read_plan
 from edge_agent.updates.staging import Stage

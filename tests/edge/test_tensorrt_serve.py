@@ -19,8 +19,8 @@ from compile.package import files_below, package_release
 from edge_agent.engines.encoder_calls import EncoderCall, floats
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.files import EngineFiles, check_served, of_release
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.tensorrt import find_tensorrt, machine_for
-from edge_agent.engines.wire import EngineSettings
 from edge_agent.errors import UnfitRelease
 from edge_agent.serve import read_plan
 from models.engines.onnx_files import files_of_release

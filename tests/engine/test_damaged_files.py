@@ -20,9 +20,9 @@ from safetensors.numpy import save_file
 from edge_agent.engines.encoder_calls import EncoderCall
 from edge_agent.engines.encoder_process import EncoderProcess
 from edge_agent.engines.files import of_path
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.start import start_engine
 from edge_agent.engines.text_process import EngineProcess
-from edge_agent.engines.wire import EngineSettings
 from models.engines.base import GenerateRequest, Sampling
 from models.errors import EngineError, ModelsError, UnsafeFile
 from models.safetensors import read_header

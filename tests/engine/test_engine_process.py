@@ -16,8 +16,9 @@ from gguf_bytes import build
 
 from edge_agent.engines.files import of_path
 from edge_agent.engines.residence import memory_of
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.sizes import forecast_bytes
-from edge_agent.engines.text_process import EngineProcess, EngineSettings
+from edge_agent.engines.text_process import EngineProcess
 from edge_agent.errors import EngineCrashed
 from models.digest import Digest
 from models.engines.base import Finish, GenerateRequest
@@ -212,7 +213,8 @@ from pathlib import Path
 from edge_agent.engines.files import of_path
 from edge_agent.engines.residence import memory_of
 from edge_agent.engines.sizes import forecast_bytes
-from edge_agent.engines.text_process import EngineProcess, EngineSettings
+from edge_agent.engines.settings import EngineSettings
+from edge_agent.engines.text_process import EngineProcess
 
 async def main():
     engine = await EngineProcess.start(Path(sys.argv[1]), EngineSettings(threads=1, context_tokens=256))

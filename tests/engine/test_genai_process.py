@@ -11,7 +11,8 @@ from genai_folders import exported, write_peft
 
 from compile.onnx.genai import export_adapter
 from edge_agent.engines.files import of_path, of_release
-from edge_agent.engines.text_process import EngineProcess, EngineSettings
+from edge_agent.engines.settings import EngineSettings
+from edge_agent.engines.text_process import EngineProcess
 from edge_agent.errors import EngineCrashed, UnfitRelease
 from models.engines.base import GenerateRequest, Sampling
 from models.errors import EngineError, UnsafeFile, UnsupportedRequest

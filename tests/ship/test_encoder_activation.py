@@ -13,8 +13,8 @@ from ship_world import NOW, Device, World
 
 from edge_agent.engines.encoder_calls import EncoderCall, floats
 from edge_agent.engines.files import EngineFiles
+from edge_agent.engines.settings import EngineSettings
 from edge_agent.engines.start import start_engine
-from edge_agent.engines.wire import EngineSettings
 from edge_agent.updates.figures import Footprint, weigher
 from models.engines.base import EncoderFacts
 from models.manifest import MANIFEST_FILE, Engine
