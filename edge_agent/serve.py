@@ -220,9 +220,8 @@ async def serve(
 def _files(source: Source, settings: EngineSettings) -> EngineFiles:
     """What is loaded. What is kept of prompts is kept for these weights alone, so it takes their digest."""
     files = source.files or of_path(source.weights)
-    if settings.prefixes is None or files.format != "gguf" or files.weights is not None:
-        return files
-    return replace(files, weights=digest_of(files.path))
+    keeps = settings.prefixes is not None and files.format == "gguf" and files.encoder is None
+    return replace(files, weights=digest_of(files.path)) if keeps and files.weights is None else files
 
 
 def _served_encoder(source: Source, engine: EncoderProcess, created: int) -> Served:

@@ -102,18 +102,14 @@ def _load(message: Mapping[str, Any]) -> Desk:
             return SpeechDesk(engine)
         return EncoderDesk(engine, settings.encoder_batch)
     if files.format == "onnx-genai":
-        return TextDesk(
-            GenaiEngine(
-                files.path,
-                GenaiSettings(
-                    threads=threads,
-                    context_tokens=settings.context_tokens,
-                    max_sequences=settings.max_sequences,
-                    batch_tokens=settings.batch_tokens,
-                    device=settings.device,
-                ),
-            )
+        genai = GenaiSettings(
+            threads=threads,
+            context_tokens=settings.context_tokens,
+            max_sequences=settings.max_sequences,
+            batch_tokens=settings.batch_tokens,
+            device=settings.device,
         )
+        return TextDesk(GenaiEngine(files.path, genai))
     # It gives up cores that others want, so that all may be given to it.
     llama = replace(settings, threads=settings.threads or cores).for_llama()
     if files.encoder is not None:

@@ -37,6 +37,10 @@ class Engine(Protocol):
         """With which sizes, as far as they were settled by whoever started it."""
 
     @property
+    def settings(self) -> EngineSettings:
+        """With which it was loaded last."""
+
+    @property
     def pid(self) -> int | None:
         """The process that holds it; None while there is none."""
 
@@ -88,7 +92,6 @@ class Residence:
     ) -> None:
         self._budget, self._idle_seconds, self._free_memory = budget, idle_seconds, free_memory
         self._needs: dict[Engine, int] = {}
-        self._sizes: dict[Engine, EngineSettings] = {}
         self._loading: set[Engine] = set()
         self._deciding = asyncio.Lock()
 
@@ -101,11 +104,10 @@ class Residence:
         held = sum(self._others(engine).values())
         free = self._budget_beside(held) - held
         settings = await asyncio.to_thread(settled, engine.files, engine.asked, free)
-        needed = self._needs.get(engine, 0) if self._sizes.get(engine) == settings else 0
+        needed = self._needs.get(engine, 0) if settings == engine.settings else 0
         if not needed:
             needed = await asyncio.to_thread(forecast_bytes, engine.files, settings)
         await self._reserve(engine, needed)
-        self._sizes[engine] = settings
         try:
             yield settings
             self._needs[engine] = max(needed, memory_of(engine.pid))

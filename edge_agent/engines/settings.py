@@ -19,7 +19,7 @@ class EngineSettings:
     slow flash reads it. ``device``: see ``models.engines.onnx_session``; llama.cpp's is that of its build.
     ``contexts``: KV caches at once, of a GGUF's base and its adapters; the one asked longest ago makes room.
     ``kv``: whether the sequences of one share its cells or have cells apart (``LlamaSettings.kv_unified``);
-    auto: apart where there is plenty of memory (``edge_agent.engines.start``).
+    auto: apart where there is plenty of memory (``edge_agent.engines.sizes``).
     ``prefixes``: the folder in which what many prompts begin with is kept from one run to the next;
     ``engine_cache``: the one for TensorRT engines, None: each load builds its own.
     """

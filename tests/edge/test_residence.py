@@ -279,7 +279,8 @@ class Asleep:
     idle_since = None
 
     def __init__(self, files: EngineFiles, asked: EngineSettings) -> None:
-        self.files, self.asked = files, asked
+        self.files = files
+        self.asked = self.settings = asked
 
     async def rest(self) -> bool:
         return True
@@ -290,11 +291,11 @@ async def test_whoever_wakes_gets_the_cells_that_memory_has_room_for_then(tmp_pa
     apart, unified = (replace(engine.asked, kv=kv) for kv in ("apart", "unified"))
     free = 4 * forecast_bytes(engine.files, apart)
     residence = Residence(None, None, lambda: free)
-    async with residence.admit(engine) as settings:
-        assert settings == apart
+    async with residence.admit(engine) as engine.settings:
+        assert engine.settings == apart
     free = forecast_bytes(engine.files, unified)  # others have come
-    async with residence.admit(engine) as settings:
-        assert settings == unified
+    async with residence.admit(engine) as engine.settings:
+        assert engine.settings == unified
     free -= 1
     with pytest.raises(NoRoom):
         async with residence.admit(engine):

@@ -6,7 +6,7 @@ while nobody asks for its adapter.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -155,9 +155,7 @@ class Lane:
     def refuse_waiting(self, error: EngineError) -> list[Event]:
         """Whoever waits gets ``error``."""
         refused, self.waiting = self.waiting, deque()
-        for job in refused:
-            job.sampler.close()
-        return [Event(job.id, error=error, usage=job.usage) for job in refused]
+        return _failed(refused, error)
 
     def drop_cancelled(self) -> list[Event]:
         """End what was cancelled."""
@@ -325,15 +323,10 @@ class Lane:
 
     def _fail(self, error: EngineError) -> list[Event]:
         """The cells are in doubt: whoever runs gets ``error``, or whoever waits if nobody does."""
-        failed = list(self._running.values())
-        self._running.clear()
-        if not failed:
-            failed, self.waiting = list(self.waiting), deque()
-        for job in failed:
-            job.sampler.close()
+        failed, self._running = self._running, {}
         if self.cells is not None:
             self.cells.forget()
-        return [Event(job.id, error=error, usage=job.usage) for job in failed]
+        return _failed(failed.values(), error) or self.refuse_waiting(error)
 
     # Evaluation
 
@@ -379,6 +372,14 @@ class Lane:
         self.restored = True
         if self.cells is not None:
             self.cells.restore(saved)
+
+
+def _failed(jobs: Iterable[Job], error: EngineError) -> list[Event]:
+    events = []
+    for job in jobs:
+        job.sampler.close()
+        events.append(Event(job.id, error=error, usage=job.usage))
+    return events
 
 
 def _cancelled(job: Job) -> Event:
